@@ -1,0 +1,240 @@
+"""From a dictionary that TOML gave us to a frozen dataclass, with every mistake collected.
+
+The reader walks the dictionary in the order of the file and compares it with the description
+that the dataclass gives (`keys.py`). A refused value is noted with its place and its value, and
+the walk goes on, so that one run shows all mistakes of a file. It knows nothing about load
+balancing: a new table is a new dataclass, and no line here changes.
+
+`${NAME}` in a string is taken from the environment before the rules see the string; messages
+show what the file says, not what the environment does, since that is where secrets are.
+
+Not done here: opening files and parsing TOML (`config.py`), the rules themselves (`rules.py`),
+and whatever concerns two keys at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args, get_origin
+
+from atlas_pkg.errors import ConfigError
+from atlas_pkg.keys import (
+    Hint,
+    Key,
+    Mark,
+    element_of,
+    expected,
+    hint_of,
+    join,
+    keys_of,
+    show,
+    table_in,
+)
+
+T = TypeVar("T")
+
+# What stands for a value that was refused: its problem is noted, nothing is built from it.
+_REFUSED: Any = object()
+
+_ENVIRONMENT = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\})?")
+_INDEX = re.compile(r"\[\d+\]")
+
+
+def read_table(
+    table: type[T],
+    data: Mapping[str, object],
+    *,
+    environ: Mapping[str, str],
+    not_yet: frozenset[str] = frozenset(),
+    given: Mapping[str, object] | None = None,
+) -> T:
+    """Build the dataclass `table` from `data`, which has the shapes that TOML can have.
+
+    `environ` is what `${NAME}` is taken from. `not_yet` names what is refused for now: a key
+    (`listen.tls`, only its default is accepted) or one value of it (`routing.strategy = x`).
+    `given` fills the fields marked `Mark.GIVEN`. Raises `ConfigError` with all problems.
+    """
+    reader = _Reader(environ, not_yet)
+    values = reader.read_keys(keys_of(table), data, "")
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return table(**values, **(given or {}))
+
+
+class _Reader:
+    """Walks one dictionary and notes each problem with its place."""
+
+    def __init__(self, environ: Mapping[str, str], not_yet: frozenset[str]) -> None:
+        self.problems: list[str] = []
+        self._environ = environ
+        self._not_yet = not_yet
+
+    def read_keys(
+        self, keys: tuple[Key, ...], data: Mapping[str, object], where: str
+    ) -> dict[str, Any]:
+        """Return the accepted values by key; what was refused is missing from it."""
+        by_spelling = {name: key for key in keys for name in (key.name, *key.hint.aliases)}
+        values: dict[str, Any] = {}
+        for name, raw in data.items():
+            place = join(where, name)
+            key = by_spelling.get(name)
+            if key is None:
+                self._refuse_unknown(place, name, tuple(by_spelling))
+            elif name != key.name and key.name in data:
+                self._note(place, f'is another name for "{key.name}", which is there too')
+            elif (value := self._read_available(key, raw, place)) is not _REFUSED:
+                values[key.name] = value
+        for key in keys:
+            if key.is_required and not {key.name, *key.hint.aliases} & data.keys():
+                self._note(join(where, key.name), f"missing, must be {expected(key.hint)}")
+        return values
+
+    def _note(self, place: str, sentence: str) -> Any:
+        """Note a problem; returns what stands for the refused value."""
+        self.problems.append(f"{place}: {sentence}")
+        return _REFUSED
+
+    def _refuse(self, place: str, allowed: str, raw: object, hint: Hint) -> Any:
+        got = "" if Mark.SECRET in hint.marks else f", got {show(raw)}"
+        return self._note(place, f"must be {allowed}{got}")
+
+    def _refuse_unknown(self, place: str, name: str, spellings: tuple[str, ...]) -> None:
+        plain = _INDEX.sub("", place)
+        if plain in self._not_yet:
+            self._note(place, "not yet available")
+            return
+        parent = plain.rpartition(".")[0]
+        later = [dotted.rpartition(".") for dotted in self._not_yet if "=" not in dotted]
+        known = sorted({*spellings, *(last for head, _, last in later if head == parent)})
+        near = difflib.get_close_matches(name, known, n=1)
+        if near:
+            self._note(place, f'unknown key, did you mean "{near[0]}"?')
+        else:
+            self._note(place, f"unknown key, known here: {', '.join(known)}")
+
+    def _read_available(self, key: Key, raw: object, place: str) -> Any:
+        """Read one key's value, unless it belongs to what is not built yet."""
+        plain = _INDEX.sub("", place)
+        if isinstance(raw, str) and f"{plain} = {raw}" in self._not_yet:
+            return self._note(place, f"{show(raw)} is not yet available")
+        value = self._read_value(key.hint, raw, place)
+        if value is _REFUSED or plain not in self._not_yet or value == key.default:
+            return value
+        instead = "" if key.default is None else f", leave it at {show(key.default)}"
+        return self._note(place, f"{show(raw)} is not yet available{instead}")
+
+    def _read_value(self, hint: Hint, raw: object, place: str) -> Any:
+        element = element_of(hint)
+        if (table := table_in(hint)) is not None:
+            value = self._read_table(table, raw, place)
+        elif element is None:
+            value = self._read_scalar(hint, raw, place)
+        elif get_origin(element.type) is tuple:
+            value = self._read_pairs(element, raw, place)
+        elif (table := table_in(element)) is not None:
+            value = self._read_tables(table, raw, place)
+        elif isinstance(raw, list):
+            items = [
+                self._read_value(element, item, f"{place}[{index}]")
+                for index, item in enumerate(raw)
+            ]
+            is_refused = any(item is _REFUSED for item in items)
+            value = _REFUSED if is_refused else tuple(items)
+        else:
+            value = self._refuse(place, "an array", raw, hint)
+        return self._apply_rules(hint, value, raw, place)
+
+    def _apply_rules(self, hint: Hint, value: Any, raw: object, place: str) -> Any:
+        for rule in hint.rules:
+            if value is _REFUSED:
+                break
+            try:
+                value = rule.parse(value)
+            except ValueError:
+                value = self._refuse(place, rule.allowed, raw, hint)
+        return value
+
+    def _read_scalar(self, hint: Hint, raw: object, place: str) -> Any:
+        wanted = hint.type if hint.type in (bool, int, float) else str
+        # To Python a bool is an int; to the writer of the file it is not.
+        is_right = isinstance(raw, wanted) and (wanted is bool or not isinstance(raw, bool))
+        if wanted is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+            is_right = abs(raw) <= sys.float_info.max  # Neither inf and nan nor longer integers.
+        if not is_right:
+            return self._refuse(place, expected(hint), raw, hint)
+        if wanted is str:
+            return self._expand(str(raw), place)
+        return wanted(raw)
+
+    def _expand(self, text: str, place: str) -> Any:
+        """Replace every `${NAME}` by the environment's value, once: values are not expanded."""
+        names = _ENVIRONMENT.findall(text)
+        if "" in names:
+            return self._note(place, "must name a variable as in ${NAME} after each ${")
+        unset = sorted({name for name in names if name not in self._environ})
+        if unset:
+            return self._note(place, f"not set in the environment: {', '.join(unset)}")
+        return _ENVIRONMENT.sub(lambda match: self._environ[match[1]], text)
+
+    def _read_table(self, table: Any, raw: object, place: str) -> Any:
+        if not isinstance(raw, dict):
+            return self._note(place, f"must be a table, [{place}], got {show(raw)}")
+        problems_before = len(self.problems)
+        values = self.read_keys(keys_of(table), raw, place)
+        return table(**values) if len(self.problems) == problems_before else _REFUSED
+
+    def _read_tables(self, table: Any, raw: object, place: str) -> Any:
+        if not isinstance(raw, list):
+            return self._note(place, f"must be an array of tables, [[{place}]], got {show(raw)}")
+        keys = keys_of(table)
+        first_places: dict[tuple[str, object], str] = {}
+        problems_before = len(self.problems)
+        entries: list[dict[str, Any]] = []
+        for index, item in enumerate(raw):
+            item_place = f"{place}[{index}]"
+            if not isinstance(item, dict):
+                self._note(item_place, f"must be a table, got {show(item)}")
+                continue
+            values = self.read_keys(keys, item, item_place)
+            self._check_unique(keys, values, item_place, first_places)
+            entries.append(values)
+        if len(self.problems) > problems_before:
+            return _REFUSED
+        return tuple(table(**values) for values in entries)
+
+    def _check_unique(
+        self,
+        keys: tuple[Key, ...],
+        values: dict[str, Any],
+        place: str,
+        first_places: dict[tuple[str, object], str],
+    ) -> None:
+        """Note what an earlier table of the array has taken already (`Mark.UNIQUE`)."""
+        for key in keys:
+            if Mark.UNIQUE in key.hint.marks and key.name in values:
+                value = values[key.name]
+                first = first_places.setdefault((key.name, value), place)
+                if first != place:
+                    self._note(
+                        join(place, key.name), f"must be unique, got {show(value)} as in {first}"
+                    )
+
+    def _read_pairs(self, element: Hint, raw: object, place: str) -> Any:
+        """Read a table with free names into pairs, in the order of the file."""
+        if not isinstance(raw, dict):
+            return self._note(place, f"must be a table, got {show(raw)}")
+        name_hint, value_hint = map(hint_of, get_args(element.type))
+        pairs = []
+        for name, raw_value in raw.items():
+            pair_place = join(place, name)
+            pairs.append(
+                (
+                    self._apply_rules(name_hint, name, name, pair_place),
+                    self._read_value(value_hint, raw_value, pair_place),
+                )
+            )
+        is_refused = any(part is _REFUSED for pair in pairs for part in pair)
+        return _REFUSED if is_refused else tuple(pairs)

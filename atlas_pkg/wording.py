@@ -1,0 +1,135 @@
+"""Configurations in words: what changed from one to the next, what is not at its default, and
+the table of all keys for the README.
+
+Like `schema.py` this walks the dataclasses by their description (`keys.py`), so a new table or
+key appears here by itself. Values marked `Mark.SECRET` are said to have changed, never shown.
+
+Arrays of tables are told apart by the key marked `Mark.UNIQUE`: the log of a reload says which
+upstream came, went or changed, in one phrase, however the file was rearranged around it.
+
+Not done here: deciding what a change means, which is the reload's part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from atlas_pkg.keys import Key, KeyDoc, Mark, element_of, join, keys_of, show, table_in
+
+# A reload that touches hundreds of upstreams is still one line in the log.
+_MOST_PARTS = 10
+
+_PLAIN_WORD = re.compile(r'"[\w.:/-]+"')
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One key that two configurations do not agree on."""
+
+    place: str
+    key: Key
+    old: Any
+    new: Any
+    needs_restart: bool
+
+    @property
+    def values(self) -> str:
+        """The change without the key's name."""
+        if Mark.SECRET in self.key.hint.marks:
+            return "changed"
+        if self.old is None or self.new is None:
+            return "removed" if self.new is None else "added"
+        if _has_tables(self.key):
+            return _table_changes(self.old, self.new)
+        return f"{show_kept(self.old)} -> {show_kept(self.new)}"
+
+    @property
+    def setting(self) -> str:
+        """The new value, written as one sets it."""
+        if Mark.SECRET in self.key.hint.marks or table_in(self.key.hint) is not None:
+            return f"{self.place} is set"
+        return f"{self.place} = {show_kept(self.new)}"
+
+
+def differences(
+    old: Any, new: Any, where: str = "", *, restart: bool = False
+) -> Iterator[Difference]:
+    """Yield what differs between two instances of one dataclass, in the order of its keys.
+
+    `where` is put before the names; `restart` says that the table around it needs a restart.
+    """
+    for key in keys_of(old):
+        before, after = getattr(old, key.name), getattr(new, key.name)
+        if before == after:
+            continue
+        place = join(where, key.name)
+        needs_restart = restart or Mark.RESTART in key.hint.marks
+        is_table = table_in(key.hint) is not None
+        if is_table and before is not None and after is not None:
+            yield from differences(before, after, place, restart=needs_restart)
+        else:
+            yield Difference(place, key, before, after, needs_restart)
+
+
+def show_kept(value: object) -> str:
+    """Write a value of a configuration for the log; plain words go without quotes."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(show_kept(item) for item in value)}]"
+    text = show(value)
+    return text[1:-1] if _PLAIN_WORD.fullmatch(text) else text
+
+
+def shorten(parts: Iterable[str], separator: str = ", ") -> str:
+    """Join `parts`, saying how many were left out where they are too many for a person."""
+    kept = list(parts)
+    left_out = len(kept) - _MOST_PARTS
+    if left_out > 0:
+        kept[_MOST_PARTS:] = [f"and {left_out} more"]
+    return separator.join(kept)
+
+
+def show_endpoint(address: str, port: int) -> str:
+    """Write address and port as one word; only an IPv6 address has colons of its own."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def markdown_table(docs: Iterable[KeyDoc]) -> str:
+    """Write the reference of all keys as a Markdown table."""
+    lines = ["| key | default | allowed | change | |", "| --- | --- | --- | --- | --- |"]
+    for doc in docs:
+        change = "live" if doc.is_live else "restart"
+        cells = (f"`{doc.name}`", f"`{doc.default}`", doc.allowed, change, doc.note)
+        escaped = (cell.replace("|", "\\|") for cell in cells)
+        lines.append(f"| {' | '.join(escaped)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _has_tables(key: Key) -> bool:
+    element = element_of(key.hint)
+    return element is not None and table_in(element) is not None
+
+
+def _table_changes(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
+    """Say which tables of an array were added, removed, changed or only moved."""
+    name_of = _name_key((*old, *new)[0])
+    before = {getattr(table, name_of): table for table in old}
+    after = {getattr(table, name_of): table for table in new}
+    kept = [name for name in after if name in before]
+    parts = [f"added {name}" for name in after if name not in before]
+    parts += [f"removed {name}" for name in before if name not in after]
+    for name in (name for name in kept if before[name] != after[name]):
+        changed = [
+            f"{change.place} {change.values}" for change in differences(before[name], after[name])
+        ]
+        parts.append(f"changed {name} ({', '.join(changed)})")
+    if kept != [name for name in before if name in after]:
+        parts.append("reordered")
+    return shorten(parts)
+
+
+def _name_key(table: Any) -> str:
+    """Return the key by which the tables of this array are told apart."""
+    return next(key.name for key in keys_of(table) if Mark.UNIQUE in key.hint.marks)
