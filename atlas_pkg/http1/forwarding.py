@@ -1,0 +1,215 @@
+"""Heads for the next hop: what a proxy removes, what it sets, and in which form.
+
+Fields that speak to the neighbour end here (RFC 9110 §7.6.1): `Connection`, all that it names,
+`Keep-Alive`, `TE`, `Upgrade` and the framing. `Fields.kept` is already without them. This room adds
+what the next hop is to be told: framing, `Via` (§7.6.3), `X-Forwarded-*`, and the fields that the
+configuration sets or removes.
+
+What is the same for every request of a client connection is built once, as a `Hop`. The address
+fields are set after everything else, so a client cannot have them removed by naming them in its
+`Connection` field.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from atlas_pkg.config import Forwarding
+from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
+from atlas_pkg.http1.message import Request, Response
+
+# Methods whose requests are expected to have a body: an upstream may answer 411 where one comes
+# without any length, so an absent body is said to be empty (RFC 9110 §8.6).
+_METHODS_WITH_BODY = frozenset((b"POST", b"PUT", b"PATCH"))
+
+_FORWARDED = {
+    b"x-forwarded-for": b"X-Forwarded-For",
+    b"x-forwarded-proto": b"X-Forwarded-Proto",
+    b"x-forwarded-host": b"X-Forwarded-Host",
+}
+
+_HOST_LINE = re.compile(rb"(?i)(?<=\n)host:[^\r]*\r\n")
+
+_INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
+
+
+class Hop:
+    """What forwarding needs to know of one client connection; built once for it."""
+
+    __slots__ = ("address", "is_trusted", "scheme", "tail")
+
+    def __init__(self, address: bytes, scheme: bytes, *, is_trusted: bool, tail: bytes) -> None:
+        self.address = address
+        self.scheme = scheme
+        self.is_trusted = is_trusted
+        # What ends every HTTP/1.1 head from this client; empty where heads differ.
+        self.tail = tail
+
+
+class Forwarder:
+    """Builds the heads that are sent on, as `[forwarding]` wants them. Immutable, thread-safe."""
+
+    def __init__(self, settings: Forwarding) -> None:
+        self._trusted_proxies = settings.trusted_proxies
+        self._x_forwarded = settings.x_forwarded
+        self._via = settings.via
+        self.makes_request_ids = settings.request_id
+        requests_without = (*settings.remove_request_fields, *dict(settings.set_request_fields))
+        responses_without = (*settings.remove_response_fields, *dict(settings.set_response_fields))
+        self._request_remover = _build_remover(requests_without)
+        self._response_remover = _build_remover(responses_without)
+        self._not_ours = frozenset(name.lower().encode("ascii") for name in requests_without)
+        self._set_on_requests = _build_lines(settings.set_request_fields)
+        self._set_on_responses = _build_lines(settings.set_response_fields)
+
+    def build_hop(self, address: str, scheme: str) -> Hop:
+        """Prepare for a client connection from `address`, an IP address in text form."""
+        ip = ipaddress.ip_address(address)
+        is_trusted = any(ip in network for network in self._trusted_proxies)
+        hop = Hop(address.encode("ascii"), scheme.encode("ascii"), is_trusted=is_trusted, tail=b"")
+        if self._x_forwarded and not is_trusted and not self._not_ours:
+            hop.tail = self._via_line(1) + b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (
+                hop.address,
+                hop.scheme,
+            )
+        return hop
+
+    def build_request_head(
+        self, request: Request, hop: Hop, *, fallback_host: bytes, request_id: bytes = b""
+    ) -> bytes:
+        """Build the head for the upstream.
+
+        `fallback_host` is for an HTTP/1.0 request without Host. `request_id` goes out as
+        X-Request-Id unless a trusted proxy has set one; empty means none.
+        """
+        fields = request.fields
+        kept = fields.kept
+        if self._request_remover is not None:
+            kept = self._request_remover.sub(b"", kept)
+        host = request.host
+        parts = [request.method, b" ", request.target, b" HTTP/1.1"]
+        if host is not fields.host or host is None:
+            # Absolute form, or HTTP/1.0 without Host: the field that we send is ours, and first.
+            host = host if host is not None else fallback_host
+            kept = _HOST_LINE.sub(b"", kept)
+            if b"host" not in self._not_ours:
+                parts.append(b"\r\nHost: " + host)
+        parts.append(kept)
+        if request.framing is not NO_BODY or request.method in _METHODS_WITH_BODY:
+            parts.append(_framing_lines(request))
+        if upgrade := request.upgrade:
+            parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade)
+        if request_id or b"x-request-id" in fields.notable:
+            parts.append(self._request_id_line(request, hop, request_id))
+        if hop.tail and request.minor == 1:
+            parts.append(hop.tail)
+            parts.append(b"X-Forwarded-Host: %b\r\n\r\n" % host)
+        else:
+            parts.append(self._set_on_requests + self._via_line(request.minor))
+            parts.extend(self._forwarded_lines(request, hop, host))
+            parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def build_response_head(
+        self, response: Response, framing: Framing, *, persistence: bytes
+    ) -> bytes:
+        """Build the head for the client; `framing` is how we shall frame the body to it.
+
+        `persistence` is the Connection line to send, or empty.
+        """
+        fields = response.fields
+        kept = fields.kept
+        if self._response_remover is not None:
+            kept = self._response_remover.sub(b"", kept)
+        parts = [b"HTTP/1.1 %d %b" % (response.status, response.reason), kept]
+        if framing.kind is BodyKind.LENGTH:
+            parts.append(b"Content-Length: %d\r\n" % framing.length)
+        elif framing.kind is BodyKind.CHUNKED:
+            parts.append(b"Transfer-Encoding: chunked\r\n")
+        elif fields.framing.kind is BodyKind.LENGTH and response.status != 204:
+            # HEAD and 304 tell the length of the body that they leave out (RFC 9110 §8.6).
+            parts.append(b"Content-Length: %d\r\n" % fields.framing.length)
+        parts.append(persistence)
+        parts.append(self._via_line(response.minor))
+        parts.append(self._set_on_responses)
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def _via_line(self, minor: int) -> bytes:
+        """Via names the version in which the message came to us (RFC 9110 §7.6.3)."""
+        if not self._via:
+            return b""
+        return b"Via: 1.1 atlas\r\n" if minor else b"Via: 1.0 atlas\r\n"
+
+    def _request_id_line(self, request: Request, hop: Hop, request_id: bytes) -> bytes:
+        """X-Request-Id: the client's own where it is believed or not our business, else ours."""
+        if b"x-request-id" in self._not_ours:
+            return b""
+        theirs = request.fields.notable.get(b"x-request-id")
+        if theirs and (hop.is_trusted or not self.makes_request_ids):
+            return b"".join(b"X-Request-Id: %b\r\n" % value for value in theirs)
+        return b"X-Request-Id: %b\r\n" % request_id if request_id else b""
+
+    def _forwarded_lines(self, request: Request, hop: Hop, host: bytes) -> list[bytes]:
+        """X-Forwarded-*: passed as they came, appended to, or set anew."""
+        values = {name: request.fields.notable.get(name, []) for name in _FORWARDED}
+        if self._x_forwarded:
+            if not hop.is_trusted:
+                values = {name: [] for name in _FORWARDED}
+            before = [value for value in values[b"x-forwarded-for"] if value]
+            values[b"x-forwarded-for"] = [b", ".join([*before, hop.address])]
+            values[b"x-forwarded-proto"] = values[b"x-forwarded-proto"][:1] or [hop.scheme]
+            values[b"x-forwarded-host"] = values[b"x-forwarded-host"][:1] or [host]
+        return [
+            b"%b: %b\r\n" % (_FORWARDED[name], value)
+            for name in _FORWARDED
+            if name not in self._not_ours
+            for value in values[name]
+        ]
+
+
+def build_interim_head(response: Response) -> bytes:
+    """Build a 1xx answer to pass on (RFC 9110 §15.2): its fields, and nothing of ours."""
+    reason = response.reason or _INTERIM_REASONS.get(response.status, b"")
+    return b"HTTP/1.1 %d %b%b\r\n" % (response.status, reason, response.fields.kept)
+
+
+def build_switching_head(response: Response) -> bytes:
+    """Build the 101 (Switching Protocols) that turns the connection into a tunnel."""
+    return b"HTTP/1.1 101 %b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
+        response.reason or b"Switching Protocols",
+        response.fields.kept,
+        response.fields.upgrade,
+    )
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def _framing_lines(request: Request) -> bytes:
+    """The framing and expectation of a request that has or announces a body."""
+    framing = request.framing
+    lines = b""
+    if framing.kind is BodyKind.CHUNKED:
+        lines = b"Transfer-Encoding: chunked\r\n"
+    elif framing.kind is BodyKind.LENGTH:
+        lines = b"Content-Length: %d\r\n" % framing.length
+    elif request.method in _METHODS_WITH_BODY:
+        lines = b"Content-Length: 0\r\n"
+    if request.expects_continue:
+        lines += b"Expect: 100-continue\r\n"
+    return lines
+
+
+def _build_lines(fields: tuple[tuple[str, str], ...]) -> bytes:
+    lines = [f"{name}: {value}\r\n".encode("latin-1") for name, value in fields]
+    return b"".join(lines)
+
+
+def _build_remover(names: tuple[str, ...]) -> re.Pattern[bytes] | None:
+    """An expression matching the lines of the fields to remove, or None where there are none."""
+    if not names:
+        return None
+    alternatives = "|".join(re.escape(name) for name in names)
+    return re.compile(rf"(?i)(?<=\n)(?:{alternatives}):[^\r]*\r\n".encode("latin-1"))

@@ -1,0 +1,232 @@
+"""Requests and answers: head bytes in, values out.
+
+A head is the bytes up to and including the empty line. `MessageParser` validates it, decides
+framing and persistence once, and returns a `Request` or `Response` that holds the decisions. The
+fields stay one block of bytes: those that a proxy must understand are read out (`Fields`), the
+rest is kept as it came, ready to be forwarded.
+
+Not done here: reading from sockets (`net/stream.py`), bodies (`framing.py`), and what the next
+hop is told instead (`forwarding.py`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from atlas_pkg.config import Limits
+from atlas_pkg.errors import ClientError, MalformedMessage, Stage, UpstreamError
+from atlas_pkg.http1 import syntax
+from atlas_pkg.http1.fields import Fields, FieldsMemo
+from atlas_pkg.http1.framing import (
+    CHUNKED,
+    NO_BODY,
+    BodyKind,
+    Framing,
+    frame_request,
+    frame_response,
+)
+
+# Upstreams are bounded by the bytes of their head; a count keeps the work on it small.
+MAX_RESPONSE_FIELDS = 1000
+
+
+class Request:
+    """One request's head, decided. `target` is in the form that is sent on (RFC 9112 §3.2)."""
+
+    __slots__ = (
+        "fields",
+        "framing",
+        "host",
+        "keep_alive",
+        "line",
+        "method",
+        "minor",
+        "target",
+    )
+
+    def __init__(self, method: bytes, target: bytes, minor: int, fields: Fields) -> None:
+        self.method = method
+        self.target = target
+        self.minor = minor  # 0 or 1: later minor versions are treated as 1.1
+        self.fields = fields
+        self.host = fields.host
+        self.framing = fields.framing
+        self.line = b""  # the request line as received, for logs
+        connection = fields.connection
+        if not connection:
+            self.keep_alive = minor == 1
+        else:
+            self.keep_alive = b"close" not in connection and (
+                minor == 1 or b"keep-alive" in connection
+            )
+
+    @property
+    def expects_continue(self) -> bool:
+        """Does the client wait for 100 (Continue) before its body? (RFC 9110 §10.1.1)"""
+        return self.minor == 1 and b"expect" in self.fields.notable and self.has_body
+
+    @property
+    def has_body(self) -> bool:
+        """Will body bytes follow the head?"""
+        framing = self.framing
+        return framing.kind is BodyKind.CHUNKED or framing.length > 0
+
+    @property
+    def upgrade(self) -> bytes:
+        """The protocols that the client offers to switch to; empty if none (RFC 9110 §7.8).
+
+        An upgrade of a request with a body is ignored, as the RFC allows, and so is h2c: HTTP/2 in
+        a tunnel would carry requests past everything that Atlas checks.
+        """
+        fields = self.fields
+        if not fields.upgrade or self.minor == 0 or b"upgrade" not in fields.connection:
+            return b""
+        if self.framing.kind is not BodyKind.NONE or b"h2c" in fields.upgrade.lower():
+            return b""
+        return fields.upgrade
+
+
+class Response:
+    """One answer's head, decided for the method that it answers."""
+
+    __slots__ = ("fields", "framing", "keep_alive", "minor", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, fields: Fields, framing: Framing) -> None:
+        self.status = status
+        self.reason = reason
+        self.fields = fields
+        self.framing = framing
+        self.minor = 1
+        self.keep_alive = False
+
+
+class MessageParser:
+    """Parses the heads of both directions under one set of limits. Thread-safe."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._request_memo = FieldsMemo(self._build_request_fields)
+        self._response_memo = FieldsMemo(self._build_response_fields)
+
+    def parse_request(self, head: bytes) -> Request:
+        """Validate a complete request head; raises `ClientError`."""
+        line_end = head.index(b"\r\n")
+        line = head[:line_end]
+        if line_end > self._limits.request_line:
+            raise ClientError(414, "the request line is too long")
+        try:
+            method, target, minor = _parse_request_line(line)
+            fields = self._request_memo.parse(head[line_end:-2])
+            request = Request(method, target, minor, fields)
+            if not fields.is_common or minor == 0 or not target.startswith(b"/"):
+                _settle_request(request)
+        except MalformedMessage as error:
+            raise ClientError(error.status, error.reason) from None
+        request.line = line
+        return request
+
+    def parse_response(self, head: bytes, method: bytes) -> Response:
+        """Validate a complete answer head to a request with `method`; raises `UpstreamError`."""
+        line_end = head.index(b"\r\n")
+        match = syntax.STATUS_LINE.fullmatch(head, 0, line_end)
+        if match is None:
+            raise UpstreamError(Stage.HEAD, "its status line is malformed")
+        try:
+            fields = self._response_memo.parse(head[line_end:-2])
+        except MalformedMessage as error:
+            raise UpstreamError(Stage.HEAD, f"its answer is malformed: {error.reason}") from None
+        status = int(match[2])
+        framing = fields.framing
+        if match[1] == b"0" and framing is CHUNKED:
+            raise UpstreamError(Stage.HEAD, "its answer is chunked in HTTP/1.0")
+        # RFC 9112 §6.3: these have no body, whatever their fields say.
+        if status < 200 or status in {204, 304} or method == b"HEAD":
+            framing = NO_BODY
+        response = Response(status, match[3] or b"", fields, framing)
+        response.minor = 0 if match[1] == b"0" else 1
+        connection = fields.connection
+        response.keep_alive = (
+            b"close" not in connection
+            and (match[1] == b"1" or b"keep-alive" in connection)
+            and framing.kind is not BodyKind.UNTIL_CLOSE
+        )
+        return response
+
+    def _build_request_fields(self, block: bytes) -> Fields:
+        fields = Fields(block, self._limits.fields)
+        notable = fields.notable
+        hosts = notable.get(b"host", [])
+        if len(hosts) > 1:
+            raise MalformedMessage("two Host fields")
+        if hosts:
+            check_host(hosts[0])
+        fields.framing = frame_request(
+            notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
+        )
+        # True for nearly every request: then only the request line is left to be judged.
+        fields.is_common = (
+            bool(hosts) and fields.framing is not CHUNKED and b"expect" not in notable
+        )
+        return fields
+
+    def _build_response_fields(self, block: bytes) -> Fields:
+        fields = Fields(block, MAX_RESPONSE_FIELDS)
+        notable = fields.notable
+        fields.framing = frame_response(
+            notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
+        )
+        return fields
+
+
+def check_host(host: bytes) -> None:
+    """Raise `MalformedMessage` unless `host` is `name[:port]` or `[IPv6][:port]`."""
+    match = syntax.HOST.fullmatch(host)
+    if match is None:
+        raise MalformedMessage("the Host field is not a host name with an optional port")
+    if match[1] is not None:
+        try:
+            ipaddress.IPv6Address(match[1].decode("ascii"))
+        except ValueError:
+            raise MalformedMessage("the Host field is not a valid IPv6 address") from None
+
+
+def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
+    """Split a request line into method, target and minor version; raises `MalformedMessage`."""
+    match = syntax.REQUEST_LINE.fullmatch(line)
+    if match is None:
+        raise MalformedMessage("the request line is malformed")
+    method, target, major, minor = match.groups()
+    if method == b"CONNECT":
+        raise MalformedMessage("CONNECT is not supported", status=501)
+    if major != b"1":
+        if major == b"0":
+            raise MalformedMessage("the HTTP version is not supported")
+        raise MalformedMessage("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
+    if not syntax.TARGET.fullmatch(target):
+        raise MalformedMessage("the request target has a character that is not allowed")
+    return method, target, 0 if minor == b"0" else 1
+
+
+def _settle_request(request: Request) -> None:
+    """Decide what the common road does not meet: other target forms, HTTP/1.0, a missing Host."""
+    if request.minor == 0 and request.framing is CHUNKED:
+        raise MalformedMessage("Transfer-Encoding in an HTTP/1.0 request")
+    if request.fields.host is None and request.minor == 1:
+        raise MalformedMessage("the Host field is missing")
+    if request.minor == 1:
+        expectations = syntax.split_list(request.fields.notable.get(b"expect", []))
+        if any(expectation != b"100-continue" for expectation in expectations):
+            raise MalformedMessage("the expectation is not supported", status=417)
+    target = request.target
+    if target.startswith(b"/") or (target == b"*" and request.method == b"OPTIONS"):
+        return
+    match = syntax.ABSOLUTE_TARGET.fullmatch(target)
+    if match is None:
+        raise MalformedMessage("the request target is neither a path nor an http URL")
+    check_host(match[1])
+    request.host = match[1]
+    rest = match[2].partition(b"#")[0]
+    if not rest and request.method == b"OPTIONS":
+        request.target = b"*"
+    else:
+        request.target = rest if rest.startswith(b"/") else b"/" + rest

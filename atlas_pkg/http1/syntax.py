@@ -1,0 +1,116 @@
+"""The grammar of HTTP/1.1 as compiled expressions, each beside its RFC section.
+
+A head is judged as a whole: one expression says whether a block of fields is well formed, a
+second finds the dozen names that a proxy must understand. Nothing is split into lines, since
+most fields only pass through. Every expression is linear in its input: repetitions are
+possessive (`*+`, `++`) or followed by a byte they cannot match, so hostile input costs no more
+per byte than ordinary input.
+
+Stricter than the RFCs wherever they let a recipient repair what two parties could read
+differently: a bare LF ends no line, a folded line is no field, white space does not pad a name.
+"""
+
+from __future__ import annotations
+
+import re
+
+# tchar, RFC 9110 §5.6.2: the bytes of methods, field names and most parameters.
+TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
+
+# method SP request-target SP HTTP-version, RFC 9112 §3: exactly one space between. The target
+# is any run without a space here and is judged once the version is known to be ours.
+REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]++) ([^ ]++) HTTP/([0-9])\.([0-9])")
+
+# request-target, RFC 9112 §3.2: visible ASCII only; anything else must arrive percent-encoded.
+TARGET = re.compile(rb"[\x21-\x7e]++")
+
+# Absolute form, RFC 9112 §3.2.2: scheme, authority, and the rest that is sent on.
+ABSOLUTE_TARGET = re.compile(rb"(?i:https?)://([^/?#]*+)(.*+)")
+
+# Host, RFC 9110 §7.2: reg-name or bracketed IPv6 literal, then an optional numeric port. An
+# http URI without a host is invalid (RFC 9110 §4.2.1), so the name may not be empty.
+HOST = re.compile(
+    rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++|\[([0-9A-Fa-f:.]++)\])(?::[0-9]*+)?"
+)
+
+# status-line, RFC 9112 §4: three digits, 100 to 599; the phrase and its space may be missing.
+STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?")
+
+# A whole block of fields, RFC 9112 §5, beginning with the CRLF that ends the first line. A name
+# stands directly before its colon; a value holds HTAB, SP, visible ASCII and 0x80-0xFF.
+FIELD_BLOCK = re.compile(rb"\r\n(?:[" + TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
+
+FIELD_NAME = re.compile(rb"[" + TCHAR + rb"]++")
+
+# The fields a proxy must understand: framing, persistence, routing and what it sets itself.
+NOTABLE_NAMES = (
+    b"host",
+    b"connection",
+    b"content-length",
+    b"transfer-encoding",
+    b"expect",
+    b"upgrade",
+    b"keep-alive",
+    b"proxy-connection",
+    b"te",
+    b"trailer",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"x-request-id",
+)
+
+
+def _lookalike(letters: bytes) -> bytes:
+    """Build an expression for names that spell `letters` with other characters strewn in."""
+    gap = rb"[^A-Za-z:\r]*+"
+    return gap + gap.join(bytes([letter]) for letter in letters) + gap
+
+
+# Group 1 is a notable name, or else empty for a look-alike such as `Transfer_Encoding`, which
+# some servers take for the real one. Group 2 is the value with its white space. The look-ahead
+# holds the first letters of the names: most fields are passed over after one byte.
+NOTABLE_FIELD = re.compile(
+    rb"\n(?=[^ABDFGI-JL-OQ-SV-WY-Zabdfgi-jl-oq-sv-wy-z])(?i:("
+    + rb"|".join(NOTABLE_NAMES)
+    + rb")|"
+    + _lookalike(b"transferencoding")
+    + rb"|"
+    + _lookalike(b"contentlength")
+    + rb"):([^\r]*+)\r"
+)
+
+# Content-Length, RFC 9110 §8.6: ASCII digits and nothing else. `int()` would take `+5` and `0_5`.
+DIGITS = re.compile(rb"[0-9]++")
+
+# Codings that RFC 9112 §7 knows in front of a final `chunked`: honest, but not ours to decode.
+CODINGS_BEFORE_CHUNKED = re.compile(
+    rb"(?i:(?:(?:gzip|x-gzip|deflate|compress|x-compress|identity)[ \t]*+,[ \t]*+)++chunked)"
+)
+
+# timeout=N in an upstream's Keep-Alive field (RFC 2068 §19.7.1): when it will hang up.
+KEEP_ALIVE_TIMEOUT = re.compile(rb"(?i:(?:^|[,;\s])timeout=([0-9]{1,6}))")
+
+# chunk-size with extensions, RFC 9112 §7.1. The size is judged apart, for its leading zeros.
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+CHUNK_LINE = re.compile(
+    rb"([0-9A-Fa-f]++)(?:[ \t]*+;[ \t]*+["
+    + TCHAR
+    + rb"]++(?:[ \t]*+=[ \t]*+(?:["
+    + TCHAR
+    + rb"]++|"
+    + _QUOTED
+    + rb"))?+)*+"
+)
+
+# What an incomplete chunk line may look like so far: digits, then an extension or the CR.
+CHUNK_START = re.compile(rb"[0-9A-Fa-f]++(?:[ \t;\r]|\Z)")
+
+# A line end that is not CRLF, or a NUL: refused as soon as it is seen, RFC 9112 §2.2.
+BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+
+
+def split_list(values: list[bytes]) -> list[bytes]:
+    """The lower-case members of a comma-separated list spread over `values`, RFC 9110 §5.6.1."""
+    members = b",".join(values).lower().split(b",")
+    return [stripped for member in members if (stripped := member.strip(b" \t"))]
