@@ -1,0 +1,70 @@
+"""Open listening sockets.
+
+Accepted sockets inherit the options of the socket that accepted them, so what every client
+connection needs (no Nagle delay, a short patience, see `stream.py`) is set here once and costs
+nothing per connection.
+
+Failures are explained in one line: a port in use, a port that needs privileges, a host name that
+nobody knows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from atlas_pkg.errors import StartError
+from atlas_pkg.net.stream import set_patience
+
+# Connections that the kernel completes and keeps for us while we are busy. It lowers this to
+# net.core.somaxconn (4096 since Linux 5.4).
+BACKLOG = 1024
+
+# How long a worker stays with a client that may say something more at once, before the client
+# goes back to the gate. Long enough for a client that answers at network speed.
+CLIENT_PATIENCE = 0.02
+
+# Sending to a slow client is watched more closely after this.
+SEND_PATIENCE = 0.25
+
+
+def open_listener(address: str, port: int) -> socket.socket:
+    """Bind and listen on `address` (IPv4, IPv6 or a host name) and `port` (0 = any free one).
+
+    `::` takes IPv4 clients too. Raises `StartError` with one sentence.
+    """
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    try:
+        candidates = socket.getaddrinfo(
+            address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except (socket.gaierror, UnicodeError):
+        raise StartError(f"cannot listen on {where}: the host name is unknown") from None
+    # A name with addresses of both kinds is opened on IPv4, where most clients will look for it.
+    candidates.sort(key=lambda candidate: candidate[0] != socket.AF_INET)
+    family, kind, protocol, _, sockaddr = candidates[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        set_patience(sock, receive=CLIENT_PATIENCE, send=SEND_PATIENCE)
+        sock.bind(sockaddr)
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise StartError(f"cannot listen on {where}: {_explain(error)}") from None
+    return sock
+
+
+def _explain(error: OSError) -> str:
+    """Say what to do about the usual reasons for which a socket cannot be bound."""
+    if error.errno == errno.EADDRINUSE:
+        return "the port is in use by another program"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return "no permission (ports below 1024 need privileges)"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have that address"
+    return os.strerror(error.errno).lower() if error.errno else str(error)
