@@ -1,0 +1,72 @@
+"""One upstream's run-time truth: what is known about it while the program runs.
+
+Configuration comes and goes with reloads; an `Upstream` stays for as long as some configuration
+lists the same name, address and port. So its counts survive, and requests that began under an
+older configuration are still counted in the right place.
+
+What it does not hold: its weight and limits, which belong to a configuration, and its idle
+connections, which belong to the threads that opened them (`pool.py`).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Any
+
+from atlas_pkg.config import UpstreamConfig
+
+# What identifies an upstream across reloads: name, address, port.
+Identity = tuple[str, str, int]
+
+# One way to reach an upstream: address family and what `socket.connect` takes.
+Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
+
+
+def identity_of(config: UpstreamConfig) -> Identity:
+    """The identity under which counts and verdicts are kept."""
+    return (config.name, config.address, config.port)
+
+
+class Upstream:
+    """One server behind Atlas.
+
+    `in_flight` is guarded by the balancer's lock. `endpoints` is replaced as a whole, never changed
+    in place; it is empty while a host name is not resolved.
+    """
+
+    __slots__ = ("address", "endpoints", "host_field", "in_flight", "name", "port")
+
+    def __init__(self, config: UpstreamConfig) -> None:
+        self.name = config.name
+        self.address = config.address
+        self.port = config.port
+        self.in_flight = 0
+        self.endpoints: tuple[Endpoint, ...] = _parse_literal(config.address, config.port)
+        host = f"[{config.address}]" if ":" in config.address else config.address
+        # What an HTTP/1.0 request without Host is given as one.
+        self.host_field = f"{host}:{config.port}".encode("ascii")
+
+    @property
+    def identity(self) -> Identity:
+        """Name, address and port."""
+        return (self.name, self.address, self.port)
+
+    @property
+    def needs_resolving(self) -> bool:
+        """Is the address a host name rather than an IP address?"""
+        return not _parse_literal(self.address, self.port)
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.name} {self.address}:{self.port}>"
+
+
+def _parse_literal(address: str, port: int) -> tuple[Endpoint, ...]:
+    """The endpoint of an IP address; empty for a host name."""
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return ()
+    if ip.version == 6:
+        return ((socket.AF_INET6, (address, port, 0, 0)),)
+    return ((socket.AF_INET, (address, port)),)
