@@ -1,0 +1,120 @@
+"""One request and the means to answer it.
+
+The connection loop makes an `Exchange` for each request and hands it to the app. It carries the
+generation that the request keeps to its end, the worker's own tools (buffer, upstream pool), and
+the client's stream. `has_started` tells whether the client has been sent a byte of the final
+answer: from then on a failure can only cut the connection.
+
+Answers that Atlas makes itself are built here, so all of them carry a length and never an
+exception text.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import html
+import http.client
+
+from atlas_pkg.balancing.pool import Pool
+from atlas_pkg.http1.forwarding import Hop
+from atlas_pkg.http1.message import Request
+from atlas_pkg.net.relay import Relay
+from atlas_pkg.net.stream import Stream
+from atlas_pkg.serving.generation import Generation
+
+
+class Worker:
+    """What belongs to one worker thread alone: its pool of upstream connections and its buffer."""
+
+    __slots__ = ("pool", "relay")
+
+    def __init__(self) -> None:
+        self.pool = Pool()
+        self.relay = Relay()
+
+
+class Exchange:
+    """One request, from its head to the end of its answer."""
+
+    __slots__ = (
+        "client",
+        "ends_by_closing",
+        "generation",
+        "has_started",
+        "hop",
+        "is_tunnel",
+        "may_persist",
+        "request",
+        "worker",
+    )
+
+    def __init__(
+        self, request: Request, *, client: Stream, hop: Hop, generation: Generation, worker: Worker
+    ) -> None:
+        self.request = request
+        self.client = client
+        self.hop = hop
+        self.generation = generation
+        self.worker = worker
+        self.has_started = False
+        # May the client's connection carry another request after this one? Only ever turned off.
+        self.may_persist = request.keep_alive
+        # Closing the connection is what ends the answer's body, so a cut needs another sign.
+        self.ends_by_closing = False
+        # Both connections now belong to a tunnel; nobody else may touch them.
+        self.is_tunnel = False
+
+    def persistence(self) -> bytes:
+        """The Connection line for an answer (RFC 9112 §9.3): said only where it is not implied."""
+        if not self.may_persist:
+            return b"Connection: close\r\n"
+        return b"" if self.request.minor == 1 else b"Connection: keep-alive\r\n"
+
+    def answer(self, status: int, reason: str, *, retry_after: int | None = None) -> None:
+        """Send an answer that Atlas makes itself. Raises `StreamError`."""
+        answer = build_answer(
+            status,
+            reason,
+            accept=self.request.fields.get(b"accept") or b"",
+            retry_after=retry_after,
+            persistence=self.persistence(),
+        )
+        if self.request.method == b"HEAD":
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self.has_started = True
+        self.client.send(answer, self.generation.config.timeouts.client_write)
+
+
+def build_answer(
+    status: int,
+    reason: str,
+    *,
+    accept: bytes = b"",
+    retry_after: int | None = None,
+    persistence: bytes = b"Connection: close\r\n",
+) -> bytes:
+    """Build a whole error answer: HTML for a client that asks for it, else one line of text.
+
+    `reason` is our own wording and never repeats what the client sent.
+    """
+    phrase = http.client.responses.get(status, "Error")
+    if b"text/html" in accept.lower():
+        kind = "text/html; charset=utf-8"
+        title = html.escape(f"{status} {phrase}")
+        body = (
+            f"<!DOCTYPE html>\n<html lang=en><title>{title}</title>\n"
+            f"<h1>{title}</h1>\n<p>{html.escape(reason)}</p>\n</html>\n"
+        )
+    else:
+        kind = "text/plain; charset=utf-8"
+        body = f"{status} {phrase}: {reason}\n"
+    payload = body.encode()
+    head = [
+        f"HTTP/1.1 {status} {phrase}",
+        f"Date: {email.utils.formatdate(usegmt=True)}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(payload)}",
+    ]
+    if retry_after is not None:
+        head.append(f"Retry-After: {retry_after}")
+    return "\r\n".join(head).encode() + b"\r\n" + persistence + b"\r\n" + payload

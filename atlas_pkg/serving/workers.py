@@ -1,0 +1,152 @@
+"""The threads that serve, and the gatekeeper who decides how many there are.
+
+Few threads are best while upstreams answer fast: the interpreter lock makes every further runnable
+thread an expense. Many are needed while upstreams are slow, since each waiting request holds one.
+So a handful of workers is always kept, and the gatekeeper adds more only when three things are true
+together: a connection is ready, nobody is at the gate, and the process does not use its CPU up.
+Workers that find nothing to do for half a second leave again.
+
+The gatekeeper also enforces the deadlines of the connections that wait. It sleeps while there are
+free workers, so an idle Atlas uses no CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from atlas_pkg.serving.clients import ClientConnection
+from atlas_pkg.serving.exchange import Worker
+from atlas_pkg.serving.gate import Gate
+
+log = logging.getLogger("atlas.workers")
+
+# Workers that stay even when there is nothing to do.
+KEPT_WORKERS = 8
+
+# Further workers leave after waiting this long for nothing.
+RETIRE_AFTER = 0.5
+
+# How often a kept worker looks after its idle upstream connections.
+TIDY_INTERVAL = 5.0
+
+# How often the gatekeeper looks while nobody is at the gate, and how often it looks for deadlines.
+CROWDED_TICK = 0.01
+SWEEP_INTERVAL = 0.5
+
+# Above this share of a CPU more threads would only fight for the interpreter lock.
+BUSY_SHARE = 0.7
+
+# Each worker calls a few Python frames deep; 8 MiB of default stack are never touched.
+STACK_BYTES = 512 * 1024
+
+
+class Workers:
+    """Runs between `KEPT_WORKERS` and `max_threads` worker threads."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        serve: Callable[[ClientConnection, Worker], None],
+        *,
+        on_expired: Callable[[ClientConnection], None],
+        tidy: Callable[[Worker], None],
+        max_threads: int,
+    ) -> None:
+        """`tidy` is called by a worker with nothing to do, to look after its own pool."""
+        self._gate = gate
+        self._serve = serve
+        self._on_expired = on_expired
+        self._tidy = tidy
+        self._max_threads = max_threads
+        self._kept = min(KEPT_WORKERS, max_threads)
+        self._stopping = threading.Event()
+        # Guards _count and _started.
+        self._lock = threading.Lock()
+        self._count = 0
+        self._started = 0
+        self._was_full = False
+
+    def start(self) -> None:
+        """Start the kept workers and the gatekeeper."""
+        threading.stack_size(STACK_BYTES)
+        self._add(self._kept)
+        threading.Thread(target=self._keep_gate, name="gatekeeper", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let all threads end once they are done with what they do; does not wait."""
+        self._stopping.set()
+        self._gate.crowded.set()
+
+    def _add(self, wanted: int) -> None:
+        """Start up to `wanted` more workers, within the limit."""
+        with self._lock:
+            wanted = min(wanted, self._max_threads - self._count)
+            first = self._started + 1
+            self._count += wanted
+            self._started += wanted
+            is_full = self._count >= self._max_threads
+        for number in range(first, first + wanted):
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True).start()
+        if is_full and not self._was_full and wanted and self._max_threads > self._kept:
+            log.warning(
+                "all %d worker threads are busy (listen.max_threads); requests wait for one",
+                self._max_threads,
+            )
+        self._was_full = is_full
+
+    def _work(self) -> None:
+        worker = Worker()
+        while not self._stopping.is_set():
+            is_kept = self._count <= self._kept
+            connection = self._gate.take(TIDY_INTERVAL if is_kept else RETIRE_AFTER)
+            if connection is not None:
+                try:
+                    self._serve(connection, worker)
+                except Exception:
+                    # Whatever went wrong, it costs this connection and not the worker.
+                    log.exception("a worker failed; its connection is closed")
+                    connection.stream.close()
+            elif self._may_retire():
+                break
+            else:
+                self._tidy(worker)
+        worker.pool.close()
+
+    def _may_retire(self) -> bool:
+        """Leave the count, if there are more workers than are kept."""
+        with self._lock:
+            if self._count <= self._kept:
+                return False
+            self._count -= 1
+            return True
+
+    def _keep_gate(self) -> None:
+        next_sweep = time.monotonic() + SWEEP_INTERVAL
+        while not self._stopping.is_set():
+            if self._gate.crowded.wait(SWEEP_INTERVAL):
+                self._relieve()
+            now = time.monotonic()
+            if now >= next_sweep:
+                next_sweep = now + SWEEP_INTERVAL
+                for connection in self._gate.take_expired(now):
+                    self._on_expired(connection)
+
+    def _is_crowded(self) -> bool:
+        return not self._gate.has_free_worker
+
+    def _relieve(self) -> None:
+        """Watch a gate without workers for one tick, and add some if that would help."""
+        began, cpu_began = time.monotonic(), time.process_time()
+        self._stopping.wait(CROWDED_TICK)
+        share = (time.process_time() - cpu_began) / (time.monotonic() - began)
+        if not self._is_crowded():
+            self._gate.crowded.clear()
+            if self._is_crowded():  # the last one left between the two looks
+                self._gate.crowded.set()
+            return
+        if share < BUSY_SHARE and self._gate.has_ready():
+            # In proportion: from 8 to 256 in about a sixth of a second.
+            self._add(max(1, self._count // 4))
