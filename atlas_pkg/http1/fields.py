@@ -11,21 +11,14 @@ judged where the message is known (`message.py`, `framing.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from atlas_pkg.errors import MalformedMessage
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.framing import NO_BODY
 
-# A memo forgets everything when it is full: at most some 3 MB for each direction. Longer blocks
-# are rarely the same twice.
-MEMO_ENTRIES = 1024
-MEMO_BLOCK_BYTES = 2048
-
 # Fields that framing and routing rest on: a Connection field that names them is not obeyed in that.
 _PROTECTED = frozenset((b"content-length", b"transfer-encoding", b"host"))
+_NO_OPTIONS: frozenset[bytes] = frozenset()
 _OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade"))
-_KEPT_NOTABLE = frozenset((b"host",))
 
 
 class Fields:
@@ -53,17 +46,19 @@ class Fields:
         if block.count(b"\r\n") - 1 > limits_fields:
             raise MalformedMessage("too many fields", status=431)
         self.block = block
-        self.notable, self.kept = _read_notable(block)
-        self.connection = frozenset(syntax.split_list(self.notable.get(b"connection", [])))
-        named = self.connection - _PROTECTED - _OPTIONS
-        if named:
-            self.kept = without(self.kept, named)
-            for name in named:
-                self.notable.pop(name, None)
-        hosts = self.notable.get(b"host")
-        self.host = hosts[0] if hosts else None
-        self.upgrade = b", ".join(self.notable.get(b"upgrade", []))
-        self.keep_alive_timeout = _read_keep_alive_timeout(self.notable.get(b"keep-alive"))
+        self.notable, self.kept = notable, _ = _read_notable(block)
+        self.connection = _NO_OPTIONS
+        if b"connection" in notable:
+            self.connection = frozenset(syntax.split_list(notable[b"connection"]))
+            if named := self.connection - _PROTECTED - _OPTIONS:
+                self.kept = without(self.kept, named)
+                for name in named:
+                    notable.pop(name, None)
+        self.host = notable[b"host"][0] if b"host" in notable else None
+        self.upgrade = b", ".join(notable[b"upgrade"]) if b"upgrade" in notable else b""
+        self.keep_alive_timeout = None
+        if b"keep-alive" in notable:
+            self.keep_alive_timeout = _read_keep_alive_timeout(notable[b"keep-alive"])
         self.framing = NO_BODY
         self.is_common = False
 
@@ -88,18 +83,21 @@ def _read_notable(block: bytes) -> tuple[dict[bytes, list[bytes]], bytes]:
     kept: list[bytes] = []
     at = 0
     for match in syntax.NOTABLE_FIELD.finditer(block):
-        name = (match[1] or b"").lower()  # empty: a look-alike, which is dropped
-        notable.setdefault(name, []).append(match[2].strip(b" \t"))
-        if name not in _KEPT_NOTABLE:
+        found, value = match.groups()
+        name = found.lower() if found else b""  # empty: a look-alike, which is dropped
+        notable.setdefault(name, []).append(value.strip(b" \t"))
+        if name != b"host":
             kept.append(block[at : match.start() + 1])
             at = match.end() + 1
+    if not kept:
+        return notable, block
     kept.append(block[at:])
     return notable, b"".join(kept)
 
 
-def _read_keep_alive_timeout(values: list[bytes] | None) -> int | None:
+def _read_keep_alive_timeout(values: list[bytes]) -> int | None:
     """Seconds after which the sender will close an idle connection, if it said so."""
-    match = syntax.KEEP_ALIVE_TIMEOUT.search(b",".join(values)) if values else None
+    match = syntax.KEEP_ALIVE_TIMEOUT.search(b",".join(values))
     return int(match[1]) if match else None
 
 
@@ -120,26 +118,3 @@ def _explain_bad_block(block: bytes) -> str:
         if not syntax.FIELD_NAME.fullmatch(name):
             return "a field name has a character that is not allowed"
     return "a control character in a field value"
-
-
-class FieldsMemo:
-    """Remembers parsed blocks by their bytes, up to a bound.
-
-    Shared by all threads without a lock: it does single dictionary operations only, each atomic by
-    itself, and a block parsed twice or forgotten early does no harm.
-    """
-
-    def __init__(self, build: Callable[[bytes], Fields]) -> None:
-        self._build = build
-        self._known: dict[bytes, Fields] = {}
-
-    def parse(self, block: bytes) -> Fields:
-        """Return the parsed block; raises what the builder raises."""
-        fields = self._known.get(block)
-        if fields is None:
-            fields = self._build(block)
-            if len(block) <= MEMO_BLOCK_BYTES:
-                if len(self._known) >= MEMO_ENTRIES:
-                    self._known.clear()
-                self._known[block] = fields
-        return fields

@@ -69,10 +69,8 @@ class Forwarder:
         is_trusted = any(ip in network for network in self._trusted_proxies)
         hop = Hop(address.encode("ascii"), scheme.encode("ascii"), is_trusted=is_trusted, tail=b"")
         if self._x_forwarded and not is_trusted and not self._not_ours:
-            hop.tail = self._via_line(1) + b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n" % (
-                hop.address,
-                hop.scheme,
-            )
+            lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n\r\n"
+            hop.tail = self._via_line(1) + lines % (hop.address, hop.scheme)
         return hop
 
     def build_request_head(
@@ -83,13 +81,28 @@ class Forwarder:
         `fallback_host` is for an HTTP/1.0 request without Host. `request_id` goes out as
         X-Request-Id unless a trusted proxy has set one; empty means none.
         """
-        fields = request.fields
-        kept = fields.kept
+        if hop.tail and request.minor == 1 and not request_id:
+            # The common road: equal requests are one object, and differ only in their client.
+            if request.onward is None:
+                core, host = self._build_core(request, fallback_host)
+                core += self._request_id_line(request, hop, b"")
+                request.onward = core + b"X-Forwarded-Host: %b\r\n" % host
+            return request.onward + hop.tail
+        core, host = self._build_core(request, fallback_host)
+        parts = [core, self._request_id_line(request, hop, request_id)]
+        parts.append(self._set_on_requests + self._via_line(request.minor))
+        parts.extend(self._forwarded_lines(request, hop, host))
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+    def _build_core(self, request: Request, fallback_host: bytes) -> tuple[bytes, bytes]:
+        """The part of a request head that does not depend on the client, and the host in it."""
+        kept = request.fields.kept
         if self._request_remover is not None:
             kept = self._request_remover.sub(b"", kept)
         host = request.host
         parts = [request.method, b" ", request.target, b" HTTP/1.1"]
-        if host is not fields.host or host is None:
+        if host is not request.fields.host or host is None:
             # Absolute form, or HTTP/1.0 without Host: the field that we send is ours, and first.
             host = host if host is not None else fallback_host
             kept = _HOST_LINE.sub(b"", kept)
@@ -100,16 +113,7 @@ class Forwarder:
             parts.append(_framing_lines(request))
         if upgrade := request.upgrade:
             parts.append(b"Connection: Upgrade\r\nUpgrade: %b\r\n" % upgrade)
-        if request_id or b"x-request-id" in fields.notable:
-            parts.append(self._request_id_line(request, hop, request_id))
-        if hop.tail and request.minor == 1:
-            parts.append(hop.tail)
-            parts.append(b"X-Forwarded-Host: %b\r\n\r\n" % host)
-        else:
-            parts.append(self._set_on_requests + self._via_line(request.minor))
-            parts.extend(self._forwarded_lines(request, hop, host))
-            parts.append(b"\r\n")
-        return b"".join(parts)
+        return b"".join(parts), host
 
     def build_response_head(
         self, response: Response, framing: Framing, *, persistence: bytes
@@ -118,6 +122,15 @@ class Forwarder:
 
         `persistence` is the Connection line to send, or empty.
         """
+        if framing is not response.framing:
+            return self._frame_response(response, framing, persistence)
+        head = response.onward.get(persistence)
+        if head is None:
+            head = self._frame_response(response, framing, persistence)
+            response.onward[persistence] = head
+        return head
+
+    def _frame_response(self, response: Response, framing: Framing, persistence: bytes) -> bytes:
         fields = response.fields
         kept = fields.kept
         if self._response_remover is not None:
@@ -130,10 +143,7 @@ class Forwarder:
         elif fields.framing.kind is BodyKind.LENGTH and response.status != 204:
             # HEAD and 304 tell the length of the body that they leave out (RFC 9110 §8.6).
             parts.append(b"Content-Length: %d\r\n" % fields.framing.length)
-        parts.append(persistence)
-        parts.append(self._via_line(response.minor))
-        parts.append(self._set_on_responses)
-        parts.append(b"\r\n")
+        parts += (persistence, self._via_line(response.minor), self._set_on_responses, b"\r\n")
         return b"".join(parts)
 
     def _via_line(self, minor: int) -> bytes:

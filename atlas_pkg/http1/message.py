@@ -16,7 +16,7 @@ import ipaddress
 from atlas_pkg.config import Limits
 from atlas_pkg.errors import ClientError, MalformedMessage, Stage, UpstreamError
 from atlas_pkg.http1 import syntax
-from atlas_pkg.http1.fields import Fields, FieldsMemo
+from atlas_pkg.http1.fields import Fields
 from atlas_pkg.http1.framing import (
     CHUNKED,
     NO_BODY,
@@ -25,13 +25,18 @@ from atlas_pkg.http1.framing import (
     frame_request,
     frame_response,
 )
+from atlas_pkg.http1.memo import Memo
 
 # Upstreams are bounded by the bytes of their head; a count keeps the work on it small.
 MAX_RESPONSE_FIELDS = 1000
 
 
 class Request:
-    """One request's head, decided. `target` is in the form that is sent on (RFC 9112 §3.2)."""
+    """One request's head, decided. `target` is in the form that is sent on (RFC 9112 §3.2).
+
+    Never changes, but for `onward`: what `forwarding.py` has made of it, kept because equal
+    requests are one object.
+    """
 
     __slots__ = (
         "fields",
@@ -41,6 +46,7 @@ class Request:
         "line",
         "method",
         "minor",
+        "onward",
         "target",
     )
 
@@ -52,6 +58,7 @@ class Request:
         self.host = fields.host
         self.framing = fields.framing
         self.line = b""  # the request line as received, for logs
+        self.onward: bytes | None = None
         connection = fields.connection
         if not connection:
             self.keep_alive = minor == 1
@@ -68,8 +75,7 @@ class Request:
     @property
     def has_body(self) -> bool:
         """Will body bytes follow the head?"""
-        framing = self.framing
-        return framing.kind is BodyKind.CHUNKED or framing.length > 0
+        return self.framing is CHUNKED or self.framing.length > 0
 
     @property
     def upgrade(self) -> bytes:
@@ -87,9 +93,12 @@ class Request:
 
 
 class Response:
-    """One answer's head, decided for the method that it answers."""
+    """One answer's head, decided for the method that it answers.
 
-    __slots__ = ("fields", "framing", "keep_alive", "minor", "reason", "status")
+    Never changes, but for `onward`: the heads that `forwarding.py` has made of it.
+    """
+
+    __slots__ = ("fields", "framing", "keep_alive", "minor", "onward", "reason", "status")
 
     def __init__(self, status: int, reason: bytes, fields: Fields, framing: Framing) -> None:
         self.status = status
@@ -98,6 +107,7 @@ class Response:
         self.framing = framing
         self.minor = 1
         self.keep_alive = False
+        self.onward: dict[bytes, bytes] = {}
 
 
 class MessageParser:
@@ -105,34 +115,53 @@ class MessageParser:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._request_memo = FieldsMemo(self._build_request_fields)
-        self._response_memo = FieldsMemo(self._build_response_fields)
+        self._requests: Memo[Request] = Memo()
+        self._request_fields: Memo[Fields] = Memo()
+        self._responses: Memo[Response] = Memo()  # except to HEAD, whose answers are framed apart
+        self._response_fields: Memo[Fields] = Memo()
 
     def parse_request(self, head: bytes) -> Request:
-        """Validate a complete request head; raises `ClientError`."""
+        """Validate a complete request head; raises `ClientError`. Equal heads may share a value."""
+        known = self._requests.get(head)
+        if known is not None:
+            return known
         line_end = head.index(b"\r\n")
         line = head[:line_end]
         if line_end > self._limits.request_line:
             raise ClientError(414, "the request line is too long")
         try:
             method, target, minor = _parse_request_line(line)
-            fields = self._request_memo.parse(head[line_end:-2])
+            block = head[line_end:-2]
+            known_fields = self._request_fields.get(block)
+            fields = known_fields or self._build_request_fields(block)
             request = Request(method, target, minor, fields)
             if not fields.is_common or minor == 0 or not target.startswith(b"/"):
                 _settle_request(request)
         except MalformedMessage as error:
             raise ClientError(error.status, error.reason) from None
         request.line = line
+        if known_fields is None:
+            self._request_fields.put(block, fields)
+        else:
+            self._requests.put(head, request)
         return request
 
     def parse_response(self, head: bytes, method: bytes) -> Response:
-        """Validate a complete answer head to a request with `method`; raises `UpstreamError`."""
+        """Validate a complete answer head to a request with `method`; raises `UpstreamError`.
+
+        Equal heads may share a value.
+        """
+        known = self._responses.get(head) if method != b"HEAD" else None
+        if known is not None:
+            return known
         line_end = head.index(b"\r\n")
         match = syntax.STATUS_LINE.fullmatch(head, 0, line_end)
         if match is None:
             raise UpstreamError(Stage.HEAD, "its status line is malformed")
+        block = head[line_end:-2]
+        known_fields = self._response_fields.get(block)
         try:
-            fields = self._response_memo.parse(head[line_end:-2])
+            fields = known_fields or self._build_response_fields(block)
         except MalformedMessage as error:
             raise UpstreamError(Stage.HEAD, f"its answer is malformed: {error.reason}") from None
         status = int(match[2])
@@ -150,6 +179,10 @@ class MessageParser:
             and (match[1] == b"1" or b"keep-alive" in connection)
             and framing.kind is not BodyKind.UNTIL_CLOSE
         )
+        if known_fields is None:
+            self._response_fields.put(block, fields)
+        elif method != b"HEAD":
+            self._responses.put(head, response)
         return response
 
     def _build_request_fields(self, block: bytes) -> Fields:

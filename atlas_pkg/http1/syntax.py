@@ -30,7 +30,7 @@ ABSOLUTE_TARGET = re.compile(rb"(?i:https?)://([^/?#]*+)(.*+)")
 # Host, RFC 9110 §7.2: reg-name or bracketed IPv6 literal, then an optional numeric port. An
 # http URI without a host is invalid (RFC 9110 §4.2.1), so the name may not be empty.
 HOST = re.compile(
-    rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+,;=]|%[0-9A-Fa-f]{2})++|\[([0-9A-Fa-f:.]++)\])(?::[0-9]*+)?"
+    rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})++|\[([0-9A-Fa-f:.]++)\])(?::[0-9]*+)?"
 )
 
 # status-line, RFC 9112 §4: three digits, 100 to 599; the phrase and its space may be missing.

@@ -196,7 +196,7 @@ class AnswerBody:
 
     def __init__(self, upstream: Stream, client: Stream, *, framing: Framing, onward: Framing):
         """`framing` is the upstream's, `onward` the one that the client was promised."""
-        self._upstream = upstream
+        self.upstream = upstream
         self._client = client
         self._decoder = ChunkedDecoder() if framing.kind is BodyKind.CHUNKED else None
         self._framing = framing
@@ -207,16 +207,16 @@ class AnswerBody:
 
     def take_buffered(self) -> bytes:
         """What arrived together with the head, framed for the client. Raises `UpstreamError`."""
-        data = self._upstream.buffered
+        data = self.upstream.buffered
         if self._is_done or not data:
             return b""
         if self._framing.kind is BodyKind.LENGTH:
             taken = data[: self._framing.length]
-            self._upstream.buffered = data[self._framing.length :]
+            self.upstream.buffered = data[self._framing.length :]
             self._is_done = len(taken) == self._framing.length
             self._framing = Framing(BodyKind.LENGTH, self._framing.length - len(taken))
             return taken
-        self._upstream.buffered = b""
+        self.upstream.buffered = b""
         return self._reframe(data)
 
     def send_rest(self, relay: Relay, timeouts: Timeouts) -> None:
@@ -224,7 +224,7 @@ class AnswerBody:
         read_timeout, write_timeout = timeouts.upstream_body, timeouts.client_write
         if self._framing.kind is BodyKind.LENGTH and not self._is_done:
             relay.copy(
-                self._upstream,
+                self.upstream,
                 self._client,
                 self._framing.length,
                 read_timeout=read_timeout,
@@ -233,7 +233,7 @@ class AnswerBody:
             return
         buffer = relay.buffer
         while not self._is_done:
-            received = self._upstream.receive_into(buffer, read_timeout, self._client)
+            received = self.upstream.receive_into(buffer, read_timeout, self._client)
             if received:
                 framed = self._reframe(bytes(buffer[:received]))
             elif self._decoder is not None:
@@ -250,7 +250,7 @@ class AnswerBody:
         if self._decoder is None:
             return encode_chunk(data) if self._is_chunked_onward else data
         try:
-            payload, self._upstream.buffered = self._decoder.decode(data)
+            payload, self.upstream.buffered = self._decoder.decode(data)
         except MalformedMessage as error:
             raise UpstreamError(Stage.BODY, f"its answer is malformed: {error.reason}") from None
         self._is_done = self._decoder.is_done

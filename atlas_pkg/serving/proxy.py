@@ -20,7 +20,7 @@ from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.errors import ClientError, ClientGone, Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.forwarding import build_interim_head, build_switching_head
-from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE, BodyKind
+from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE
 from atlas_pkg.http1.message import Response
 from atlas_pkg.serving.bodies import AnswerBody, BackgroundUpload, Upload
 from atlas_pkg.serving.exchange import Exchange
@@ -229,7 +229,7 @@ def _answer(
     """Pass the final answer on and give the connection back if it may be used again."""
     generation, stream = exchange.generation, connection.stream
     onward = framing = response.framing
-    if framing.kind is BodyKind.CHUNKED or framing.kind is BodyKind.UNTIL_CLOSE:
+    if framing is CHUNKED or framing is UNTIL_CLOSE:
         # A 1.0 client does not know chunks: its body ends with the connection (RFC 9112 §6.1).
         onward = CHUNKED if exchange.request.minor == 1 else UNTIL_CLOSE
         exchange.ends_by_closing = onward is UNTIL_CLOSE
@@ -239,17 +239,16 @@ def _answer(
     head = generation.forwarder.build_response_head(
         response, onward, persistence=exchange.persistence()
     )
-    body = AnswerBody(stream, exchange.client, framing=framing, onward=onward)
-    first = head + body.take_buffered()
-    background = None
-    if upload is not None and is_early and not upload.is_broken:
-        background = BackgroundUpload(upload, stream)
-    try:
+    if framing.length and len(stream.buffered) == framing.length and not is_early:
+        # The common road: the whole answer is here, and leaves at once.
+        head += stream.buffered
+        stream.buffered = b""
         exchange.has_started = True
-        exchange.client.send(first, generation.config.timeouts.client_write)
-        body.send_rest(exchange.worker.relay, generation.config.timeouts)
-    finally:
-        is_sent = background.stop() if background else not is_early
+        exchange.client.send(head, generation.config.timeouts.client_write)
+        is_sent = True
+    else:
+        body = AnswerBody(stream, exchange.client, framing=framing, onward=onward)
+        is_sent = _stream_answer(exchange, head, body, upload if is_early else None)
     if is_sent and response.keep_alive and not stream.buffered:
         timeout = response.fields.keep_alive_timeout
         if timeout is not None:
@@ -257,6 +256,24 @@ def _answer(
         exchange.worker.pool.checkin(connection, generation.config.pool)
     else:
         stream.close()
+
+
+def _stream_answer(
+    exchange: Exchange, head: bytes, body: AnswerBody, upload: Upload | None
+) -> bool:
+    """Send head and body while `upload`, if given, goes on; was the request sent whole too?"""
+    timeouts = exchange.generation.config.timeouts
+    first = head + body.take_buffered()
+    background = None
+    if upload is not None and not upload.is_broken:
+        background = BackgroundUpload(upload, body.upstream)
+    try:
+        exchange.has_started = True
+        exchange.client.send(first, timeouts.client_write)
+        body.send_rest(exchange.worker.relay, timeouts)
+    finally:
+        is_sent = background.stop() if background else upload is None
+    return is_sent
 
 
 def _translate(
