@@ -67,14 +67,14 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
         self.wait_until_readable(timeout, other)
         try:
             return self.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
             raise StreamError(self.side, "nothing could be read", timed_out=True) from None
         except OSError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
 
     def receive_into(self, view: memoryview, timeout: float, other: Stream | None = None) -> int:
         """As `receive`, into `view`; returns how many bytes were read, 0 at the end of input."""
@@ -83,12 +83,12 @@ class Stream:
         except BlockingIOError:
             pass
         except OSError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
         self.wait_until_readable(timeout, other)
         try:
             return self.sock.recv_into(view)
         except OSError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
 
     def send(self, data: bytes | memoryview, timeout: float) -> None:
         """Write all of `data`; `timeout` is for each time that nothing at all can be written.
@@ -100,7 +100,7 @@ class Stream:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
         if sent == len(data):
             return
         rest = memoryview(data)[sent:]
@@ -115,7 +115,7 @@ class Stream:
         except BlockingIOError:
             return 0
         except OSError as error:
-            raise self._broken(error) from None
+            raise self.broken(error) from None
 
     def is_readable(self) -> bool:
         """Is there something to read at once: bytes, the end of input, or an error?"""
@@ -195,7 +195,7 @@ class Stream:
             pass
         self.sock.close()
 
-    def _broken(self, error: OSError) -> StreamError:
+    def broken(self, error: OSError) -> StreamError:
         """Translate what the kernel reports; the one place that looks at it for this side."""
         reason = os.strerror(error.errno).lower() if error.errno else "connection broken"
         return StreamError(self.side, reason)

@@ -32,6 +32,11 @@ class Worker:
         self.pool = Pool()
         self.relay = Relay()
 
+    def close(self) -> None:
+        """Close what the worker kept."""
+        self.pool.close()
+        self.relay.close()
+
 
 class Exchange:
     """One request, from its head to the end of its answer."""

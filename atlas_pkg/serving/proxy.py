@@ -22,9 +22,10 @@ from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.forwarding import build_interim_head, build_switching_head
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE
 from atlas_pkg.http1.message import Response
-from atlas_pkg.serving.bodies import AnswerBody, BackgroundUpload, Upload
+from atlas_pkg.serving.bodies import AnswerBody
 from atlas_pkg.serving.exchange import Exchange
 from atlas_pkg.serving.tunnels import Tunnels
+from atlas_pkg.serving.upload import BackgroundUpload, Upload
 
 # RFC 9110 §9.2.2. Sending one of these twice has the effect of sending it once.
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
@@ -157,7 +158,7 @@ def _converse(
     for _ in range(MAX_INTERIM):
         if upload is not None and not upload.is_done:
             try:
-                upload.run(stream, exchange.worker.relay.buffer)
+                upload.run(stream, exchange.worker.relay)
             except StreamError as error:
                 raise _translate(error, Stage.SEND) from None
         response = exchange.generation.parser.parse_response(

@@ -113,7 +113,7 @@ class Workers:
                 break
             else:
                 self._tidy(worker)
-        worker.pool.close()
+        worker.close()
 
     def _may_retire(self) -> bool:
         """Leave the count, if there are more workers than are kept."""
