@@ -20,6 +20,7 @@ from collections.abc import Callable
 from atlas_pkg.serving.clients import ClientConnection
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
+from atlas_pkg.serving.headroom import Headroom
 
 log = logging.getLogger("atlas.workers")
 
@@ -35,9 +36,6 @@ TIDY_INTERVAL = 5.0
 # How often the gatekeeper looks while nobody is at the gate, and how often it looks for deadlines.
 CROWDED_TICK = 0.01
 SWEEP_INTERVAL = 0.5
-
-# Above this share of a CPU more threads would only fight for the interpreter lock.
-BUSY_SHARE = 0.7
 
 # Each worker calls a few Python frames deep; 8 MiB of default stack are never touched.
 STACK_BYTES = 512 * 1024
@@ -68,6 +66,7 @@ class Workers:
         self._count = 0
         self._started = 0
         self._was_full = False
+        self._headroom = Headroom()  # the gatekeeper's own
 
     def start(self) -> None:
         """Start the kept workers and the gatekeeper."""
@@ -139,14 +138,13 @@ class Workers:
 
     def _relieve(self) -> None:
         """Watch a gate without workers for one tick, and add some if that would help."""
-        began, cpu_began = time.monotonic(), time.process_time()
         self._stopping.wait(CROWDED_TICK)
-        share = (time.process_time() - cpu_began) / (time.monotonic() - began)
         if not self._is_crowded():
             self._gate.crowded.clear()
+            self._headroom.forget()
             if self._is_crowded():  # the last one left between the two looks
                 self._gate.crowded.set()
             return
-        if share < BUSY_SHARE and self._gate.has_ready():
+        if self._headroom.has_spare() and self._gate.has_ready():
             # In proportion: from 8 to 256 in about a sixth of a second.
             self._add(max(1, self._count // 4))
