@@ -54,6 +54,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """Answers every GET with the name of its server."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are written apart: else each waits for an ACK
     name = ""
 
     def do_GET(self) -> None:

@@ -74,20 +74,26 @@ class Upload:
         write ends it with `is_broken`, since the upstream may have answered before it closed.
         """
         try:
-            while not self.is_done and not self.is_broken:
-                if self._unsent or self._in_pipe:
-                    if not self._write(upstream, relay, watched):
-                        self._keep_unsent(relay)
-                        return
-                elif self._client.buffered:
-                    self._take()
-                elif not watched or self._wait_for_client(upstream):
-                    self._receive(upstream, relay)
-                else:
-                    return
+            while not self.is_done and not self.is_broken and self._step(upstream, relay, watched):
+                pass
         finally:
             if relay.pipe is not None and relay.pipe.held:
                 relay.pipe.close()  # given up: what is left in it belongs to no other body
+
+    def _step(self, upstream: Stream, relay: Relay, watched: bool) -> bool:
+        """Write or read one piece; False when the upstream has something to say instead."""
+        if self._unsent or self._in_pipe:
+            if self._write(upstream, relay, watched):
+                return True
+            self._keep_unsent(relay)
+            return False
+        if self._client.buffered:
+            self._take()
+        elif not watched or self._wait_for_client(upstream):
+            self._receive(upstream, relay)
+        else:
+            return False
+        return True
 
     def _keep_unsent(self, relay: Relay) -> None:
         """Take over what waits in the relay, which is going to be used for the answer."""
