@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 
-from atlas_pkg.balancing.strategies import STRATEGIES, Member, Strategy
+from atlas_pkg.balancing.strategies import START, STRATEGIES, Member, Position, Strategy
 from atlas_pkg.balancing.upstream import Upstream, identity_of
 from atlas_pkg.config import Config
 from atlas_pkg.errors import NoUpstream
@@ -46,13 +46,13 @@ class Balancer:
         self.upstreams: tuple[Upstream, ...] = tuple(member.upstream for member in members)
         self._available = [member for member in members if member.weight > 0]
         with self.lock:
-            position = previous.position if previous else 0.0
+            position = previous.position if previous else START
             self._strategy: Strategy = STRATEGIES[config.routing.strategy](position)
             if self._available:
                 self._strategy.prepare(self._available)
 
     @property
-    def position(self) -> float:
+    def position(self) -> Position:
         """How far the turns have come. Caller holds the lock."""
         return self._strategy.position
 

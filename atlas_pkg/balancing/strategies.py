@@ -6,7 +6,8 @@ quick with a thousand upstreams as well. The balancer calls both under its lock,
 needs none.
 
 After a reload the new strategy is handed the `position` of the old one: a round robin that began
-anew with every reload would send all first requests to the first upstream.
+anew with every reload would send all first requests to the first upstream. A position is the last
+turn taken; which upstreams' turns come next is worked out from the new list.
 """
 
 from __future__ import annotations
@@ -14,9 +15,21 @@ from __future__ import annotations
 import heapq
 import random
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from atlas_pkg.balancing.upstream import Upstream
+
+
+class Position(NamedTuple):
+    """How far the turns have come: where the last one lies, and the place in the file of its
+    upstream. Tuples compare in the order of the turns."""
+
+    place: float
+    order: int
+
+
+# Before the first turn of all.
+START = Position(0.0, -1)
 
 
 class Member:
@@ -32,7 +45,9 @@ class Member:
 class Strategy(Protocol):
     """A way to choose."""
 
-    position: float  # how far the turns have come; carried from one configuration to the next
+    @property
+    def position(self) -> Position:
+        """The last turn taken, for the next configuration to go on from."""
 
     def prepare(self, members: Sequence[Member]) -> None:
         """Take note of the available upstreams, never none. Caller holds the balancer's lock."""
@@ -44,20 +59,20 @@ class Strategy(Protocol):
 class RoundRobin:
     """One after the other, in the order of the file: A B C A B C. Ignores weights."""
 
-    def __init__(self, position: float = 0.0) -> None:
-        self.position = position
+    def __init__(self, position: Position = START) -> None:
         self._upstreams: list[Upstream] = []
-        self._next = 0
+        self._last = position.order
+
+    @property
+    def position(self) -> Position:
+        return Position(0.0, self._last)
 
     def prepare(self, members: Sequence[Member]) -> None:
         self._upstreams = [member.upstream for member in members]
-        self._next = int(self.position) % len(members)
 
     def choose(self) -> Upstream:
-        upstream = self._upstreams[self._next]
-        self._next = (self._next + 1) % len(self._upstreams)
-        self.position = self._next
-        return upstream
+        self._last = (self._last + 1) % len(self._upstreams)
+        return self._upstreams[self._last]
 
 
 class WeightedRoundRobin:
@@ -73,21 +88,29 @@ class WeightedRoundRobin:
     Queueing", INFOCOM 1996.
     """
 
-    def __init__(self, position: float = 0.0) -> None:
-        self.position = position
+    def __init__(self, position: Position = START) -> None:
+        self._last: tuple[float, int] = position
         # (where the turn lies, order in the file, number of the turn, member)
         self._turns: list[tuple[float, int, int, Member]] = []
+
+    @property
+    def position(self) -> Position:
+        return Position(*self._last)
 
     def prepare(self, members: Sequence[Member]) -> None:
         self._turns = []
         for order, member in enumerate(members):
-            # The first turn that lies beyond the present position.
-            turn = int(self.position * member.weight + 0.5) + 1
+            # The first turn that comes after the last one taken. Rounding may put the guess one
+            # too low, and of turns at the same place the earlier ones may be taken already.
+            turn = max(1, int(self._last[0] * member.weight + 0.5))
+            while (_turn_position(turn, member.weight), order) <= self._last:
+                turn += 1
             self._turns.append((_turn_position(turn, member.weight), order, turn, member))
         heapq.heapify(self._turns)
 
     def choose(self) -> Upstream:
-        self.position, order, turn, member = self._turns[0]
+        place, order, turn, member = self._turns[0]
+        self._last = (place, order)
         following = _turn_position(turn + 1, member.weight)
         heapq.heapreplace(self._turns, (following, order, turn + 1, member))
         return member.upstream
@@ -101,7 +124,9 @@ def _turn_position(turn: int, weight: int) -> float:
 class Random:
     """Any of them, each as likely as the others. Needs no coordination between machines."""
 
-    def __init__(self, position: float = 0.0, *, generator: random.Random | None = None) -> None:
+    def __init__(
+        self, position: Position = START, *, generator: random.Random | None = None
+    ) -> None:
         self.position = position
         self._upstreams: list[Upstream] = []
         self._random = (generator or random.Random()).random
@@ -114,7 +139,7 @@ class Random:
 
 
 # The names that `routing.strategy` accepts. Each maker takes the position to go on from.
-STRATEGIES: dict[str, Callable[[float], Strategy]] = {
+STRATEGIES: dict[str, Callable[[Position], Strategy]] = {
     "round_robin": RoundRobin,
     "weighted_round_robin": WeightedRoundRobin,
     "random": Random,

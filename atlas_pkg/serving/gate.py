@@ -78,17 +78,33 @@ class _Attendance:
         if is_last and not self.crowded.is_set():
             self.crowded.set()
 
+    def park(self, connection: ClientConnection) -> None:
+        raise NotImplementedError  # each gate has its own way
+
     def take_expired(self, now: float) -> list[ClientConnection]:
-        late = [fd for fd, waiting in list(self._parked.items()) if waiting.deadline <= now]
-        return [taken for fd in late if (taken := self._parked.pop(fd, None))]
+        expired = []
+        # A copy is made in one step; workers take and park all the while. So what is seen here
+        # is looked at again by whoever owns it.
+        for fd, waiting in self._parked.copy().items():
+            if waiting.deadline > now or not (owned := self._parked.pop(fd, None)):
+                continue
+            if owned.deadline <= now:
+                expired.append(owned)
+            else:
+                self.park(owned)
+        return expired
 
     def take_idle(self) -> list[ClientConnection]:
-        idle = [
-            fd
-            for fd, waiting in list(self._parked.items())
-            if not waiting.has_begun_head and not waiting.stream.is_readable()
-        ]
-        return [taken for fd in idle if (taken := self._parked.pop(fd, None))]
+        idle = []
+        for fd, waiting in self._parked.copy().items():
+            if waiting.has_begun_head or not (owned := self._parked.pop(fd, None)):
+                continue
+            # Not before it is ours: a worker could close the socket at this very moment.
+            if owned.has_begun_head or owned.stream.is_readable():
+                self.park(owned)
+            else:
+                idle.append(owned)
+        return idle
 
 
 class EpollGate(_Attendance):
@@ -106,7 +122,10 @@ class EpollGate(_Attendance):
         fd = connection.stream.sock.fileno()
         self._parked[fd] = connection  # before the kernel may report it
         if connection.is_registered:
-            self._epoll.modify(fd, self._EVENTS)
+            try:
+                self._epoll.modify(fd, self._EVENTS)
+            except OSError:
+                pass  # taken from `_parked` and closed since the line above, as draining may do
         else:
             connection.is_registered = True
             self._epoll.register(fd, self._EVENTS)
@@ -182,11 +201,12 @@ class PortableGate(_Attendance):
         """Begin to watch a descriptor, unless its connection has left meanwhile."""
         if fd not in self._parked:
             return
+        if fd in self._selector.get_map():
+            # The number is that of a connection which expired here. The system forgot it when it
+            # was closed, the selector did not.
+            self._selector.unregister(fd)
         try:
             self._selector.register(fd, selectors.EVENT_READ)
-        except KeyError:
-            # The number was reused after an expired connection was closed.
-            self._selector.modify(fd, selectors.EVENT_READ)
         except (OSError, ValueError):
             return  # closed at this very moment
 

@@ -1,0 +1,247 @@
+"""The command line: what it accepts, what it says, and with which status it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import atlas_pkg
+from tests.fakes import echoing_fields
+from tests.functional.conftest import Start
+from tests.toolkit import ATLAS, ROOT, Client, Program, build_config, find_program
+
+GOOD = build_config({"name": "a", "address": "127.0.0.1", "port": 3000, "weight": 2})
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "atlas.toml"
+    path.write_text(GOOD)
+    return path
+
+
+def run(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run Atlas until it ends by itself."""
+    command = [sys.executable, "-W", "error", str(ATLAS), *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=30, check=False)
+
+
+def test_check_accepts_a_good_file_and_says_what_it_would_do(config: Path) -> None:
+    result = run("--check", config)
+
+    assert result.returncode == 0
+    assert "valid" in result.stdout
+    assert "127.0.0.1:3000" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[listen", ":1: not TOML"),
+        ("", "is empty"),
+        (
+            GOOD.replace("weight", "weigth"),
+            'upstreams[0].weigth: unknown key, did you mean "weight"',
+        ),
+        (GOOD.replace("3000", "70000"), "upstreams[0].port"),
+        ('[listen]\nmode = "tcp"\n', "listen.mode"),
+    ],
+    ids=["not TOML", "empty", "unknown key", "bad value", "not built yet"],
+)
+@pytest.mark.parametrize("arguments", [["--check"], []], ids=["check", "run"])
+def test_a_bad_file_is_2_with_its_errors(
+    arguments: list[str], text: str, words: str, config: Path
+) -> None:
+    config.write_text(text)
+
+    result = run(*arguments, config)
+
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert str(config) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_all_errors_of_a_file_come_together(config: Path) -> None:
+    config.write_text(GOOD.replace("weight = 2", "weight = -1\ncolour = 3").replace("3000", '"x"'))
+
+    lines = run("--check", config).stderr.splitlines()
+
+    assert len(lines) == 3
+
+
+@pytest.mark.parametrize("arguments", [["--check"], []], ids=["check", "run"])
+def test_a_missing_file_and_a_directory_are_2_in_one_line(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    missing, directory = run(*arguments, tmp_path / "no.toml"), run(*arguments, tmp_path)
+
+    assert (missing.returncode, directory.returncode) == (2, 2)
+    assert missing.stderr == f"{tmp_path / 'no.toml'}: no such file\n"
+    assert directory.stderr == f"{tmp_path}: is a directory, not a file\n"
+
+
+def test_version() -> None:
+    result = run("--version")
+
+    assert (result.returncode, result.stdout) == (0, f"atlas {atlas_pkg.__version__}\n")
+
+
+def test_help_names_every_argument() -> None:
+    result = run("--help")
+
+    assert result.returncode == 0
+    for word in ("config", "--check", "--demo", "--version", "SIGHUP"):
+        assert word in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--no-such"], ["--check", "--demo"], ["a", "b"]])
+def test_wrong_arguments_are_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+
+    assert result.returncode == 2
+    assert "usage: atlas" in result.stderr
+
+
+def test_without_an_argument_the_file_in_this_folder_is_used(config: Path) -> None:
+    result = run("--check", cwd=config.parent)
+
+    assert result.returncode == 0
+    assert result.stdout.startswith("atlas.toml: valid")
+
+
+def test_without_an_argument_and_a_file_it_says_which_is_missing(tmp_path: Path) -> None:
+    result = run(cwd=tmp_path)
+
+    assert (result.returncode, result.stderr) == (2, "atlas.toml: no such file\n")
+
+
+def test_it_runs_as_a_module_too(config: Path) -> None:
+    atlas = Program([sys.executable, "-m", "atlas_pkg", config], cwd=ROOT)
+    try:
+        atlas.wait_for("listening on http://127.0.0.1:")
+        atlas.send_signal(signal.SIGTERM)
+
+        assert atlas.wait() == 0
+    finally:
+        atlas.end()
+
+
+def test_the_level_of_the_log_can_be_given(start: Start) -> None:
+    atlas = start(f'{GOOD}[log]\nlevel = "error"\n', "--log-level", "debug")
+
+    atlas.wait_for("DEBUG")
+
+
+def assert_fails_in_one_line(text: str, words: str, config: Path, *prefix: str) -> None:
+    config.write_text(text)
+    command = [*prefix, sys.executable, str(ATLAS), str(config)]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert result.returncode == 1, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert f"ERROR   atlas: cannot listen on {words}" in result.stderr
+
+
+def test_a_port_in_use_is_1_in_one_line(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        assert_fails_in_one_line(
+            build_config(listen={"port": port}),
+            f"127.0.0.1:{port}: the port is in use by another program",
+            config,
+        )
+
+
+def test_an_unknown_listen_host_is_1_in_one_line(config: Path) -> None:
+    assert_fails_in_one_line(
+        build_config(listen={"address": "no-such-host.invalid"}),
+        "no-such-host.invalid:0: the host name is unknown",
+        config,
+    )
+
+
+def test_an_address_of_another_machine_is_1_in_one_line(config: Path) -> None:
+    assert_fails_in_one_line(
+        build_config(listen={"address": "192.0.2.1"}),
+        "192.0.2.1:0: this machine does not have that address",
+        config,
+    )
+
+
+def test_a_privileged_port_is_1_in_one_line(config: Path) -> None:
+    start_of_free_ports = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
+    if start_of_free_ports.exists() and int(start_of_free_ports.read_text()) < 2:
+        pytest.skip("this system has no privileged ports")
+    prefix: tuple[str, ...] = ()
+    if os.geteuid() == 0:
+        setpriv = find_program("setpriv")
+        if setpriv is None:
+            pytest.skip("setpriv is not installed, and root may use every port")
+        prefix = (setpriv, "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service")
+    assert_fails_in_one_line(
+        build_config(listen={"port": 1}),
+        "127.0.0.1:1: no permission (ports below 1024 need privileges)",
+        config,
+        *prefix,
+    )
+
+
+@pytest.fixture
+def ipv6() -> None:
+    """Skip where this machine has no IPv6."""
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError as error:
+        if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise
+        pytest.skip("this machine has no IPv6")
+
+
+@pytest.mark.usefixtures("ipv6")
+@pytest.mark.parametrize("address", ["::1", "[::1]"])
+def test_it_listens_on_ipv6(address: str, upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(echoing_fields())
+    atlas = start(build_config(upstream.table(), listen={"address": address}))
+
+    assert atlas.host == "::1"
+    with Client(atlas.port, host="::1") as client:
+        assert "X-Forwarded-For: ::1" in client.get().text.splitlines()
+
+
+@pytest.mark.usefixtures("ipv6")
+def test_an_ipv4_client_of_an_ipv6_listener_shows_as_ipv4(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(echoing_fields())
+    atlas = start(build_config(upstream.table(), listen={"address": "::"}))
+
+    with Client(atlas.port, host="::1") as client:
+        assert "X-Forwarded-For: ::1" in client.get().text.splitlines()
+    assert "X-Forwarded-For: 127.0.0.1" in atlas.get().text.splitlines()
+
+
+def test_a_host_name_may_be_listened_on(upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(echoing_fields())
+    atlas = start(build_config(upstream.table(), listen={"address": "localhost"}))
+
+    assert atlas.get().status == 200
+
+
+def test_the_start_is_told(start: Start) -> None:
+    atlas = start(GOOD)
+
+    assert f"Atlas {atlas_pkg.__version__}" in atlas.log
+    assert "upstream a at 127.0.0.1:3000, weight 2" in atlas.log
+    assert "strategy round_robin" in atlas.log

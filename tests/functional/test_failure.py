@@ -1,0 +1,444 @@
+"""What one party's failure costs the others: nothing, or exactly what was under way."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes import Conversation, Upstream, answering, build_answer, named, silent
+from tests.functional.conftest import Start
+from tests.toolkit import (
+    ROOT,
+    Answer,
+    Cut,
+    Program,
+    Threads,
+    build_config,
+    find_program,
+    wait_until,
+)
+
+ROUND_ROBIN = {"strategy": "round_robin"}
+
+
+class UpstreamProcess:
+    """An upstream that can be killed, stopped and started again on the same port."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.port = name, 0
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "tests.fakes", self.name, str(self.port)]
+        self.program = Program(command, cwd=ROOT)
+        wait_until(lambda: self.program.printed, "the upstream to listen")
+        self.port = int(self.program.printed[0])
+
+    def table(self) -> dict[str, object]:
+        return {"name": self.name, "address": "127.0.0.1", "port": self.port}
+
+    def kill(self) -> None:
+        self.program.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def mortal() -> Iterator[UpstreamProcess]:
+    upstream = UpstreamProcess("mortal")
+    yield upstream
+    upstream.program.end()
+
+
+@pytest.fixture
+def a(upstreams: contextlib.ExitStack) -> Upstream:
+    return upstreams.enter_context(named("A"))
+
+
+@pytest.fixture
+def stuck(upstreams: contextlib.ExitStack) -> Upstream:
+    return upstreams.enter_context(silent("stuck"))
+
+
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def test_a_killed_upstream_costs_what_it_was_serving_and_returns(
+    mortal: UpstreamProcess, a: Upstream, start: Start
+) -> None:
+    atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN))
+    is_over = threading.Event()
+    phases: dict[str, list[Answer]] = {"whole": [], "dying": [], "dead": [], "back": []}
+    phase = "whole"
+
+    def load() -> None:
+        with atlas.client() as client:
+            while not is_over.is_set():
+                during = phase
+                answer = client.get()
+                if during == phase:
+                    phases[during].append(answer)
+
+    threads = Threads()
+    for _ in range(8):
+        threads.start(load)
+    wait_until(lambda: len(phases["whole"]) > 200, "answers")
+    phase = "dying"
+    mortal.kill()
+    phase = "dead"
+    wait_until(lambda: len(phases["dead"]) > 200, "answers without the upstream")
+    mortal.start()
+    phase = "back"
+    wait_until(lambda: len(phases["back"]) > 200, "answers after its return")
+    is_over.set()
+    threads.join()
+
+    assert {answer.status for answer in phases["whole"]} == {200}
+    assert {answer.status for answer in phases["dead"]} == {200, 502}
+    failed = sum(answer.status == 502 for answer in phases["dead"])
+    assert abs(failed / len(phases["dead"]) - 0.5) < 0.1  # its share and no more
+    assert {answer.status for answer in phases["back"]} == {200}
+    assert {answer.text for answer in phases["back"]} == {"A", "mortal"}
+
+
+def test_a_refused_connection_is_502_at_once_and_logged_once(a: Upstream, start: Start) -> None:
+    dead = {"name": "dead", "address": "127.0.0.1", "port": closed_port()}
+    atlas = start(build_config(dead, a.table(), routing=ROUND_ROBIN))
+
+    began = time.monotonic()
+    with atlas.client() as client:
+        answers = [client.get() for _ in range(40)]
+    duration = time.monotonic() - began
+
+    assert [answer.status for answer in answers] == [502, 200] * 20
+    assert all("dead" not in answer.text for answer in answers)
+    assert duration < 5
+    atlas.wait_for("upstream dead connect: connection refused")
+    assert atlas.count("upstream dead") == 2  # its line at the start and one warning
+
+
+def test_an_upstream_stopped_by_a_signal_is_504_and_serves_again(
+    mortal: UpstreamProcess, a: Upstream, start: Start
+) -> None:
+    limits = {"upstream_head": 0.5}
+    atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN, timeouts=limits))
+    with atlas.client() as client:
+        assert [client.get().text for _ in range(2)] == ["mortal", "A"]
+
+        mortal.program.send_signal(signal.SIGSTOP)
+        stopped = [client.get().status for _ in range(4)]
+        mortal.program.send_signal(signal.SIGCONT)
+        again = [client.get().text for _ in range(4)]
+
+    assert stopped == [504, 200, 504, 200]
+    assert again == ["mortal", "A", "mortal", "A"]
+
+
+def test_a_stalled_upstream_is_504_and_others_do_not_wait(
+    stuck: Upstream, a: Upstream, start: Start, gate: dict[str, str]
+) -> None:
+    atlas = start(
+        build_config(
+            stuck.table(), a.table(), routing=ROUND_ROBIN, timeouts={"upstream_head": 1.0}
+        ),
+        env=gate,
+    )
+    with atlas.client() as waiting:
+        began = time.monotonic()
+        waiting.send_head()
+        wait_until(lambda: stuck.requests, "the request to reach its upstream")
+        assert atlas.get().text == "A"
+        assert time.monotonic() - began < 0.9
+
+        assert waiting.read_answer().status == 504
+        assert 0.9 < time.monotonic() - began < 5
+
+
+def test_a_drip_of_a_head_does_not_extend_the_deadline(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def serve(conversation: Conversation) -> None:
+        conversation.read_head()
+        conversation.sock.settimeout(0.1)
+        for byte in b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 1000:
+            conversation.send(bytes([byte]))
+            if has_ended(conversation):
+                return
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(build_config(upstream.table(), timeouts={"upstream_head": 1.0}))
+
+    began = time.monotonic()
+    with atlas.client(timeout=4) as client:
+        assert client.get().status == 504
+    assert time.monotonic() - began < 3
+
+
+def has_ended(conversation: Conversation) -> bool:
+    try:
+        return not conversation.sock.recv(1)
+    except TimeoutError:
+        return False
+
+
+def test_a_connection_that_nobody_answers_is_504(start: Start, a: Upstream) -> None:
+    # A full backlog: the kernel drops what comes, as a machine that is gone would.
+    with contextlib.ExitStack() as stack:
+        hole = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(hole.getsockname())
+        table = {"name": "hole", "address": "127.0.0.1", "port": hole.getsockname()[1]}
+        atlas = start(
+            build_config(table, a.table(), routing=ROUND_ROBIN, timeouts={"connect": 0.5})
+        )
+
+        began = time.monotonic()
+        assert [atlas.get().status for _ in range(4)] == [504, 200, 504, 200]
+        assert 0.9 < time.monotonic() - began < 5
+
+
+def test_a_body_that_stalls_cuts_the_client(upstreams: contextlib.ExitStack, start: Start) -> None:
+    def serve(conversation: Conversation) -> None:
+        conversation.read_head()
+        conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+        conversation.wait_for_end()
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(build_config(upstream.table(), timeouts={"upstream_body": 0.5}))
+
+    with pytest.raises((Cut, ConnectionError)):
+        atlas.get()
+
+
+@pytest.mark.parametrize("way", ["close", "reset"])
+def test_a_client_that_leaves_frees_its_upstream(way: str, stuck: Upstream, start: Start) -> None:
+    atlas = start(build_config(stuck.table()))
+
+    client = atlas.client()
+    client.send_head()
+    wait_until(lambda: stuck.requests, "the request to reach its upstream")
+    if way == "reset":
+        Conversation(client.sock).reset()
+    client.close()
+
+    wait_until(lambda: not stuck.connected, "the upstream to be freed", timeout=5)
+
+
+def test_a_client_that_leaves_in_its_upload_frees_its_upstream(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def serve(conversation: Conversation) -> None:
+        request = conversation.read_head()
+        assert request
+        upstream.count()
+        for _ in conversation.read_body(request):
+            pass
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(build_config(upstream.table()))
+
+    with atlas.client() as client:
+        client.send_head("POST", Content_Length="1000")
+        client.send(b"half")
+        wait_until(lambda: upstream.requests, "the request to reach its upstream")
+
+    wait_until(lambda: not upstream.connected, "the upstream to be freed", timeout=5)
+
+
+def test_a_client_that_does_not_read_is_let_go(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    endless = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (1 << 20)
+
+    def serve(conversation: Conversation) -> None:
+        conversation.read_head()
+        upstream.count()
+        while True:
+            conversation.send(endless)
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(build_config(upstream.table(), timeouts={"client_write": 0.5}))
+
+    with atlas.client() as client:
+        client.send_head()
+        wait_until(lambda: upstream.requests, "the request to reach its upstream")
+        wait_until(lambda: not upstream.connected, "the upstream to be freed", timeout=10)
+
+
+@pytest.mark.parametrize("sent", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: example.test\r\n"])
+def test_a_slow_head_is_408(sent: bytes, a: Upstream, start: Start, gate: dict[str, str]) -> None:
+    atlas = start(build_config(a.table(), timeouts={"client_head": 0.5}), env=gate)
+
+    with atlas.client() as client:
+        client.send(sent)
+        answer = client.read_answer()
+
+        assert (answer.status, answer.get("Connection")) == (408, "close")
+        assert client.is_closed()
+
+
+def test_a_drip_of_a_request_head_does_not_extend_its_deadline(a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table(), timeouts={"client_head": 0.5}))
+    began = time.monotonic()
+
+    with atlas.client() as client:
+        client.send(b"GET / HTTP/1.1\r\nX-Long: ")
+        client.sock.settimeout(0.05)
+        head = b""
+        while not head:
+            client.send(b"x")
+            with contextlib.suppress(TimeoutError):
+                head = client.sock.recv(65536)
+            assert time.monotonic() - began < 10
+
+    assert head.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("framing", ["Content-Length: 100", "Transfer-Encoding: chunked"])
+def test_a_slow_body_is_408(framing: str, upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(named("A"))
+    atlas = start(build_config(upstream.table(), timeouts={"client_body": 0.5}))
+
+    with atlas.client() as client:
+        client.send(f"POST / HTTP/1.1\r\nHost: example.test\r\n{framing}\r\n\r\n".encode())
+        client.send(b"5\r\nhello\r\n" if "chunked" in framing else b"half")
+
+        assert client.read_answer().status == 408
+    wait_until(lambda: not upstream.connected, "the upstream to be freed")
+    assert upstream.requests == 0
+
+
+def test_idle_clients_are_closed_in_time(a: Upstream, start: Start, gate: dict[str, str]) -> None:
+    atlas = start(build_config(a.table(), timeouts={"client_idle": 0.5}), env=gate)
+
+    with atlas.client() as used, atlas.client() as mute:
+        used.get()
+        began = time.monotonic()
+
+        assert used.is_closed()
+        assert mute.is_closed()
+        assert 0.3 < time.monotonic() - began < 5
+    # New connections get the old descriptors' numbers, and must not be taken for the old ones.
+    for _ in range(5):
+        with atlas.client() as client:
+            assert client.get().text == "A"
+
+
+def test_beyond_the_connection_limit_clients_wait_and_are_served(a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table(), listen={"max_connections": 3}))
+
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(atlas.client()) for _ in range(3)]
+        assert [client.get().status for client in first] == [200] * 3
+        late = stack.enter_context(atlas.client())
+        late.send_head()
+        atlas.wait_for("listen.max_connections")
+        late.sock.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            late.sock.recv(1, socket.MSG_PEEK)
+
+        first[0].close()
+        late.sock.settimeout(20)
+        head = late.sock.recv(65536)
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert atlas.count("listen.max_connections") == 1
+
+
+def test_without_descriptors_atlas_says_so_once_and_recovers(a: Upstream, start: Start) -> None:
+    prlimit = find_program("prlimit")
+    if prlimit is None:
+        pytest.skip("prlimit is not installed")
+    atlas = start(build_config(a.table()), prefix=(prlimit, "--nofile=60:60"))
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(80):
+            stack.enter_context(atlas.client())
+        atlas.wait_for("cannot accept")
+        cpu_before = atlas.cpu
+        quiet_until = time.monotonic() + 0.5
+        wait_until(lambda: time.monotonic() > quiet_until)
+        assert atlas.cpu - cpu_before < 30  # of 50 ticks: it rests meanwhile
+
+    wait_until(lambda: atlas.get().text == "A", "service to go on")
+    assert atlas.count("cannot accept") == 1
+
+
+def test_more_clients_than_the_usual_limit_of_descriptors(a: Upstream, start: Start) -> None:
+    prlimit = find_program("prlimit")
+    if prlimit is None:
+        pytest.skip("prlimit is not installed")
+    atlas = start(build_config(a.table()), prefix=(prlimit, "--nofile=100:1000"))
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            stack.enter_context(atlas.client())
+
+        assert atlas.get().text == "A"
+    assert "cannot accept" not in atlas.log
+
+
+def test_nothing_leaks(upstreams: contextlib.ExitStack, start: Start) -> None:
+    # Every way for an exchange to end, many times: descriptors and threads come back.
+    def serve(conversation: Conversation) -> None:
+        while request := conversation.read_head():
+            match request.target:
+                case "/cut":
+                    conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+                    return
+                case "/reset":
+                    conversation.reset()
+                    return
+                case "/garbage":
+                    conversation.send(b"garbage\r\n\r\n")
+                    return
+                case _:
+                    conversation.send(build_answer(b"fine"))
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(build_config(upstream.table(), timeouts={"client_head": 1.0}))
+    targets = ["/", "/cut", "/reset", "/garbage", "/leave", "/half"]
+
+    def load(seed: int) -> None:
+        dice = random.Random(seed)
+        for _ in range(60):
+            with atlas.client() as client:
+                target = dice.choice(targets)
+                if target == "/half":
+                    client.send(b"GET / HTTP/1.1\r\n")
+                    continue
+                client.send_head("GET", target)
+                if target != "/leave":
+                    with contextlib.suppress(Cut, ConnectionError):
+                        client.read_answer()
+
+    atlas.get()
+    before = atlas.descriptors
+    threads = Threads()
+    for seed in range(16):
+        threads.start(load, seed)
+    threads.join()
+
+    # The kept workers may hold an idle upstream connection each.
+    wait_until(lambda: atlas.descriptors <= before + 8, "descriptors to be given back")
+    assert atlas.get().text == "fine"
+
+
+def test_thirty_bad_answers_do_not_stop_the_next_good_one(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    bad = upstreams.enter_context(answering(b"garbage\r\n\r\n", name="bad"))
+    good = upstreams.enter_context(named("good"))
+    atlas = start(build_config(bad.table(), good.table(), routing=ROUND_ROBIN))
+
+    assert [atlas.get().status for _ in range(60)] == [502, 200] * 30

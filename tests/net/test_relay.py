@@ -1,0 +1,197 @@
+"""Bytes from one socket to another, one way and both ways."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from atlas_pkg.errors import Side, StreamError
+from atlas_pkg.net.relay import Relay, Tunnel
+from atlas_pkg.net.stream import Stream, set_patience
+
+
+@dataclass
+class Line:
+    """Client and upstream, with Atlas's ends of both connections between them."""
+
+    client: socket.socket
+    near_client: Stream
+    near_upstream: Stream
+    upstream: socket.socket
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    client, near_client = socket.socketpair()
+    near_upstream, upstream = socket.socketpair()
+    for near in (near_client, near_upstream):
+        set_patience(near, receive=0.02, send=0.02)
+    for far in (client, upstream):
+        far.settimeout(20)
+    yield Line(
+        client, Stream(near_client, Side.CLIENT), Stream(near_upstream, Side.UPSTREAM), upstream
+    )
+    for sock in (client, near_client, near_upstream, upstream):
+        sock.close()
+
+
+def read_all(sock: socket.socket, count: int) -> bytes:
+    """Read `count` bytes, or fewer at the end of input."""
+    received = bytearray()
+    while len(received) < count and (piece := sock.recv(count - len(received))):
+        received += piece
+    return bytes(received)
+
+
+def copy(line: Line, count: int, timeout: float = 20.0) -> None:
+    Relay().copy(
+        line.near_upstream, line.near_client, count, read_timeout=timeout, write_timeout=timeout
+    )
+
+
+class Running(threading.Thread):
+    """Runs a tunnel; `error` is what ended it, if not both sides."""
+
+    def __init__(self, line: Line, idle_limit: float = 30.0) -> None:
+        super().__init__()
+        self._tunnel = Tunnel(line.near_client, line.near_upstream, idle_limit)
+        self.error: StreamError | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._tunnel.run()
+        except StreamError as error:
+            self.error = error
+
+
+@pytest.mark.parametrize("count", [1, 262_144, 3_000_000])
+def test_exactly_so_many_bytes_are_moved(count: int, line: Line) -> None:
+    data = bytes(range(256)) * (count // 256 + 1)
+    writing = threading.Thread(target=line.upstream.sendall, args=(data[:count] + b"more",))
+    received: list[bytes] = []
+    reading = threading.Thread(target=lambda: received.append(read_all(line.client, count)))
+    writing.start()
+    reading.start()
+
+    copy(line, count)
+    writing.join(20)
+    reading.join(20)
+
+    assert received == [data[:count]]
+    assert line.near_upstream.receive(20.0) == b"more"
+
+
+def test_input_that_ends_early_is_a_failure_of_its_side(line: Line) -> None:
+    line.upstream.sendall(b"half")
+    line.upstream.close()
+
+    with pytest.raises(StreamError) as caught:
+        copy(line, 8)
+
+    assert (caught.value.side, caught.value.timed_out) == (Side.UPSTREAM, False)
+    assert line.client.recv(9) == b"half"
+
+
+def test_input_that_stalls_is_a_failure_in_time(line: Line) -> None:
+    line.upstream.sendall(b"half")
+    began = time.monotonic()
+
+    with pytest.raises(StreamError) as caught:
+        copy(line, 8, 0.2)
+
+    assert (caught.value.side, caught.value.timed_out) == (Side.UPSTREAM, True)
+    assert time.monotonic() - began < 5
+
+
+def test_a_tunnel_carries_both_ways_and_ends_with_both(line: Line) -> None:
+    tunnel = Running(line)
+
+    line.client.sendall(b"ping")
+    assert read_all(line.upstream, 4) == b"ping"
+    line.upstream.sendall(b"pong")
+    assert read_all(line.client, 4) == b"pong"
+    line.client.shutdown(socket.SHUT_WR)
+    assert line.upstream.recv(1) == b""
+    line.upstream.sendall(b"last")
+    line.upstream.shutdown(socket.SHUT_WR)
+
+    assert read_all(line.client, 99) == b"last"
+    tunnel.join(20)
+    assert not tunnel.is_alive()
+    assert tunnel.error is None
+
+
+def test_what_was_read_too_early_goes_first(line: Line) -> None:
+    line.near_client.buffered, line.near_upstream.buffered = b"from client ", b"from upstream "
+    tunnel = Running(line)
+    line.client.sendall(b"more")
+    line.upstream.sendall(b"more")
+
+    assert read_all(line.upstream, 16) == b"from client more"
+    assert read_all(line.client, 18) == b"from upstream more"
+    line.client.close()
+    line.upstream.close()
+    tunnel.join(20)
+
+
+def test_sides_that_both_send_before_they_read_do_not_lock_up(line: Line) -> None:
+    data = bytes(range(256)) * 20_000
+    tunnel = Running(line)
+    writers = [
+        threading.Thread(target=sock.sendall, args=(data,)) for sock in (line.client, line.upstream)
+    ]
+    for writer in writers:
+        writer.start()
+
+    assert read_all(line.client, len(data)) == data
+    assert read_all(line.upstream, len(data)) == data
+    for writer in writers:
+        writer.join(20)
+    line.client.close()
+    line.upstream.close()
+    tunnel.join(20)
+
+
+def test_a_silent_tunnel_ends_in_time(line: Line) -> None:
+    began = time.monotonic()
+    tunnel = Running(line, idle_limit=0.2)
+
+    tunnel.join(20)
+
+    assert tunnel.error is not None
+    assert tunnel.error.timed_out
+    assert 0.15 < time.monotonic() - began < 5
+
+
+def test_a_busy_tunnel_is_not_idle(line: Line) -> None:
+    tunnel = Running(line, idle_limit=0.5)
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        line.client.sendall(b"!")
+        assert line.upstream.recv(1) == b"!"
+        tunnel.join(0.05)
+
+    assert tunnel.is_alive()
+    line.client.close()
+    line.upstream.close()
+    tunnel.join(20)
+
+
+def test_a_waiting_tunnel_uses_no_cpu(line: Line) -> None:
+    # One side has ended and the other is silent: nothing to do, and nothing to spin on.
+    line.client.shutdown(socket.SHUT_WR)
+    began = time.process_time()
+    tunnel = Running(line)
+
+    tunnel.join(0.5)
+
+    assert tunnel.is_alive()
+    assert time.process_time() - began < 0.2
+    line.upstream.close()
+    tunnel.join(20)
