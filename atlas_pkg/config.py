@@ -2,8 +2,9 @@
 
 Read the classes from top to bottom as the reference of the file: a class is a table, a field is
 a key with its type, its range, a note and its default. Every key is live (taken over by a hot
-reload) unless it carries `Mark.RESTART`. Durations are float seconds, sizes are bytes. Below
-them are the few functions that load a file and tell two configurations apart.
+reload) unless it carries `Mark.RESTART`. Durations are float seconds, sizes are bytes. Here are
+the tables that say who is served by whom; those for fine-tuning are in `tables.py`. Below them
+are the few functions that load a file and tell two configurations apart.
 
 Everything is frozen: threads share a configuration without a lock, and a reload swaps it whole.
 
@@ -16,27 +17,54 @@ Not done here: watching the file (`control/reload.py`) and resolving host names.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from atlas_pkg import document, keys, schema, wording
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.keys import Mark
-from atlas_pkg.rules import (
-    HASH_ON,
-    HOST,
-    PRINTABLE,
-    Bytes,
-    FieldPairs,
-    NetworkText,
-    RemovableName,
-    Seconds,
-    SecondsOrZero,
-    between,
-    one_of,
+from atlas_pkg.rules import HASH_ON, HOST, PRINTABLE, SecondsOrZero, between, one_of
+from atlas_pkg.tables import (
+    CircuitBreaker,
+    Forwarding,
+    HealthCheck,
+    Limits,
+    LogConfig,
+    PoolConfig,
+    SlowStart,
+    Sticky,
+    Timeouts,
 )
+
+# Who needs a table looks for it here, wherever it is written down.
+__all__ = [
+    "NOT_YET",
+    "CircuitBreaker",
+    "Config",
+    "Forwarding",
+    "HealthCheck",
+    "Limits",
+    "Listen",
+    "LogConfig",
+    "PoolConfig",
+    "Routing",
+    "SlowStart",
+    "Sticky",
+    "Timeouts",
+    "UpstreamConfig",
+    "build_config",
+    "live_changes",
+    "load_config",
+    "parse_config",
+    "reference",
+    "restart_changes",
+    "summary",
+]
+
+# They send each client to an upstream of its own, so none can be given only some requests.
+_HASHES = frozenset({"ip_hash", "consistent_hash"})
 
 # Documented, but not built yet: refused with a sentence that says so, save for its default. Who
 # builds one deletes its line (and adds the class, the field or the choice that it needs).
@@ -47,29 +75,14 @@ NOT_YET = frozenset(
         "listen.proxy_protocol",
         "listen.root",
         "listen.tls",
-        "listen.workers",
-        "upstreams.backup",
-        "upstreams.health_check",
-        "upstreams.max_connections",
         "upstreams.proxy_protocol",
         "upstreams.resolve",
         "upstreams.tls",
-        "routing.hash_on",
-        "routing.retries",
-        "routing.strategy = consistent_hash",
-        "routing.strategy = ip_hash",
-        "routing.strategy = least_connections",
-        "routing.strategy = power_of_two",
-        "timeouts.queue",
         "timeouts.tls_handshake",
         "log.access",
         "log.format = json",
         "admin",
-        "circuit_breaker",
-        "health_check",
-        "slow_start",
         "static",
-        "sticky",
     }
 )
 
@@ -116,96 +129,31 @@ class UpstreamConfig:
     resolve: Annotated[
         SecondsOrZero, "how often its host name is resolved again; 0 = once, at load"
     ] = 0.0
+    # What is in force for this upstream: its own keys laid over those of `[health_check]`.
+    health_check: HealthCheck | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Routing:
     """`[routing]`: which upstream gets the next request."""
 
-    strategy: Annotated[str, one_of("round_robin", "weighted_round_robin", "random")] = (
-        "round_robin"
-    )
+    strategy: Annotated[
+        str,
+        one_of(
+            "round_robin",
+            "weighted_round_robin",
+            "random",
+            "least_connections",
+            "power_of_two",
+            "ip_hash",
+            "consistent_hash",
+        ),
+    ] = "round_robin"
     hash_on: Annotated[str, HASH_ON, "consistent_hash: what a client is known by"] = "client_ip"
     retries: Annotated[int, between(0, 100), "further upstreams tried when one fails; 0 = none"] = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """`[timeouts]`: how long each party may take, stage by stage."""
-
-    tls_handshake: Annotated[Seconds, "the client's TLS handshake"] = 10.0
-    client_head: Annotated[Seconds, "a whole request head; then 408"] = 10.0
-    client_body: Annotated[Seconds, "between two reads of a request body; then 408"] = 30.0
-    client_write: Annotated[Seconds, "until the client takes more of an answer"] = 60.0
-    # Cloud balancers keep connections for 60 s. Who closes first must be the one in front.
-    client_idle: Annotated[Seconds, "keep-alive between two requests"] = 75.0
-    connect: Annotated[Seconds, "connecting to an upstream; then 504"] = 5.0
-    upstream_head: Annotated[Seconds, "the upstream's response head; then 504"] = 60.0
-    upstream_body: Annotated[Seconds, "between two reads of a response body; then cut"] = 60.0
-    upstream_idle: Annotated[Seconds, "a pooled connection's rest; then closed"] = 60.0
-    tunnel_idle: Annotated[Seconds, "silence in a tunnel (WebSocket)"] = 3600.0
-    queue: Annotated[Seconds, "waiting for a slot under upstreams.max_connections; then 503"] = 5.0
-    drain: Annotated[
-        SecondsOrZero, "finishing requests under way at shutdown; 0 = cut them at once"
-    ] = 30.0
-    pre_drain: Annotated[
-        SecondsOrZero, "accepting after SIGTERM while readiness fails; 0 = stop at once"
-    ] = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """`[limits]`: how much of anything Atlas takes."""
-
-    request_line: Annotated[Bytes, "then 414"] = 8192
-    head: Annotated[Bytes, "request head; then 431"] = 32768
-    fields: Annotated[int, between(1, 10_000), "fields in a request head; then 431"] = 100
-    body: Annotated[int, between(0, 2**63 - 1), "request body, then 413; 0 = unlimited"] = 0
-    requests_per_connection: Annotated[
-        int, between(1, 1_000_000_000), "1 = no keep-alive for clients"
-    ] = 1000
-    upstream_head: Annotated[Bytes, "response head; then 502"] = 65536
-
-
-@dataclass(frozen=True, slots=True)
-class PoolConfig:
-    """`[pool]`: connections kept open to upstreams, counted per thread and upstream."""
-
-    idle: Annotated[int, between(0, 1000), "kept at rest; 0 = a new connection each time"] = 1
-    max_age: Annotated[Seconds, "since it was opened; then closed"] = 3600.0
-    max_requests: Annotated[
-        int, between(1, 1_000_000_000), "sent over one connection; 1 = no reuse"
-    ] = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Forwarding:
-    """`[forwarding]`: what changes in a head on its way through."""
-
-    x_forwarded: Annotated[bool, "set X-Forwarded-For, -Proto and -Host"] = True
-    via: Annotated[bool, "add Via"] = True
-    trusted_proxies: Annotated[
-        tuple[NetworkText, ...],
-        "whose own X-Forwarded-* are believed and appended to; everyone else's are dropped",
-    ] = ()
-    request_id: Annotated[bool, "X-Request-Id: kept from trusted proxies, else made"] = False
-    set_request_fields: Annotated[FieldPairs, "put in place of the client's"] = ()
-    remove_request_fields: tuple[RemovableName, ...] = ()
-    set_response_fields: Annotated[FieldPairs, "put in place of the upstream's"] = ()
-    remove_response_fields: tuple[RemovableName, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class LogConfig:
-    """`[log]`: what Atlas tells."""
-
-    level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
-    access: Annotated[str, PRINTABLE, 'access log: "off", a path, or "-" for standard output'] = (
-        "off"
-    )
-    format: Annotated[str, one_of("combined"), "of the access log"] = "combined"
-
-
+# ruff: noqa: RUF009 - tables as defaults are fine, being frozen; ruff does not look into `tables`
 @dataclass(frozen=True, slots=True)
 class Config:
     """A whole configuration; `path` is the file it came from."""
@@ -219,6 +167,17 @@ class Config:
     pool: PoolConfig = PoolConfig()
     forwarding: Forwarding = Forwarding()
     log: LogConfig = LogConfig()
+    health_check: HealthCheck | None = None
+    circuit_breaker: CircuitBreaker | None = None
+    sticky: Sticky | None = None
+    slow_start: SlowStart | None = None
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield which key does not go with another one, and why."""
+        strategy = self.routing.strategy
+        if self.slow_start is not None and strategy in _HASHES:
+            reason = "a hash cannot spare an upstream in part"
+            yield "slow_start", f'cannot be used with routing.strategy = "{strategy}": {reason}'
 
 
 def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
@@ -240,7 +199,7 @@ def build_config(
 ) -> Config:
     """Check a parsed TOML document; otherwise like `load_config`."""
     try:
-        return schema.read_table(
+        config = schema.read_table(
             Config,
             tables,
             environ=os.environ if environ is None else environ,
@@ -249,6 +208,21 @@ def build_config(
         )
     except ConfigError as error:
         raise ConfigError(f"{path}: {problem}" for problem in error.problems) from None
+    return _lay_health_checks(config, tables)
+
+
+def _lay_health_checks(config: Config, tables: Mapping[str, Any]) -> Config:
+    """Give every upstream the checks in force for it; `tables` tells what its own table names."""
+    upstreams = []
+    for upstream, table in zip(config.upstreams, tables.get("upstreams", ()), strict=True):
+        own, common = upstream.health_check, config.health_check
+        if own is None:
+            own = common
+        elif common is not None:
+            named = keys.named_in(HealthCheck, table["health_check"])
+            own = replace(common, **{name: getattr(own, name) for name in named})
+        upstreams.append(replace(upstream, health_check=own))
+    return replace(config, upstreams=tuple(upstreams))
 
 
 def restart_changes(old: Config, new: Config) -> tuple[str, ...]:

@@ -21,9 +21,9 @@ import enum
 import json
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 _TYPE_WORDS = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -94,6 +94,14 @@ class KeyDoc:
     note: str
 
 
+@runtime_checkable
+class Clashing(Protocol):
+    """A table whose keys can forbid each other something, each being right by itself."""
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield the name of each key that does not go with another one, and why."""
+
+
 def hint_of(annotation: Any) -> Hint:
     """Take an annotation apart into its plain type and what `Annotated` adds."""
     extras: tuple[Any, ...] = ()
@@ -118,6 +126,12 @@ def keys_of(table: Any) -> tuple[Key, ...]:
         for field in dataclasses.fields(cls)
     )
     return tuple(key for key in keys if Mark.GIVEN not in key.hint.marks)
+
+
+def named_in(table: Any, names: Iterable[str]) -> set[str]:
+    """Return the keys of `table` that are among `names`, which may be second spellings."""
+    spellings = set(names)
+    return {key.name for key in keys_of(table) if spellings & {key.name, *key.hint.aliases}}
 
 
 def table_in(hint: Hint) -> Any:

@@ -31,7 +31,16 @@ _FIELD_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _LONGEST_HOST = 253
 
-_HASH_ON = re.compile(rf"client_ip|path|(?:header|cookie):{_TOKEN.pattern}")
+# RFC 9112 §3.2.1: path and query as they go on the wire, everything else percent-encoded.
+_TARGET = re.compile(r"/[!-\"$-~]*")
+
+# RFC 6265 §4.1.1: what the Path attribute of a cookie may hold, without spaces.
+_COOKIE_PATH = re.compile(r"/[!-:<-~]*")
+
+_HOST_FIELD = re.compile(r"(\[[^]]*\]|[^:]*)(?::([0-9]{1,5}))?")
+
+# RFC 9110 §15: three digits, in five classes.
+_STATUS_RANGE = re.compile(r"\s*([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?\s*")
 
 # Fields that frame a message or belong to one connection (RFC 9110 §7.6.1, RFC 9112 §6).
 # Atlas decides them itself; a hand-set one would make two readers disagree about a message.
@@ -98,6 +107,61 @@ def _are_distinct(pairs: Iterable[tuple[str, str]]) -> bool:
     return len(names) == len(set(names))
 
 
+class Statuses:
+    """Status codes written as "200-299,304"; equal where they hold the same codes. Immutable."""
+
+    __slots__ = ("_codes", "_text")
+
+    def __init__(self, text: str) -> None:
+        codes: set[int] = set()
+        for part in text.split(","):
+            match = _STATUS_RANGE.fullmatch(part)
+            low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+            if low > high:
+                raise ValueError(text)
+            codes.update(range(low, high + 1))
+        self._codes = frozenset(codes)
+        self._text = text
+
+    def __contains__(self, status: int) -> bool:
+        return status in self._codes
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Statuses) and self._codes == other._codes
+
+    def __hash__(self) -> int:
+        return hash(self._codes)
+
+    def __str__(self) -> str:
+        return f'"{self._text}"'  # as in the file, for the log
+
+    def __repr__(self) -> str:
+        return f"Statuses({self})"
+
+
+def parse_hash_on(text: str) -> tuple[str, str]:
+    """Split `routing.hash_on` into its kind and the name that "header" and "cookie" carry.
+
+    Raises `ValueError`. The name is empty for "client_ip" and "path".
+    """
+    kind, colon, name = text.partition(":")
+    if kind in {"header", "cookie"}:
+        is_right = bool(_TOKEN.fullmatch(name))
+    else:
+        is_right = kind in {"client_ip", "path"} and not colon
+    if not is_right:
+        raise ValueError(text)
+    return kind, name
+
+
+def _is_host_field(text: str) -> bool:
+    """Is `text` empty, or a host with an optional port?"""
+    match = _HOST_FIELD.fullmatch(text)
+    if match is None or int(match[2] or 1) not in range(1, 65536):
+        return False
+    return not text or bool(parse_host(match[1]))
+
+
 HOST = Rule("an IPv4 or IPv6 address or a host name", parse_host)
 # "10.0.0.1/8" is refused: did its writer mean one address or sixteen million?
 NETWORK = Rule(
@@ -121,8 +185,20 @@ REMOVABLE = _rule(
 DISTINCT_NAMES = _rule("a table that names each field once, in whatever case", _are_distinct)
 HASH_ON = _rule(
     '"client_ip", "path", "header:NAME" or "cookie:NAME"',
-    lambda text: bool(_HASH_ON.fullmatch(text)),
+    lambda text: bool(parse_hash_on(text)),
 )
+STATUSES = Rule('status codes like "200-399" or "200,204,300-302"', Statuses)
+TARGET_OR_NONE = _rule(
+    'empty, or a path that begins with "/", percent-encoded where needed',
+    lambda text: text == "" or bool(_TARGET.fullmatch(text)),
+)
+# RFC 6265 §4.1.1: a token, like the name of a field.
+COOKIE_NAME = _rule("a cookie name", lambda text: bool(_TOKEN.fullmatch(text)))
+COOKIE_PATH = _rule(
+    'a path that begins with "/", without spaces and ";"',
+    lambda text: bool(_COOKIE_PATH.fullmatch(text)),
+)
+HOST_FIELD = _rule("empty, or a host with an optional port", _is_host_field)
 
 # A timeout below a millisecond helps nobody, and the kernel, which counts in microseconds, takes
 # 0 for "wait for ever". The upper end, some thirty years, fits every clock that we hand it to.
@@ -133,6 +209,7 @@ SecondsOrZero = Annotated[float, between(0, _LONGEST)]
 # Buffers of up to 16 MiB: each connection may fill its own.
 Bytes = Annotated[int, between(1, 16 * 1024 * 1024)]
 
+Status = Annotated[int, between(100, 599)]
 NetworkText = Annotated[Network, NETWORK]
 SettableName = Annotated[str, FIELD_NAME, SETTABLE]
 RemovableName = Annotated[str, FIELD_NAME, REMOVABLE]

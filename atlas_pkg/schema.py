@@ -8,8 +8,8 @@ balancing: a new table is a new dataclass, and no line here changes.
 `${NAME}` in a string is taken from the environment before the rules see the string; messages
 show what the file says, not what the environment does, since that is where secrets are.
 
-Not done here: opening files and parsing TOML (`config.py`), the rules themselves (`rules.py`),
-and whatever concerns two keys at once.
+Not done here: opening files and parsing TOML (`document.py`), the rules themselves (`rules.py`).
+Whatever concerns two keys at once the dataclass says itself (`keys.Clashing`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.keys import (
+    Clashing,
     Hint,
     Key,
     Mark,
@@ -58,10 +59,15 @@ def read_table(
     `given` fills the fields marked `Mark.GIVEN`. Raises `ConfigError` with all problems.
     """
     reader = _Reader(environ, not_yet)
-    values = reader.read_keys(keys_of(table), data, "")
-    if reader.problems:
+    keys = keys_of(table)
+    values = reader.read_keys(keys, data, "")
+    built = None
+    if all(key.name in values for key in keys if key.is_required):
+        # A refused key counts as left out here: what clashes without it is told as well.
+        built = reader.build(table, {**values, **(given or {})}, "")
+    if built is None or reader.problems:
         raise ConfigError(reader.problems)
-    return table(**values, **(given or {}))
+    return built
 
 
 class _Reader:
@@ -91,6 +97,14 @@ class _Reader:
             if key.is_required and not {key.name, *key.hint.aliases} & data.keys():
                 self._note(join(where, key.name), f"missing, must be {expected(key.hint)}")
         return values
+
+    def build(self, table: type[T], values: Mapping[str, Any], where: str) -> T:
+        """Build the dataclass `table`, noting which of its keys do not go together."""
+        built = table(**values)
+        if isinstance(built, Clashing):
+            for name, sentence in built.clashes():
+                self._note(join(where, name), sentence)
+        return built
 
     def _note(self, place: str, sentence: str) -> Any:
         """Note a problem; returns what stands for the refused value."""
@@ -184,7 +198,9 @@ class _Reader:
             return self._note(place, f"must be a table, [{place}], got {show(raw)}")
         problems_before = len(self.problems)
         values = self.read_keys(keys_of(table), raw, place)
-        return table(**values) if len(self.problems) == problems_before else _REFUSED
+        if len(self.problems) > problems_before:
+            return _REFUSED
+        return self.build(table, values, place)
 
     def _read_tables(self, table: Any, raw: object, place: str) -> Any:
         if not isinstance(raw, list):
@@ -192,7 +208,7 @@ class _Reader:
         keys = keys_of(table)
         first_places: dict[tuple[str, object], str] = {}
         problems_before = len(self.problems)
-        entries: list[dict[str, Any]] = []
+        entries: list[tuple[dict[str, Any], str]] = []
         for index, item in enumerate(raw):
             item_place = f"{place}[{index}]"
             if not isinstance(item, dict):
@@ -200,10 +216,10 @@ class _Reader:
                 continue
             values = self.read_keys(keys, item, item_place)
             self._check_unique(keys, values, item_place, first_places)
-            entries.append(values)
+            entries.append((values, item_place))
         if len(self.problems) > problems_before:
             return _REFUSED
-        return tuple(table(**values) for values in entries)
+        return tuple(self.build(table, values, item_place) for values, item_place in entries)
 
     def _check_unique(
         self,

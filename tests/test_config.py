@@ -426,7 +426,6 @@ def test_all_mistakes_are_told_at_once() -> None:
     [
         ('[listen]\nmode = "tcp"', 'listen.mode: "tcp" is not yet available'),
         ('[listen]\nmode = "static"', 'listen.mode: "static" is not yet available'),
-        ("[listen]\nworkers = 4", "listen.workers: 4 is not yet available, leave it at 1"),
         (
             '[listen]\nroot = "/srv"',
             'listen.root: "/srv" is not yet available, leave it at "/var/www/html"',
