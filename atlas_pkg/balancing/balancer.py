@@ -1,66 +1,278 @@
-"""Choosing an upstream for one attempt: filter, then strategy, then lease, under one lock.
+"""Choosing an upstream for one attempt: filter, sticky, strategy, lease, under one lock.
 
 The pick and the count are one step: whoever chooses by counts sees every pick made before. No
-I/O happens here, so the lock is held for a few microseconds.
+I/O happens under the lock, so it is held for a few microseconds.
 
-A balancer belongs to one configuration. The next one takes over its `Upstream` objects, its lock
-(requests of both are under way at the same time) and the position of its strategy.
+A balancer belongs to one configuration. The next one takes over its `Upstream` objects and its
+`Ledger`: the lock, the counts and the queue are shared, since requests of both configurations are
+under way at the same time.
+
+Who is available changes rarely, who is chosen changes always. So the list of available members is
+kept, and worked out anew only after something has happened to it (`_is_stale`) or when a breaker's
+time is up (`_next_change`).
 """
 
 from __future__ import annotations
 
-import threading
+import math
+import random
+import time
+from collections.abc import Callable
 
-from atlas_pkg.balancing.strategies import START, STRATEGIES, Member, Position, Strategy
-from atlas_pkg.balancing.upstream import Upstream, identity_of
-from atlas_pkg.config import Config
+from atlas_pkg.balancing.breaker import Breaker
+from atlas_pkg.balancing.lease import ANY, Lease, Ledger, Outcome, Waiter, Wish
+from atlas_pkg.balancing.member import START, Member, Position
+from atlas_pkg.balancing.strategies import STRATEGIES, Strategy
+from atlas_pkg.balancing.upstream import AdminState, Upstream, identity_of
+from atlas_pkg.balancing.verdict import Verdict
+from atlas_pkg.config import Config, HealthCheck
 from atlas_pkg.errors import NoUpstream
 
-
-class Lease:
-    """An upstream reserved for one attempt. Whoever holds it calls `release` once."""
-
-    __slots__ = ("_lock", "upstream")
-
-    def __init__(self, upstream: Upstream, lock: threading.Lock) -> None:
-        self.upstream = upstream
-        self._lock = lock
-
-    def release(self) -> None:
-        """Give the upstream back."""
-        with self._lock:
-            self.upstream.in_flight -= 1
+# The least share of its turns that a recovering upstream gets: enough to warm it up.
+TRICKLE = 0.05
 
 
 class Balancer:
     """Chooses among the upstreams of one configuration. Thread-safe."""
 
-    def __init__(self, config: Config, previous: Balancer | None = None) -> None:
-        # Guards the strategy's state and `in_flight` of every upstream, over all generations.
-        self.lock: threading.Lock = previous.lock if previous else threading.Lock()
+    def __init__(
+        self,
+        config: Config,
+        previous: Balancer | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """Build it; it chooses once `activate` has put it in force."""
+        self._config = config
+        self._clock = clock
+        self._chance = chance
+        self._slow_start = config.slow_start.duration if config.slow_start else 0.0
+        # Its lock guards everything below, too.
+        self.ledger: Ledger = previous.ledger if previous else Ledger()
         known = {upstream.identity: upstream for upstream in previous.upstreams} if previous else {}
-        members = [
-            Member(known.get(identity_of(item)) or Upstream(item), item.weight)
-            for item in config.upstreams
-        ]
-        self.upstreams: tuple[Upstream, ...] = tuple(member.upstream for member in members)
-        self._available = [member for member in members if member.weight > 0]
-        with self.lock:
+        self._members = tuple(
+            Member(known.get(identity_of(item)) or Upstream(item), item, order)
+            for order, item in enumerate(config.upstreams)
+        )
+        self.upstreams: tuple[Upstream, ...] = tuple(member.upstream for member in self._members)
+        self.by_name = {upstream.name: upstream for upstream in self.upstreams}
+        self._member_of = {member.upstream: member for member in self._members}
+        self.new = (
+            []
+            if previous is None
+            else [upstream for upstream in self.upstreams if upstream.identity not in known]
+        )
+        self._has_limits = any(member.max_connections for member in self._members)
+        self._available: list[Member] | None = None  # None: not worked out yet
+        self._has_full = False  # somebody would be available, had it room
+        self._is_stale = True
+        self._next_change = math.inf
+        with self.ledger.lock:
             position = previous.position if previous else START
-            self._strategy: Strategy = STRATEGIES[config.routing.strategy](position)
-            if self._available:
-                self._strategy.prepare(self._available)
+        self._strategy: Strategy = STRATEGIES[config.routing.strategy](position, self._members)
+        if previous is None:
+            self.activate()
 
     @property
     def position(self) -> Position:
         """How far the turns have come. Caller holds the lock."""
         return self._strategy.position
 
-    def lease(self) -> Lease:
-        """Reserve an upstream for one attempt; raises `NoUpstream`."""
+    def activate(self) -> None:
+        """Put this balancer in force: from now on every lease is its choice."""
+        with self.ledger.lock:
+            for upstream, item in zip(self.upstreams, self._config.upstreams, strict=True):
+                settings = self._config.circuit_breaker
+                if settings is None:
+                    upstream.breaker = None
+                elif upstream.breaker is None:
+                    upstream.breaker = Breaker(settings)
+                else:
+                    upstream.breaker.reconfigure(settings)
+                if item.health_check is None:
+                    upstream.is_up, upstream.health_reason = True, ""
+                elif upstream in self.new:
+                    upstream.is_up, upstream.health_reason = False, "waits for its first probe"
+            self.ledger.chooser = self
+            self._is_stale = True
+            self.ledger.serve_queue()
+
+    def lease(self, wish: Wish = ANY, *, is_gone: Callable[[], bool] | None = None) -> Lease:
+        """Reserve an upstream for one attempt; raises `NoUpstream`.
+
+        Blocks only where all that are available are full: then for `timeouts.queue` at most, or
+        until `is_gone` (asked now and then) says that nobody waits for the answer any more.
+        """
+        ledger = self.ledger
+        with ledger.lock:
+            # The newest list counts, also for a request that began under an older one.
+            chooser = ledger.chooser or self
+            lease = chooser.take(wish)
+            if lease is not None:
+                return lease
+            if not chooser.may_wait(wish):
+                raise NoUpstream
+            waiter = Waiter(wish)
+            ledger.queue.append(waiter)
+        return ledger.wait(waiter, self._config.timeouts.queue, is_gone)
+
+    def take(self, wish: Wish) -> Lease | None:
+        """Choose and count; None when nobody is available with room. Caller holds the lock."""
+        if self._is_stale or (self._next_change < math.inf and self._clock() >= self._next_change):
+            self._refresh()
+        upstream = self._pick(wish)
+        if upstream is None:
+            return None
+        upstream.in_flight += 1
+        self.ledger.in_flight += 1
+        self._note(upstream)
+        if upstream.breaker is None:
+            return Lease(self.ledger, upstream)
+        now = self._clock()
+        ticket = upstream.breaker.begin(now)
+        if not upstream.breaker.may_try(now):
+            self._is_stale = True  # half-open, and its trials are all given out
+        return Lease(self.ledger, upstream, ticket)
+
+    def may_wait(self, wish: Wish) -> bool:
+        """Is there somebody who is merely full? Caller holds the lock."""
+        return self._has_full or (wish.sticky is not None and self._keeps(wish.sticky))
+
+    def note_end(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> str:
+        """An attempt has ended; returns news for the log. Caller holds the lock."""
+        self._note(upstream)
+        breaker = upstream.breaker
+        if breaker is None or ticket is None:
+            return ""
+        now = self._clock()
+        could_try = breaker.may_try(now)
+        news = ""
+        if outcome is Outcome.SUCCESS:
+            if breaker.succeed(ticket):
+                self._begin_recovery(upstream, now)
+                news = "circuit breaker closed"
+        elif outcome is Outcome.FAILURE and self._has_other(upstream, now):
+            if breaker.fail(ticket, now):
+                news = f"circuit breaker open for {(breaker.reopens_at or now) - now:g} s"
+        else:
+            breaker.abandon(ticket)  # the last one available is never taken out
+        self._is_stale |= could_try != breaker.may_try(now) or bool(news)
+        return news
+
+    def note_probe(self, upstream: Upstream, verdict: Verdict) -> None:
+        """Take note of a health check; one that was passed also closes the circuit breaker."""
+        with self.ledger.lock:
+            has_changed = verdict.is_up != upstream.is_up
+            if verdict.has_passed and upstream.breaker is not None:
+                has_changed |= upstream.breaker.pass_probe()
+            upstream.is_up, upstream.health_reason = verdict.is_up, verdict.reason
+            if has_changed:
+                if verdict.is_up:
+                    self._begin_recovery(upstream, self._clock())
+                self._changed()
+
+    def set_admin_state(self, upstream: Upstream, state: AdminState) -> None:
+        """Take an upstream out of rotation or back in, by an administrator's word."""
+        with self.ledger.lock:
+            upstream.admin_state = state
+            self._changed()
+
+    def set_weight(self, upstream: Upstream, weight: int | None) -> None:
+        """Override the configured weight, or return to it (None)."""
+        with self.ledger.lock:
+            upstream.weight_override = weight
+            self._available = None  # the same members, but with other weights
+            self._changed()
+
+    def health_checks(self) -> list[tuple[Upstream, HealthCheck]]:
+        """The upstreams that are to be probed, and how."""
+        pairs = zip(self.upstreams, self._config.upstreams, strict=True)
+        return [(upstream, item.health_check) for upstream, item in pairs if item.health_check]
+
+    def describe(self) -> list[str]:
+        """A line about every upstream, for the log."""
+        with self.ledger.lock:
+            now = self._clock()
+            return [_describe(member, now) for member in self._members]
+
+    def _changed(self) -> None:
+        """Something about an upstream is different. Caller holds the lock."""
+        self._is_stale = True
+        self.ledger.serve_queue()
+
+    def _pick(self, wish: Wish) -> Upstream | None:
+        """Sticky first, then the strategy. Caller holds the lock."""
+        if wish.sticky is not None and self._keeps(wish.sticky):
+            return wish.sticky if self._member_of[wish.sticky].has_room else None
         if not self._available:
-            raise NoUpstream
-        with self.lock:
-            upstream = self._strategy.choose()
-            upstream.in_flight += 1
-        return Lease(upstream, self.lock)
+            return None
+        upstream = self._strategy.choose(wish.key, wish.excluded)
+        if upstream is None or upstream.recovered_at is None:
+            return upstream
+        # Slow start: pass it over as often as is still missing to its full share.
+        age = self._clock() - upstream.recovered_at
+        if age >= self._slow_start:
+            upstream.recovered_at = None
+        elif self._chance() >= max(TRICKLE, age / self._slow_start):
+            return self._strategy.choose(wish.key, {*wish.excluded, upstream}) or upstream
+        return upstream
+
+    def _keeps(self, upstream: Upstream) -> bool:
+        """Does a client that belongs to `upstream` stay with it? Weight 0 and drain keep it."""
+        member = self._member_of.get(upstream)
+        return member is not None and member.is_alive(self._clock())
+
+    def _has_other(self, upstream: Upstream, now: float) -> bool:
+        return any(
+            member.upstream is not upstream and member.takes_new_clients(now)
+            for member in self._members
+        )
+
+    def _begin_recovery(self, upstream: Upstream, now: float) -> None:
+        if self._slow_start:
+            upstream.recovered_at = now
+
+    def _note(self, upstream: Upstream) -> None:
+        """Requests in flight to `upstream` have changed by one. Caller holds the lock."""
+        if self._strategy.wants_counts:
+            self._strategy.note(upstream)
+        if not self._has_limits:
+            return
+        member = self._member_of.get(upstream)
+        # Full now, or full until now.
+        if member is not None and 0 <= member.max_connections - upstream.in_flight <= 1:
+            self._is_stale = True
+
+    def _refresh(self) -> None:
+        """Work out who is available. Caller holds the lock."""
+        now = self._clock()
+        usable = [member for member in self._members if member.takes_new_clients(now)]
+        usable = [member for member in usable if not member.is_backup] or usable
+        available = [member for member in usable if member.has_room]
+        self._has_full = len(available) < len(usable)
+        if available != self._available:
+            self._available = available
+            self._strategy.prepare(available)
+        breakers = (member.upstream.breaker for member in self._members)
+        reopening = (breaker.reopens_at for breaker in breakers if breaker is not None)
+        self._next_change = min(
+            (instant for instant in reopening if instant is not None and instant > now),
+            default=math.inf,
+        )
+        self._is_stale = False
+
+
+def _describe(member: Member, now: float) -> str:
+    upstream = member.upstream
+    facts = [
+        f"weight {member.weight}",
+        f"{upstream.in_flight} in flight",
+        upstream.admin_state.value,
+        "up" if upstream.is_up else f"down ({upstream.health_reason})",
+    ]
+    if upstream.breaker is not None:
+        facts.append(f"breaker {upstream.breaker.state(now).value}")
+    if member.is_backup:
+        facts.append("backup")
+    return f"upstream {upstream.name}: {', '.join(facts)}"

@@ -1,9 +1,12 @@
 """All ways to choose an upstream, one small class each, registered by name.
 
-A strategy sees only the upstreams that are available. `prepare` tells it who they are, and with
-which weights, whenever that changes; `choose` is then called for every request and has to be
-quick with a thousand upstreams as well. The balancer calls both under its lock, so a strategy
-needs none.
+A strategy sees only the upstreams that are available and have room. `prepare` tells it who they
+are whenever that changes; `choose` is called for every request and has to be quick with a thousand
+upstreams as well. Strategies that look at requests in flight are told of every change (`note`). The
+balancer calls all of it under its lock, so a strategy needs none.
+
+`excluded` are upstreams to leave out this once: those that a retry has tried already, or that are
+being spared after a recovery. It is nearly always empty.
 
 After a reload the new strategy is handed the `position` of the old one: a round robin that began
 anew with every reload would send all first requests to the first upstream. A position is the last
@@ -12,67 +15,73 @@ turn taken; which upstreams' turns come next is worked out from the new list.
 
 from __future__ import annotations
 
+import bisect
 import heapq
+import itertools
 import random
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
+from atlas_pkg.balancing.hashing import LOAD_BOUND, ConsistentHash
+from atlas_pkg.balancing.member import START, Member, Position
 from atlas_pkg.balancing.upstream import Upstream
 
-
-class Position(NamedTuple):
-    """How far the turns have come: where the last one lies, and the place in the file of its
-    upstream. Tuples compare in the order of the turns."""
-
-    place: float
-    order: int
-
-
-# Before the first turn of all.
-START = Position(0.0, -1)
-
-
-class Member:
-    """An upstream as one configuration sees it."""
-
-    __slots__ = ("upstream", "weight")
-
-    def __init__(self, upstream: Upstream, weight: int) -> None:
-        self.upstream = upstream
-        self.weight = weight
+# A random choice that hits an excluded upstream is drawn again so often before we list the rest.
+_DRAWS = 8
 
 
 class Strategy(Protocol):
-    """A way to choose."""
+    """A way to choose. Caller holds the balancer's lock."""
+
+    # Must `note` be called?
+    wants_counts: bool
 
     @property
     def position(self) -> Position:
         """The last turn taken, for the next configuration to go on from."""
 
     def prepare(self, members: Sequence[Member]) -> None:
-        """Take note of the available upstreams, never none. Caller holds the balancer's lock."""
+        """Take note of the upstreams to choose from."""
 
-    def choose(self) -> Upstream:
-        """Pick one of the prepared upstreams. Caller holds the balancer's lock."""
+    def choose(self, key: bytes, excluded: Collection[Upstream], /) -> Upstream | None:
+        """Pick one for the client identified by `key`; None if all are excluded.
+
+        Equal keys land together where the strategy promises it.
+        """
+
+    def note(self, upstream: Upstream) -> None:
+        """Its requests in flight have changed."""
 
 
 class RoundRobin:
     """One after the other, in the order of the file: A B C A B C. Ignores weights."""
 
+    wants_counts = False
+
     def __init__(self, position: Position = START) -> None:
-        self._upstreams: list[Upstream] = []
+        self._members: Sequence[Member] = ()
         self._last = position.order
+        self._next = 0
 
     @property
     def position(self) -> Position:
         return Position(0.0, self._last)
 
     def prepare(self, members: Sequence[Member]) -> None:
-        self._upstreams = [member.upstream for member in members]
+        self._members = members
+        self._next = bisect.bisect_right([member.order for member in members], self._last)
 
-    def choose(self) -> Upstream:
-        self._last = (self._last + 1) % len(self._upstreams)
-        return self._upstreams[self._last]
+    def choose(self, _: bytes, excluded: Collection[Upstream]) -> Upstream | None:
+        for _unused in self._members:
+            member = self._members[self._next % len(self._members)]
+            self._next = self._next % len(self._members) + 1
+            if not excluded or member.upstream not in excluded:
+                self._last = member.order
+                return member.upstream
+        return None
+
+    def note(self, upstream: Upstream) -> None:
+        """Requests in flight do not matter here."""
 
 
 class WeightedRoundRobin:
@@ -88,6 +97,8 @@ class WeightedRoundRobin:
     Queueing", INFOCOM 1996.
     """
 
+    wants_counts = False
+
     def __init__(self, position: Position = START) -> None:
         self._last: tuple[float, int] = position
         # (where the turn lies, order in the file, number of the turn, member)
@@ -99,30 +110,45 @@ class WeightedRoundRobin:
 
     def prepare(self, members: Sequence[Member]) -> None:
         self._turns = []
-        for order, member in enumerate(members):
+        for member in members:
             # The first turn that comes after the last one taken. Rounding may put the guess one
             # too low, and of turns at the same place the earlier ones may be taken already.
             turn = max(1, int(self._last[0] * member.weight + 0.5))
-            while (_turn_position(turn, member.weight), order) <= self._last:
+            while (_turn_place(turn, member.weight), member.order) <= self._last:
                 turn += 1
-            self._turns.append((_turn_position(turn, member.weight), order, turn, member))
+            self._turns.append((_turn_place(turn, member.weight), member.order, turn, member))
         heapq.heapify(self._turns)
 
-    def choose(self) -> Upstream:
+    def choose(self, _: bytes, excluded: Collection[Upstream]) -> Upstream | None:
+        spared = []
+        while self._turns and excluded and self._turns[0][3].upstream in excluded:
+            spared.append(heapq.heappop(self._turns))  # it keeps its turn for the next time
+        chosen = self._take_turn() if self._turns else None
+        for turn in spared:
+            heapq.heappush(self._turns, turn)
+        return chosen
+
+    def _take_turn(self) -> Upstream:
         place, order, turn, member = self._turns[0]
-        self._last = (place, order)
-        following = _turn_position(turn + 1, member.weight)
+        # A turn that was spared lies behind: time does not go back for it.
+        self._last = max(self._last, (place, order))
+        following = _turn_place(turn + 1, member.weight)
         heapq.heapreplace(self._turns, (following, order, turn + 1, member))
         return member.upstream
 
+    def note(self, upstream: Upstream) -> None:
+        """Requests in flight do not matter here."""
 
-def _turn_position(turn: int, weight: int) -> float:
+
+def _turn_place(turn: int, weight: int) -> float:
     """Where the turn (1, 2, 3 …) lies; computed afresh each time, so that no error builds up."""
     return (2 * turn - 1) / (2 * weight)
 
 
 class Random:
     """Any of them, each as likely as the others. Needs no coordination between machines."""
+
+    wants_counts = False
 
     def __init__(
         self, position: Position = START, *, generator: random.Random | None = None
@@ -134,13 +160,119 @@ class Random:
     def prepare(self, members: Sequence[Member]) -> None:
         self._upstreams = [member.upstream for member in members]
 
-    def choose(self) -> Upstream:
-        return self._upstreams[int(self._random() * len(self._upstreams))]
+    def choose(self, _: bytes, excluded: Collection[Upstream]) -> Upstream | None:
+        upstreams = self._upstreams
+        if excluded:
+            upstreams = [upstream for upstream in upstreams if upstream not in excluded]
+        return upstreams[int(self._random() * len(upstreams))] if upstreams else None
+
+    def note(self, upstream: Upstream) -> None:
+        """Requests in flight do not matter here."""
 
 
-# The names that `routing.strategy` accepts. Each maker takes the position to go on from.
-STRATEGIES: dict[str, Callable[[Position], Strategy]] = {
-    "round_robin": RoundRobin,
-    "weighted_round_robin": WeightedRoundRobin,
-    "random": Random,
+class LeastConnections:
+    """The one with the fewest requests in flight for its weight; among equals, in turns.
+
+    A heap holds (load, when noted) of each; an entry that a later one has replaced is passed over
+    when it comes up. So a choice costs O(log n), and the count that it adds is seen by the next.
+    """
+
+    wants_counts = True
+
+    def __init__(self, position: Position = START) -> None:
+        self.position = position
+        self._weights: dict[Upstream, int] = {}
+        self._heap: list[tuple[float, int, Upstream]] = []
+        self._latest: dict[Upstream, int] = {}
+        self._counter = itertools.count()
+
+    def prepare(self, members: Sequence[Member]) -> None:
+        self._weights = {member.upstream: member.weight for member in members}
+        self._heap = []
+        self._latest = {}
+        for upstream in self._weights:
+            self.note(upstream)
+
+    def note(self, upstream: Upstream) -> None:
+        weight = self._weights.get(upstream)
+        if weight is None:
+            return  # not available now; `prepare` will count it when it is
+        number = self._latest[upstream] = next(self._counter)
+        heapq.heappush(self._heap, (_load(upstream, weight), number, upstream))
+        if len(self._heap) > 4 * len(self._weights) + 64:
+            latest = self._latest
+            self._heap = [entry for entry in self._heap if latest[entry[2]] == entry[1]]
+            heapq.heapify(self._heap)
+
+    def choose(self, _: bytes, excluded: Collection[Upstream]) -> Upstream | None:
+        spared = []
+        chosen = None
+        while self._heap and chosen is None:
+            number, upstream = self._heap[0][1:]
+            if self._latest[upstream] != number:
+                heapq.heappop(self._heap)
+            elif excluded and upstream in excluded:
+                spared.append(heapq.heappop(self._heap))
+            else:
+                chosen = upstream
+        for entry in spared:
+            heapq.heappush(self._heap, entry)
+        return chosen
+
+
+class PowerOfTwo:
+    """The less loaded of two drawn at random: nearly as even as looking at all of them.
+
+    Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12 (2001).
+    Draws follow the weights, and loads are compared for their weight, as in nginx.
+    """
+
+    wants_counts = False  # counts are read when they are needed
+
+    def __init__(
+        self, position: Position = START, *, generator: random.Random | None = None
+    ) -> None:
+        self.position = position
+        self._members: Sequence[Member] = ()
+        self._sums: list[int] = []  # running totals of the weights
+        self._random = (generator or random.Random()).random
+
+    def prepare(self, members: Sequence[Member]) -> None:
+        self._members = members
+        self._sums = list(itertools.accumulate(member.weight for member in members))
+
+    def choose(self, _: bytes, excluded: Collection[Upstream]) -> Upstream | None:
+        drawn: list[Member] = []
+        for _draw in range(_DRAWS if self._members else 0):
+            at = bisect.bisect(self._sums, self._random() * self._sums[-1])
+            member = self._members[min(at, len(self._members) - 1)]
+            if member not in drawn and member.upstream not in excluded:
+                drawn.append(member)
+            if len(drawn) == 2:
+                break
+        if not drawn:
+            drawn = [member for member in self._members if member.upstream not in excluded]
+        if not drawn:
+            return None
+        return min(drawn, key=lambda member: _load(member.upstream, member.weight)).upstream
+
+    def note(self, upstream: Upstream) -> None:
+        """Counts are read when they are needed."""
+
+
+def _load(upstream: Upstream, weight: int) -> float:
+    """Requests in flight for the weight, were the next one sent there too."""
+    return (upstream.in_flight + 1) / weight
+
+
+# The names that `routing.strategy` accepts. Each maker takes the position to go on from and all
+# members of the configuration, available or not.
+STRATEGIES: dict[str, Callable[[Position, Sequence[Member]], Strategy]] = {
+    "round_robin": lambda position, _: RoundRobin(position),
+    "weighted_round_robin": lambda position, _: WeightedRoundRobin(position),
+    "random": lambda position, _: Random(position),
+    "least_connections": lambda position, _: LeastConnections(position),
+    "power_of_two": lambda position, _: PowerOfTwo(position),
+    "ip_hash": lambda _, members: ConsistentHash(members),
+    "consistent_hash": lambda _, members: ConsistentHash(members, bound=LOAD_BOUND),
 }

@@ -1,19 +1,21 @@
 """One upstream's run-time truth: what is known about it while the program runs.
 
 Configuration comes and goes with reloads; an `Upstream` stays for as long as some configuration
-lists the same name, address and port. So its counts survive, and requests that began under an
-older configuration are still counted in the right place.
+lists the same name, address and port. So counts, verdicts, breaker and administrative state
+survive, and requests that began under an older configuration are still counted in the right place.
 
-What it does not hold: its weight and limits, which belong to a configuration, and its idle
-connections, which belong to the threads that opened them (`pool.py`).
+What it does not hold: its weight and limits, which belong to a configuration (`member.py`), and its
+idle connections, which belong to the threads that opened them (`pool.py`).
 """
 
 from __future__ import annotations
 
+import enum
 import ipaddress
 import socket
 from typing import Any
 
+from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.config import UpstreamConfig
 
 # What identifies an upstream across reloads: name, address, port.
@@ -21,6 +23,14 @@ Identity = tuple[str, str, int]
 
 # One way to reach an upstream: address family and what `socket.connect` takes.
 Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
+
+
+class AdminState(enum.Enum):
+    """What an administrator wants of an upstream."""
+
+    READY = "ready"
+    DRAIN = "drain"  # no new clients; sticky ones stay
+    MAINTENANCE = "maintenance"  # nobody
 
 
 def identity_of(config: UpstreamConfig) -> Identity:
@@ -31,17 +41,36 @@ def identity_of(config: UpstreamConfig) -> Identity:
 class Upstream:
     """One server behind Atlas.
 
-    `in_flight` is guarded by the balancer's lock. `endpoints` is replaced as a whole, never changed
-    in place; it is empty while a host name is not resolved.
+    Everything that changes is guarded by the balancer's lock, but for `endpoints`, which is
+    replaced as a whole; it is empty while a host name is not resolved.
     """
 
-    __slots__ = ("address", "endpoints", "host_field", "in_flight", "name", "port")
+    __slots__ = (
+        "address",
+        "admin_state",
+        "breaker",
+        "endpoints",
+        "health_reason",
+        "host_field",
+        "in_flight",
+        "is_up",
+        "name",
+        "port",
+        "recovered_at",
+        "weight_override",
+    )
 
     def __init__(self, config: UpstreamConfig) -> None:
         self.name = config.name
         self.address = config.address
         self.port = config.port
         self.in_flight = 0
+        self.is_up = True  # the verdict of its health checks
+        self.health_reason = ""
+        self.breaker: Breaker | None = None
+        self.admin_state = AdminState.READY
+        self.weight_override: int | None = None
+        self.recovered_at: float | None = None  # since when it is spared (`[slow_start]`)
         self.endpoints: tuple[Endpoint, ...] = _parse_literal(config.address, config.port)
         host = f"[{config.address}]" if ":" in config.address else config.address
         # What an HTTP/1.0 request without Host is given as one.

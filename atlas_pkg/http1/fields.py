@@ -70,6 +70,11 @@ class Fields:
                 return value.strip(b" \t")
         return None
 
+    def values(self, name: bytes) -> list[bytes]:
+        """All values of the field `name` (lower case), looked up slowly."""
+        lines = (line.partition(b":") for line in self.block.split(b"\r\n"))
+        return [value.strip(b" \t") for found, _, value in lines if found.lower() == name]
+
 
 def without(block: bytes, names: frozenset[bytes]) -> bytes:
     """Build `block` anew without the fields in `names` (lower case)."""

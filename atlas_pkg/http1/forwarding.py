@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Callable
 
 from atlas_pkg.config import Forwarding
 from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
@@ -29,6 +30,7 @@ _FORWARDED = {
     b"x-forwarded-host": b"X-Forwarded-Host",
 }
 
+_COOKIE_LINE = re.compile(rb"(?i)(?<=\n)(cookie:[ \t]*)([^\r]*)\r\n")
 _HOST_LINE = re.compile(rb"(?i)(?<=\n)host:[^\r]*\r\n")
 
 _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
@@ -50,7 +52,11 @@ class Hop:
 class Forwarder:
     """Builds the heads that are sent on, as `[forwarding]` wants them. Immutable, thread-safe."""
 
-    def __init__(self, settings: Forwarding) -> None:
+    def __init__(
+        self, settings: Forwarding, *, filter_cookie: Callable[[bytes], bytes] | None = None
+    ) -> None:
+        """`filter_cookie` takes Atlas's own cookie out of a Cookie value, if there is one."""
+        self._filter_cookie = filter_cookie
         self._trusted_proxies = settings.trusted_proxies
         self._x_forwarded = settings.x_forwarded
         self._via = settings.via
@@ -100,6 +106,8 @@ class Forwarder:
         kept = request.fields.kept
         if self._request_remover is not None:
             kept = self._request_remover.sub(b"", kept)
+        if self._filter_cookie is not None:
+            kept = self._without_own_cookie(kept, self._filter_cookie)
         host = request.host
         parts = [request.method, b" ", request.target, b" HTTP/1.1"]
         if host is not request.fields.host or host is None:
@@ -145,6 +153,28 @@ class Forwarder:
             parts.append(b"Content-Length: %d\r\n" % fields.framing.length)
         parts += (persistence, self._via_line(response.minor), self._set_on_responses, b"\r\n")
         return b"".join(parts)
+
+    def client_address(self, request: Request, hop: Hop) -> bytes:
+        """The client's own address, as far as those in between can be trusted."""
+        if not hop.is_trusted:
+            return hop.address
+        appended = b",".join(request.fields.notable.get(b"x-forwarded-for", [])).split(b",")
+        for entry in reversed(appended):
+            try:
+                ip = ipaddress.ip_address(entry.strip(b" \t").decode("latin-1"))
+            except ValueError:
+                break  # from here on it is anybody's text
+            if not any(ip in network for network in self._trusted_proxies):
+                return str(ip).encode("ascii")
+        return hop.address
+
+    @staticmethod
+    def _without_own_cookie(block: bytes, strip: Callable[[bytes], bytes]) -> bytes:
+        def keep_others(match: re.Match[bytes]) -> bytes:
+            others = strip(match[2])
+            return match[1] + others + b"\r\n" if others else b""
+
+        return _COOKIE_LINE.sub(keep_others, block)
 
     def _via_line(self, minor: int) -> bytes:
         """Via names the version in which the message came to us (RFC 9110 §7.6.3)."""

@@ -155,7 +155,8 @@ class ChunkedDecoder:
         The second part is empty until `is_done`. Raises `MalformedMessage` at the first byte that
         cannot be right; what was decoded before it in this call is lost.
         """
-        if self._pending:
+        judged = len(self._pending)
+        if judged:
             data = self._pending + data
             self._pending = b""
         pieces: list[bytes] = []
@@ -169,14 +170,18 @@ class ChunkedDecoder:
                 continue
             line_end = data.find(b"\n", at)
             if line_end < 0:
-                self._keep_pending(data[at:])
+                self._keep_pending(data[at:], judged if at == 0 else 0)
                 return b"".join(pieces), b""
             self._take_line(data[at : line_end + 1])
             at = line_end + 1
         return b"".join(pieces), data[at:]
 
-    def _keep_pending(self, rest: bytes) -> None:
-        """Keep an incomplete line, unless it can no longer become a good one."""
+    def _keep_pending(self, rest: bytes, judged: int) -> None:
+        """Keep an incomplete line, unless it can no longer become a good one.
+
+        The first `judged` bytes of it have been looked at before: looking again at each piece
+        would make a line that comes byte by byte cost the square of its length.
+        """
         limit = {_Part.SIZE: MAX_CHUNK_LINE, _Part.DATA_END: 1}.get(self._part, MAX_TRAILERS)
         if len(rest) > limit:
             raise MalformedMessage("a chunk line is too long or missing")
@@ -185,7 +190,7 @@ class ChunkedDecoder:
         # Judge what is there already: a hostile client must not keep us waiting with it.
         if self._part is _Part.SIZE and not syntax.CHUNK_START.match(rest):
             raise MalformedMessage("a chunk size is not hexadecimal")
-        if syntax.BAD_LINE_END.search(rest):
+        if syntax.BAD_LINE_END.search(rest, max(0, judged - 1)):
             raise MalformedMessage("a line in the chunked body does not end with CRLF")
         self._pending = rest
 

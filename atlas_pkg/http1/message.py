@@ -229,12 +229,12 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     if match is None:
         raise MalformedMessage("the request line is malformed")
     method, target, major, minor = match.groups()
-    if method == b"CONNECT":
-        raise MalformedMessage("CONNECT is not supported", status=501)
     if major != b"1":
         if major == b"0":
             raise MalformedMessage("the HTTP version is not supported")
         raise MalformedMessage("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
+    if method == b"CONNECT":
+        raise MalformedMessage("CONNECT is not supported", status=501)
     if not syntax.TARGET.fullmatch(target):
         raise MalformedMessage("the request target has a character that is not allowed")
     return method, target, 0 if minor == b"0" else 1

@@ -17,6 +17,7 @@ from collections.abc import Callable
 
 from atlas_pkg.errors import ClientError, ClientGone, NoUpstream, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
+from atlas_pkg.http1.message import Request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.stream import RECEIVE_BYTES
 from atlas_pkg.serving.clients import ClientConnection, Clients
@@ -33,7 +34,14 @@ App = Callable[[Exchange], None]
 LINGER = 2.0
 LINGER_READS = 16
 
-_LEADING_CRLF = re.compile(rb"(?:\r\n)++")
+_LINE_ENDS = re.compile(rb"(?:\r\n)++")
+
+
+def _skip_line_ends(data: bytes) -> bytes:
+    """Drop empty lines before a request: some old clients send one after a body (RFC 9112 §2.2)."""
+    if not data.startswith(b"\r\n"):
+        return data
+    return _LINE_ENDS.sub(b"", data, count=1)
 
 
 class HttpService:
@@ -77,14 +85,14 @@ class HttpService:
         Raises `ClientError` as soon as what has arrived cannot become a good head.
         """
         stream = client.stream
-        data = stream.buffered
+        data = _skip_line_ends(stream.buffered)
         end = data.find(b"\r\n\r\n") + 4 if data else 3
-        if end < 4 or data.startswith(b"\r\n"):
+        if end < 4:
             try:
                 # With part of a head here there is no waiting: the gate does that.
                 more = stream.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT if data else 0)
             except BlockingIOError:
-                self._park(client)
+                self._keep_incomplete(client, data)
                 return None
             except OSError as error:
                 log.debug("%s: connection lost: %s", client.address, error)
@@ -92,10 +100,7 @@ class HttpService:
             if not more:
                 self._clients.close(stream)
                 return None
-            data += more
-            if data.startswith(b"\r\n"):
-                # Some old clients send an extra line end after a body (RFC 9112 §2.2).
-                data = _LEADING_CRLF.sub(b"", data, count=1)
+            data = _skip_line_ends(data + more)
             end = data.find(b"\r\n\r\n") + 4
             if end < 4:
                 self._keep_incomplete(client, data)
@@ -112,13 +117,15 @@ class HttpService:
             raise ClientError(414, "the request line is too long")
         if len(data) > config.limits.head:
             raise ClientError(431, "the request head is too large")
-        if syntax.BAD_LINE_END.search(data):
+        # What was judged before is not judged again, or a head byte by byte would cost its square.
+        begin = max(0, len(client.stream.buffered) - 1) if client.has_begun_head else 0
+        if syntax.BAD_LINE_END.search(data, begin):
             raise ClientError(400, "a line does not end with CRLF, or holds a NUL byte")
         client.stream.buffered = data
         if data and not client.has_begun_head:
             client.has_begun_head = True
             client.deadline = time.monotonic() + config.timeouts.client_head
-        self._gate.park(client)
+        self._park(client)
 
     def _serve_request(self, client: ClientConnection, worker: Worker, head: bytes) -> bool:
         """Answer one request; True when the connection may carry another."""
@@ -126,21 +133,18 @@ class HttpService:
         limits = generation.config.limits
         client.requests += 1
         if len(head) > limits.head and head.find(b"\r\n") <= limits.request_line:
-            self._refuse(client, ClientError(431, "the request head is too large"))
+            error = ClientError(431, "the request head is too large")
+            self._refuse(client, error, head=head)
             return False
         try:
             request = generation.parser.parse_request(head)
         except ClientError as error:
-            self._refuse(client, error)
+            self._refuse(client, error, head=head)
             return False
         exchange = Exchange(
-            request,
-            client=client.stream,
-            hop=client.hop(generation),
-            generation=generation,
-            worker=worker,
+            request, client, clients=self._clients, generation=generation, worker=worker
         )
-        if client.requests >= limits.requests_per_connection or self._clients.is_draining:
+        if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
         try:
             self._app(exchange)
@@ -161,7 +165,7 @@ class HttpService:
             return False
         if exchange.may_persist:
             return True
-        self._finish(client)
+        self._finish(client, request)
         return False
 
     def _answer_failure(
@@ -201,9 +205,17 @@ class HttpService:
         )
 
     def _refuse(
-        self, client: ClientConnection, error: ClientError, exchange: Exchange | None = None
+        self,
+        client: ClientConnection,
+        error: ClientError,
+        exchange: Exchange | None = None,
+        *,
+        head: bytes = b"",
     ) -> None:
-        """Answer a request that cannot be served and let go of the client."""
+        """Answer a request that cannot be served and let go of the client.
+
+        `head` is what there is of it where there is no exchange.
+        """
         self._throttle.write(
             logging.INFO,
             f"{error}",
@@ -214,7 +226,7 @@ class HttpService:
         )
         accept = (exchange.request.fields.get(b"accept") if exchange else None) or b""
         answer = build_answer(error.status, error.reason, accept=accept)
-        if exchange and exchange.request.method == b"HEAD":
+        if (exchange.request.method + b" " if exchange else head).startswith(b"HEAD "):
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
         try:
             # A few hundred bytes always fit, unless the client does not read at all.
@@ -224,9 +236,9 @@ class HttpService:
             return
         self._begin_lingering(client)
 
-    def _finish(self, client: ClientConnection) -> None:
-        """Close after a complete answer, gently if the client is still sending."""
-        if client.stream.buffered or client.stream.is_readable():
+    def _finish(self, client: ClientConnection, request: Request) -> None:
+        """Close after a complete answer, gently if the client is or may be still sending."""
+        if request.has_body or client.stream.buffered or client.stream.is_readable():
             self._begin_lingering(client)
         else:
             self._clients.close(client.stream)

@@ -15,11 +15,13 @@ import email.utils
 import html
 import http.client
 
+from atlas_pkg.balancing.lease import Wish
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.http1.forwarding import Hop
 from atlas_pkg.http1.message import Request
 from atlas_pkg.net.relay import Relay
 from atlas_pkg.net.stream import Stream
+from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.generation import Generation
 
 
@@ -42,26 +44,40 @@ class Exchange:
     """One request, from its head to the end of its answer."""
 
     __slots__ = (
+        "_clients",
         "client",
         "ends_by_closing",
         "generation",
+        "has_sent",
         "has_started",
         "hop",
         "is_tunnel",
         "may_persist",
         "request",
+        "wish",
         "worker",
     )
 
     def __init__(
-        self, request: Request, *, client: Stream, hop: Hop, generation: Generation, worker: Worker
+        self,
+        request: Request,
+        connection: ClientConnection,
+        *,
+        clients: Clients,
+        generation: Generation,
+        worker: Worker,
     ) -> None:
         self.request = request
-        self.client = client
-        self.hop = hop
+        self.client: Stream = connection.stream
+        self.hop: Hop = connection.hop(generation)
+        self._clients = clients
         self.generation = generation
         self.worker = worker
         self.has_started = False
+        # Has the client been sent anything, an interim answer included?
+        self.has_sent = False
+        # What ties this client to an upstream, for the balancer.
+        self.wish: Wish = generation.affinity.wish(request, self.hop)
         # May the client's connection carry another request after this one? Only ever turned off.
         self.may_persist = request.keep_alive
         # Closing the connection is what ends the answer's body, so a cut needs another sign.
@@ -71,6 +87,8 @@ class Exchange:
 
     def persistence(self) -> bytes:
         """The Connection line for an answer (RFC 9112 §9.3): said only where it is not implied."""
+        if self._clients.is_draining:
+            self.may_persist = False  # it may have begun while the request was under way
         if not self.may_persist:
             return b"Connection: close\r\n"
         return b"" if self.request.minor == 1 else b"Connection: keep-alive\r\n"

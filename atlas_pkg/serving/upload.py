@@ -48,24 +48,34 @@ class Upload:
         # The client holds its body back until it hears 100; answering that is done once.
         self.awaits_continue = False
         self.is_broken = False  # the upstream takes no more
+        # Has any part of the body been taken from the client? Then it cannot be sent again.
+        self.has_taken_bytes = False
+        self._replay: bytes | None = None  # a body that came with its head, kept for a retry
 
     @property
     def is_done(self) -> bool:
         """Has the whole body been written to the upstream?"""
         return self._is_read and not self._unsent and not self._in_pipe
 
-    @property
-    def has_taken_bytes(self) -> bool:
-        """Has any body byte been taken from the client? Then the request cannot be repeated."""
-        return self._taken > 0
-
     def take_buffered(self) -> bytes:
-        """The body bytes that arrived together with the head, framed to be sent with it."""
+        """The body bytes that arrived together with the head, framed to be sent with it.
+
+        When asked again, for another attempt, gives the same once more; see `can_replay`.
+        """
+        if self._replay is not None:
+            return self._replay
         if not self._is_read and self._client.buffered:
             self._take()
         first = bytes(self._unsent)
         self._unsent = memoryview(b"")
+        if self._is_read:
+            self._replay = first
         return first
+
+    @property
+    def can_replay(self) -> bool:
+        """Can the body be sent again whole: it is all in memory, or untouched?"""
+        return self._replay is not None or not self.has_taken_bytes
 
     def run(self, upstream: Stream, relay: Relay, *, watched: bool = True) -> None:
         """Send until the body is done or, if `watched`, until the upstream has something to say.
@@ -188,6 +198,7 @@ class Upload:
         self._unsent = memoryview(framed + LAST_CHUNK if self._is_read else framed)
 
     def _note_taken(self, count: int) -> None:
+        self.has_taken_bytes = True  # a last chunk counts too, though it holds no data
         self._taken += count
         if self._limit and self._taken > self._limit:
             raise ClientError(413, "the request body is too large")

@@ -60,7 +60,6 @@ def test_a_request_under_way_is_finished(
     atlas.wait_for("all requests were finished")
 
 
-@pytest.mark.xfail(strict=False, reason="what is said is decided before the answer has come")
 def test_an_answer_during_the_drain_says_that_the_connection_closes(
     slow: Upstream, start: Start
 ) -> None:

@@ -1,0 +1,102 @@
+"""Sticky sessions: a cookie that brings a client back to the upstream it came to first.
+
+The cookie holds an HMAC of the upstream's name, so the name cannot be read in it and nobody can
+make up a value that selects an upstream. The values of all upstreams are worked out once per
+configuration; a request then costs a look into a dictionary. The value depends on the name and
+the key alone: a reload, another order in the file or another machine with the same
+`sticky.secret` changes nothing.
+
+The cookie is between Atlas and the client, so it is taken out of what upstreams receive, and the
+other cookies stay as they are, byte for byte. Cookies end at ";" even inside quotes: RFC 6265
+§4.1.1 has no way to write one into a value.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator, Sequence
+
+from atlas_pkg.config import Sticky
+
+# 144 of the 256 bits: still far beyond guessing, and base64 needs no padding.
+_TOKEN_BYTES = 18
+
+# Keeps these HMACs apart from whatever else the same secret is used for.
+_PURPOSE = b"atlas sticky upstream\x00"
+
+_BLANKS = b" \t"
+
+
+class StickySessions:
+    """The cookies of one configuration. Immutable, shared between threads.
+
+    `secret` is the key of the HMAC: that of the settings or, where they have none, one made at
+    start. `names` are those of all upstreams, whatever their state.
+    """
+
+    def __init__(self, settings: Sticky, secret: bytes, names: Iterable[str]) -> None:
+        self._settings = settings
+        self._secret = secret
+        self._cookie = settings.cookie.encode("ascii")
+        self._names = {self.token_for(name): name for name in names}
+        self._attributes = _build_attributes(settings)
+
+    def token_for(self, name: str) -> bytes:
+        """Build the cookie's value for the upstream `name`."""
+        digest = hmac.digest(self._secret, _PURPOSE + name.encode(), hashlib.sha256)
+        return base64.urlsafe_b64encode(digest[:_TOKEN_BYTES])
+
+    def find(self, cookie_values: Sequence[bytes]) -> bytes | None:
+        """Find our cookie in the values of a request's Cookie fields, or None.
+
+        A client may hold several, of other paths for instance: one that names an upstream of
+        this configuration comes first.
+        """
+        found = [token for value in cookie_values for token in read_cookie(value, self._cookie)]
+        return next((token for token in found if token in self._names), found[0] if found else None)
+
+    def match(self, token: bytes) -> str | None:
+        """Return the name of the upstream that `token` stands for; None for a forged or old one."""
+        return self._names.get(token)
+
+    def without_own_cookie(self, value: bytes) -> bytes:
+        """Take our cookie out of the value of a Cookie field; b"" when nothing else is in it."""
+        if self._cookie not in value:
+            return value
+        pairs = value.split(b";")
+        kept = [pair for pair in pairs if not _is_named(pair, self._cookie)]
+        if len(kept) == len(pairs):
+            return value
+        rest = b";".join(kept)
+        return rest.strip(_BLANKS) if rest.strip(_BLANKS + b";") else b""
+
+    def set_cookie(self, name: str) -> bytes:
+        """Build the value of the Set-Cookie field that keeps a client with the upstream `name`."""
+        return self._cookie + b"=" + self.token_for(name) + self._attributes
+
+
+def read_cookie(value: bytes, name: bytes) -> Iterator[bytes]:
+    """Yield the value of each cookie `name` in the value of a Cookie field (RFC 6265 §4.2.1)."""
+    if name not in value:
+        return
+    for pair in value.split(b";"):
+        if _is_named(pair, name):
+            yield pair.partition(b"=")[2].strip(_BLANKS)
+
+
+def _is_named(pair: bytes, name: bytes) -> bool:
+    """Is `pair` a cookie of that name? Upper and lower case differ; a pair without "=" has none."""
+    found, equals, _ = pair.partition(b"=")
+    return equals != b"" and found.strip(_BLANKS) == name
+
+
+def _build_attributes(settings: Sticky) -> bytes:
+    """Build what follows the cookie itself in a Set-Cookie field (RFC 6265 §4.1.2)."""
+    attributes = [f"Path={settings.path}", "HttpOnly", f"SameSite={settings.same_site}"]
+    if settings.max_age:
+        attributes.append(f"Max-Age={settings.max_age}")
+    if settings.secure:
+        attributes.append("Secure")
+    return "".join(f"; {attribute}" for attribute in attributes).encode("ascii")

@@ -1,0 +1,273 @@
+"""One probe, over real sockets, run to its end by the test."""
+
+from __future__ import annotations
+
+import errno
+import selectors
+import socket
+import time
+
+import pytest
+
+from atlas_pkg.balancing.probe import Outcome, Wait, probe_upstream
+from atlas_pkg.balancing.upstream import Upstream
+from atlas_pkg.config import HealthCheck, UpstreamConfig
+from atlas_pkg.rules import Statuses
+from tests import fakes
+
+HTTP = HealthCheck(path="/health?full=1")
+CONNECT = HealthCheck()
+
+
+def finish(upstream: Upstream, check: HealthCheck, time_limit: float = 10.0) -> Outcome:
+    """Run a probe as `HealthChecker` does, and end it when the time is up."""
+    probe = probe_upstream(upstream, check)
+    deadline = time.monotonic() + time_limit
+    try:
+        wait = next(probe)
+        while True:
+            wait = next(probe) if is_ready(wait, deadline) else probe.throw(TimeoutError())
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome
+    finally:
+        probe.close()
+
+
+def is_ready(wait: Wait, deadline: float) -> bool:
+    with selectors.DefaultSelector() as selector:
+        selector.register(wait.sock, wait.events)
+        return bool(selector.select(max(0.0, deadline - time.monotonic())))
+
+
+def listed(fake: fakes.Upstream) -> Upstream:
+    return Upstream(UpstreamConfig(fake.name, fake.address, fake.port))
+
+
+def probe_answer(answer: bytes, check: HealthCheck = HTTP) -> Outcome:
+    """Probe an upstream that answers with these bytes and closes."""
+    with fakes.answering(answer) as fake:
+        return finish(listed(fake), check)
+
+
+def free_port() -> int:
+    """A port that refuses connections."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
+def refused() -> Upstream:
+    return Upstream(UpstreamConfig("a", "127.0.0.1", free_port()))
+
+
+def test_the_request_is_complete_and_closes() -> None:
+    heads: list[fakes.Request] = []
+
+    def serve(conversation: fakes.Conversation) -> None:
+        request = conversation.read_head()
+        assert request is not None
+        heads.append(request)
+        conversation.send(fakes.build_answer())
+
+    with fakes.Upstream(serve) as fake:
+        outcome = finish(listed(fake), HTTP)
+
+    assert outcome == Outcome(True, "status 200")
+    (head,) = heads
+    assert head.line == "GET /health?full=1 HTTP/1.1"
+    assert head.fields == (
+        ("Host", f"127.0.0.1:{fake.port}"),
+        ("User-Agent", "atlas-health"),
+        ("Accept", "*/*"),
+        ("Connection", "close"),
+    )
+
+
+def test_the_host_may_be_set() -> None:
+    hosts: list[str] = []
+
+    def serve(conversation: fakes.Conversation) -> None:
+        request = conversation.read_head()
+        assert request is not None
+        hosts.append(request.get("Host"))
+        conversation.send(fakes.build_answer())
+
+    with fakes.Upstream(serve) as fake:
+        finish(listed(fake), HealthCheck(path="/", host="app.example:81"))
+
+    assert hosts == ["app.example:81"]
+
+
+@pytest.mark.parametrize(
+    ("status", "expect", "has_passed"),
+    [
+        (200, "200-399", True),
+        (302, "200-399", True),
+        (404, "200-399", False),
+        (503, "200-399", False),
+        (503, "503", True),
+        (200, "204", False),
+    ],
+)
+def test_the_status_decides_and_redirects_are_not_followed(
+    status: int, expect: str, has_passed: bool
+) -> None:
+    answer = fakes.build_answer(status=f"{status} Whatever", fields="Location: http://[\r\n")
+
+    outcome = probe_answer(answer, HealthCheck(path="/", expect=Statuses(expect)))
+
+    assert outcome == Outcome(has_passed, f"status {status}")
+
+
+def test_what_is_behind_the_head_is_not_waited_for() -> None:
+    def serve(conversation: fakes.Conversation) -> None:
+        conversation.read_head()
+        conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        assert conversation.wait_for_end()
+
+    with fakes.Upstream(serve) as fake:
+        assert finish(listed(fake), HTTP) == Outcome(True, "status 200")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 204\r\nA: b\r\n\r\n",
+    ],
+)
+def test_interim_answers_are_passed_over(answer: bytes) -> None:
+    assert probe_answer(answer) == Outcome(True, "status 204")
+
+
+def test_an_answer_may_come_byte_by_byte() -> None:
+    def serve(conversation: fakes.Conversation) -> None:
+        conversation.read_head()
+        for byte in b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n":
+            conversation.send(bytes([byte]))
+
+    with fakes.Upstream(serve) as fake:
+        assert finish(listed(fake), HTTP) == Outcome(True, "status 204")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (b"", "closed without an answer"),
+        (b"HTTP/1.1 200 OK\r\nA: b", "answer is incomplete"),
+        (b"HT", "answer is incomplete"),
+        (b"SSH-2.0-OpenSSH\r\n", "answer is not HTTP"),
+        (b"HTTP/2.0 200 OK\r\n\r\n", "answer is not HTTP"),
+        (b"HTTP/1.1 abc\r\n\r\n", "answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", "answer is not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 300_000, "answer is not HTTP"),
+        (b"HTTP/1.1 103 Early\r\n\r\n" * 20_000, "answer is not HTTP"),
+    ],
+)
+def test_what_is_no_answer_fails(answer: bytes, reason: str) -> None:
+    assert probe_answer(answer) == Outcome(False, reason)
+
+
+def test_a_connection_that_is_reset_fails() -> None:
+    def serve(conversation: fakes.Conversation) -> None:
+        conversation.read_head()
+        conversation.reset()
+
+    with fakes.Upstream(serve) as fake:
+        assert finish(listed(fake), HTTP) == Outcome(False, "no answer: connection reset by peer")
+
+
+def test_silence_fails_when_the_time_is_up() -> None:
+    with fakes.silent() as fake:
+        assert finish(listed(fake), HTTP, time_limit=0.1) == Outcome(False, "no answer in time")
+
+
+def test_a_head_that_never_ends_fails_when_the_time_is_up() -> None:
+    def serve(conversation: fakes.Conversation) -> None:
+        conversation.read_head()
+        conversation.send(b"HTTP/1.1 200 OK\r\n")
+        conversation.wait_for_end()
+
+    with fakes.Upstream(serve) as fake:
+        assert finish(listed(fake), HTTP, time_limit=0.1) == Outcome(False, "no answer in time")
+
+
+def test_without_a_path_a_connect_is_enough() -> None:
+    with fakes.silent() as fake:
+        assert finish(listed(fake), CONNECT) == Outcome(True, "connected")
+
+
+def test_a_connect_that_nobody_answers_fails_when_the_time_is_up() -> None:
+    # A listener whose queue is full: the kernel drops what comes next.
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        port = listener.getsockname()[1]
+        queued = [socket.socket() for _ in range(4)]
+        for sock in queued:
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.1", port))
+
+        outcome = finish(Upstream(UpstreamConfig("a", "127.0.0.1", port)), CONNECT, time_limit=0.1)
+
+        for sock in queued:
+            sock.close()
+    assert outcome == Outcome(False, "connect timed out")
+
+
+def test_a_refused_connect_fails() -> None:
+    assert finish(refused(), HTTP) == Outcome(False, "connect refused")
+
+
+def test_an_unresolved_host_name_fails() -> None:
+    upstream = Upstream(UpstreamConfig("a", "a.test", 80))
+
+    assert finish(upstream, HTTP) == Outcome(False, "host name is not resolved")
+
+
+def test_every_address_of_a_name_is_tried() -> None:
+    with fakes.silent() as fake:
+        upstream = Upstream(UpstreamConfig("a", "a.test", fake.port))
+        upstream.endpoints = (
+            (socket.AF_INET, ("127.0.0.1", free_port())),
+            (socket.AF_INET, ("127.0.0.1", fake.port)),
+        )
+
+        assert finish(upstream, CONNECT) == Outcome(True, "connected")
+
+
+def test_the_last_address_says_why_none_could_be_reached() -> None:
+    upstream = Upstream(UpstreamConfig("a", "a.test", 80))
+    upstream.endpoints = ((socket.AF_INET, ("127.0.0.1", free_port())),)
+
+    assert finish(upstream, CONNECT) == Outcome(False, "connect refused")
+
+
+def test_a_fault_of_this_machine_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        next(probe_upstream(Upstream(UpstreamConfig("a", "127.0.0.1", 1)), CONNECT))
+
+
+def test_a_probe_that_is_given_up_leaves_no_socket_behind() -> None:
+    with fakes.silent() as fake:
+        probe = probe_upstream(listed(fake), HTTP)
+        wait = next(probe)
+
+        probe.close()
+
+        assert wait.sock.fileno() == -1
+
+
+def test_a_probe_whose_time_is_up_leaves_no_socket_behind() -> None:
+    with fakes.silent() as fake:
+        probe = probe_upstream(listed(fake), HTTP)
+        wait = next(probe)
+
+        with pytest.raises(StopIteration):
+            probe.throw(TimeoutError())
+
+        assert wait.sock.fileno() == -1
