@@ -155,26 +155,36 @@ class ChunkedDecoder:
         The second part is empty until `is_done`. Raises `MalformedMessage` at the first byte that
         cannot be right; what was decoded before it in this call is lost.
         """
+        pieces, rest = self.feed(data, len(data))
+        return b"".join(pieces), rest
+
+    def feed(self, data: bytes | bytearray, end: int) -> tuple[list[memoryview], bytes]:
+        """As `decode`, for the first `end` bytes of `data` and without copying.
+
+        The pieces of body data are views of `data`, valid as long as that is not written again.
+        """
         judged = len(self._pending)
         if judged:
-            data = self._pending + data
+            data = self._pending + bytes(memoryview(data)[:end])
+            end = len(data)
             self._pending = b""
-        pieces: list[bytes] = []
-        at, end = 0, len(data)
+        view = memoryview(data)
+        pieces: list[memoryview] = []
+        at = 0
         while at < end and self._part is not _Part.DONE:
             if self._part is _Part.DATA:
                 taken = min(self.remaining, end - at)
-                pieces.append(data[at : at + taken])
+                pieces.append(view[at : at + taken])
                 at += taken
                 self.skip(taken)
                 continue
-            line_end = data.find(b"\n", at)
+            line_end = data.find(b"\n", at, end)
             if line_end < 0:
-                self._keep_pending(data[at:], judged if at == 0 else 0)
-                return b"".join(pieces), b""
-            self._take_line(data[at : line_end + 1])
+                self._keep_pending(bytes(view[at:end]), judged if at == 0 else 0)
+                return pieces, b""
+            self._take_line(bytes(view[at : line_end + 1]))
             at = line_end + 1
-        return b"".join(pieces), data[at:]
+        return pieces, bytes(view[at:end])
 
     def _keep_pending(self, rest: bytes, judged: int) -> None:
         """Keep an incomplete line, unless it can no longer become a good one.

@@ -34,16 +34,21 @@ class Relay:
     """Copies between streams through a buffer and a pipe that are kept. Not thread-safe."""
 
     def __init__(self) -> None:
-        self._buffer: memoryview | None = None
+        self._storage: bytearray | None = None
         # None where splicing is not to be had.
         self.pipe = KernelPipe() if HAS_SPLICE else None
 
     @property
     def buffer(self) -> memoryview:
-        """The kept buffer, made on first use."""
-        if self._buffer is None:
-            self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        return self._buffer
+        """A view of the kept buffer."""
+        return memoryview(self.storage)
+
+    @property
+    def storage(self) -> bytearray:
+        """The kept buffer itself, made on first use."""
+        if self._storage is None:
+            self._storage = bytearray(BUFFER_BYTES)
+        return self._storage
 
     def copy(
         self, source: Stream, sink: Stream, count: int, *, read_timeout: float, write_timeout: float
@@ -71,7 +76,7 @@ class Relay:
 
     def close(self) -> None:
         """Release what was kept."""
-        self._buffer = None
+        self._storage = None
         if self.pipe is not None:
             self.pipe.close()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from atlas_pkg.config import Timeouts
 from atlas_pkg.errors import MalformedMessage, Stage, UpstreamError
-from atlas_pkg.http1.framing import LAST_CHUNK, BodyKind, ChunkedDecoder, Framing, encode_chunk
+from atlas_pkg.http1.framing import LAST_CHUNK, BodyKind, ChunkedDecoder, Framing
 from atlas_pkg.net.pipe import SPLICE_FROM
 from atlas_pkg.net.relay import Relay
 from atlas_pkg.net.stream import Stream
@@ -43,7 +43,7 @@ class AnswerBody:
             self._framing = Framing(BodyKind.LENGTH, self._framing.length - len(taken))
             return taken
         self.upstream.buffered = b""
-        return self._reframe(data)
+        return b"".join(self._reframe(data, len(data)))
 
     def send_rest(self, relay: Relay, timeouts: Timeouts) -> None:
         """Stream what is still to come. Blocks. Raises `StreamError`, `UpstreamError`."""
@@ -57,25 +57,23 @@ class AnswerBody:
                 write_timeout=write_timeout,
             )
             return
-        buffer = relay.buffer
+        storage = relay.storage
         while not self._is_done:
-            received = self.upstream.receive_into(buffer, read_timeout, self._client)
+            received = self.upstream.receive_into(relay.buffer, read_timeout, self._client)
             if received:
-                framed = self._reframe(bytes(buffer[:received]))
+                self._client.send_parts(self._reframe(storage, received), write_timeout)
                 if self._decoder is not None and self._decoder.remaining >= SPLICE_FROM:
-                    self._client.send(framed, write_timeout)
-                    framed = self._copy_chunk(self._decoder, relay, timeouts)
+                    self._copy_chunk(self._decoder, relay, timeouts)
             elif self._decoder is not None:
                 raise UpstreamError(Stage.BODY, "closed its connection in the middle of a body")
             else:
                 # The end of input ends this body (RFC 9112 §6.3 rule 8).
                 self._is_done = True
-                framed = LAST_CHUNK if self._is_chunked_onward else b""
-            if framed:
-                self._client.send(framed, write_timeout)
+                if self._is_chunked_onward:
+                    self._client.send(LAST_CHUNK, write_timeout)
 
-    def _copy_chunk(self, decoder: ChunkedDecoder, relay: Relay, timeouts: Timeouts) -> bytes:
-        """Move the rest of a large chunk past the decoder; returns what is to be sent after it."""
+    def _copy_chunk(self, decoder: ChunkedDecoder, relay: Relay, timeouts: Timeouts) -> None:
+        """Move the rest of a large chunk past the decoder, as a chunk of its own."""
         count = decoder.remaining
         if self._is_chunked_onward:
             self._client.send(b"%x\r\n" % count, timeouts.client_write)
@@ -87,18 +85,25 @@ class AnswerBody:
             write_timeout=timeouts.client_write,
         )
         decoder.skip(count)
-        return b"\r\n" if self._is_chunked_onward else b""
+        if self._is_chunked_onward:
+            self._client.send(b"\r\n", timeouts.client_write)
 
-    def _reframe(self, data: bytes) -> bytes:
-        """Decode a piece as the upstream framed it and frame it for the client."""
-        if self._decoder is None:
-            return encode_chunk(data) if self._is_chunked_onward else data
-        try:
-            payload, self.upstream.buffered = self._decoder.decode(data)
-        except MalformedMessage as error:
-            raise UpstreamError(Stage.BODY, f"its answer is malformed: {error.reason}") from None
-        self._is_done = self._decoder.is_done
+    def _reframe(self, data: bytes | bytearray, end: int) -> list[bytes | memoryview]:
+        """Decode the first `end` bytes as the upstream framed them, and frame them for the client.
+
+        All data in them becomes one chunk, which leaves in one call without being copied.
+        """
+        pieces = [memoryview(data)[:end]]
+        if self._decoder is not None:
+            try:
+                pieces, self.upstream.buffered = self._decoder.feed(data, end)
+            except MalformedMessage as error:
+                reason = f"its answer is malformed: {error.reason}"
+                raise UpstreamError(Stage.BODY, reason) from None
+            self._is_done = self._decoder.is_done
         if not self._is_chunked_onward:
-            return payload
-        framed = encode_chunk(payload) if payload else b""
-        return framed + LAST_CHUNK if self._is_done else framed
+            return [*pieces]
+        last = LAST_CHUNK if self._is_done else b""
+        if not pieces:
+            return [last]
+        return [b"%x\r\n" % sum(map(len, pieces)), *pieces, b"\r\n", last]
