@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from atlas_pkg.config import Forwarding
 from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
+from atlas_pkg.http1.memo import Memo
 from atlas_pkg.http1.message import Request, Response
 
 # Methods whose requests are expected to have a body: an upstream may answer 411 where one comes
@@ -57,6 +58,7 @@ class Forwarder:
     ) -> None:
         """`filter_cookie` takes Atlas's own cookie out of a Cookie value, if there is one."""
         self._filter_cookie = filter_cookie
+        self._hops: Memo[Hop] = Memo()
         self._trusted_proxies = settings.trusted_proxies
         self._x_forwarded = settings.x_forwarded
         self._via = settings.via
@@ -70,7 +72,18 @@ class Forwarder:
         self._set_on_responses = _build_lines(settings.set_response_fields)
 
     def build_hop(self, address: str, scheme: str) -> Hop:
-        """Prepare for a client connection from `address`, an IP address in text form."""
+        """Prepare for a client connection from `address`, an IP address in text form.
+
+        Many connections come from few addresses, so hops are remembered.
+        """
+        key = f"{scheme} {address}".encode("ascii")
+        hop = self._hops.get(key)
+        if hop is None:
+            hop = self._make_hop(address, scheme)
+            self._hops.put(key, hop)
+        return hop
+
+    def _make_hop(self, address: str, scheme: str) -> Hop:
         ip = ipaddress.ip_address(address)
         is_trusted = any(ip in network for network in self._trusted_proxies)
         hop = Hop(address.encode("ascii"), scheme.encode("ascii"), is_trusted=is_trusted, tail=b"")

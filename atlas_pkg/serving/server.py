@@ -14,10 +14,12 @@ import errno
 import logging
 import socket
 import socketserver
+import sys
 import time
 from typing import Any
 
 from atlas_pkg.errors import Side
+from atlas_pkg.net.listener import BACKLOG
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.gate import Gate
@@ -29,6 +31,12 @@ log = logging.getLogger("atlas.server")
 EXHAUSTED_REST = 0.1
 
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+# How many clients one turn of the accepting thread takes.
+ACCEPTS_PER_TURN = 64
+
+# On Linux an accepted socket blocks whatever the listening one does; elsewhere it is a copy.
+_ACCEPTS_BLOCKING = sys.platform == "linux"
 
 # How soon the accepting thread notices that it should stop.
 POLL_INTERVAL = 0.1
@@ -49,6 +57,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         )
         self.socket.close()  # the one that the library made for itself
         self.socket = listener
+        self.socket.setblocking(False)  # so that a turn can take all who are there, and no more
         self._gate = gate
         self._clients = clients
         self._holder = holder
@@ -71,7 +80,26 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Put a new client at the gate, and those that came with it.
+
+        Each turn of the library's loop waits for the interpreter lock behind all busy workers. So
+        it takes several clients, else newcomers would starve while others are served.
+        """
+        self._admit(request, client_address)
+        self._admit_more(ACCEPTS_PER_TURN - 1)
+
+    def _admit_more(self, most: int) -> None:
+        """Admit up to `most` clients that the kernel has connected for us already."""
+        for _ in range(most):
+            try:
+                self._admit(*self.get_request())
+            except OSError:
+                return
+
+    def _admit(self, request: Any, client_address: Any) -> None:
         """Put a new client at the gate, where it waits for its first byte."""
+        if not _ACCEPTS_BLOCKING:
+            request.setblocking(True)
         address = client_address[0]
         # An IPv4 client of a socket that takes both kinds appears as ::ffff:192.0.2.1.
         if address.startswith("::ffff:") and "." in address:
@@ -91,14 +119,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
 
         Closing the listener would reset them although they have done nothing wrong.
         """
-        self.socket.setblocking(False)
-        while True:
-            try:
-                request, client_address = self.socket.accept()
-            except OSError:
-                break
-            request.setblocking(True)
-            self.process_request(request, client_address)
+        self._admit_more(BACKLOG)
         self.server_close()
 
     def _wait_for_room(self) -> None:
