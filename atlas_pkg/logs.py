@@ -27,6 +27,15 @@ _MAX_CAUSES = 1000
 def set_up(level: str) -> None:
     """Send the log of this process to standard error at `level` (debug, info, warning, error)."""
     logging.basicConfig(format=FORMAT, level=level.upper())
+    # It tells of every event in a watched folder, its own lines in a log file there included.
+    logging.getLogger("watchdog").setLevel(logging.WARNING)
+
+
+def set_worker(number: int) -> None:
+    """Have every line tell which worker process it comes from."""
+    formatter = logging.Formatter(FORMAT.replace("%(name)s", f"[worker {number}] %(name)s"))
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(formatter)
 
 
 def set_level(level: str) -> None:

@@ -4,44 +4,55 @@
     1  could not serve, or a drain had to be cut short
     2  wrong arguments or an unusable configuration
 
-Signals are turned into words on a queue, and the main thread does what they say: SIGTERM and SIGINT
-drain (a second one cuts it short), SIGHUP reloads. Nothing is done inside a handler, because
-it may interrupt any line of the main thread.
+The main thread waits for signals and does what they say: SIGTERM and SIGINT drain (a second one
+cuts it short), SIGHUP reloads, SIGUSR1 logs the state of every upstream. They are blocked in all
+threads and have no handlers. A handler may interrupt any line of the main thread, and Python runs
+it only when that thread wakes up: the kernel is free to tell another thread of two signals that
+come together, and both would be lost.
+
+With several processes (`listen.workers`) the supervisor waits for signals in the same way, and
+tells the worker processes what they mean.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-import queue
+import os
 import signal
+import socket
 import sys
 from pathlib import Path
-from types import FrameType
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.config import load_config, parse_config, summary
-from atlas_pkg.control.service import Service
+from atlas_pkg.config import Config, load_config, parse_config, summary
+from atlas_pkg.control.process import allow_many_descriptors, count_processes, hold_to_one_cpu
+from atlas_pkg.control.service import Service, log_start
+from atlas_pkg.control.supervisor import Order, Orders, Supervisor
 from atlas_pkg.demo import Demo
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError, StartError
+from atlas_pkg.net.listener import open_listeners
 
 log = logging.getLogger("atlas")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+_SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run Atlas with `argv` (default: the command line); returns the exit status."""
     arguments = _build_parser().parse_args(argv)
+    if arguments.check:
+        return check(arguments.config)
+    # Threads inherit it, so this comes before any is started.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     if arguments.demo:
         with Demo() as demo:
             return run(demo.path, arguments.log_level, demo)
-    if arguments.check:
-        return check(arguments.config)
     return run(arguments.config, arguments.log_level)
 
 
@@ -65,29 +76,72 @@ def run(path: Path, log_level: str | None, demo: Demo | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     logs.set_up(log_level or config.log.level)
-    words: queue.SimpleQueue[int] = queue.SimpleQueue()
-    _listen_for_signals(words)
-    service = Service(config, seen, log_level=log_level)
+    listen = config.listen
     try:
-        service.start()
+        listeners = open_listeners(listen.address, listen.port, count_processes(listen.workers))
     except StartError as error:
         log.error("%s", error)
         return EXIT_FAILED
+    port = listeners[0].getsockname()[1]
+    log_start(config, port)
+    allow_many_descriptors(listen)
     if demo is not None:
-        print(demo.invitation(service.port), flush=True)
-    while (word := words.get()) not in _STOP_SIGNALS:
+        print(demo.invitation(port), flush=True)
+    if len(listeners) > 1:
+        is_finished = _serve_with_workers(listeners, config, seen, log_level)
+    else:
+        is_finished = _serve_alone(listeners[0], config, seen, log_level)
+    return EXIT_OK if is_finished else EXIT_FAILED
+
+
+def _serve_alone(
+    listener: socket.socket, config: Config, seen: bytes, log_level: str | None
+) -> bool:
+    """Serve in this process until a signal ends it; returns whether all was finished."""
+    if config.listen.pin:
+        hold_to_one_cpu()
+    service = Service(config, seen, log_level=log_level)
+    service.start(listener)
+    while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
+        if word == signal.SIGUSR1:
+            service.dump()
+            continue
         log.info("SIGHUP: looking at %s", config.path)
         service.trigger_reload()
     log.info("%s: ending", signal.Signals(word).name)
-    is_finished = service.drain(lambda: _has_stop_signal(words))
-    return EXIT_OK if is_finished else EXIT_FAILED
+    return service.drain(_has_stop_signal)
+
+
+def _serve_with_workers(
+    listeners: list[socket.socket], config: Config, seen: bytes, log_level: str | None
+) -> bool:
+    """Serve in a process per listener; otherwise like `_serve_alone`."""
+    # A client's sticky cookie must mean the same to whichever process it meets.
+    secret = os.urandom(32)
+
+    def serve(number: int, listener: socket.socket, orders: Orders) -> bool:
+        logs.set_worker(number)
+        if config.listen.pin:
+            hold_to_one_cpu(number - 1)
+        service = Service(config, seen, log_level=log_level, secret=secret)
+        service.catch_up()
+        service.start(listener)
+        while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
+            if order is Order.DUMP:
+                service.dump()
+            else:
+                service.trigger_reload()
+        return service.drain(orders.is_cut)
+
+    return Supervisor(listeners, serve).run()
 
 
 def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="atlas",
         description="An HTTP/1.1 load balancer.",
-        epilog="Signals: SIGTERM and SIGINT finish what is under way and end; SIGHUP reloads.",
+        epilog="Signals: SIGTERM and SIGINT finish what is under way and end; SIGHUP reloads; "
+        "SIGUSR1 logs the state of every upstream.",
     )
     parser.add_argument(
         "config",
@@ -112,19 +166,6 @@ def _build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _listen_for_signals(words: queue.SimpleQueue[int]) -> None:
-    """Put every signal that concerns us on the queue."""
-
-    def note(number: int, _: FrameType | None) -> None:
-        words.put(number)
-
-    for number in (*_STOP_SIGNALS, signal.SIGHUP):
-        signal.signal(number, note)
-
-
-def _has_stop_signal(words: queue.SimpleQueue[int]) -> bool:
-    """Has a second signal come that asks us to end at once?"""
-    while not words.empty():
-        if words.get() in _STOP_SIGNALS:
-            return True
-    return False
+def _has_stop_signal() -> bool:
+    """Has a second signal come that asks us to end at once? It stays pending, as a fact."""
+    return not _STOP_SIGNALS.isdisjoint(signal.sigpending())

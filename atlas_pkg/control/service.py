@@ -7,21 +7,23 @@ nothing lost. Signals and arguments are `main`'s; this room only knows verbs.
 from __future__ import annotations
 
 import logging
-import os
-import random
+import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import atlas_pkg
 from atlas_pkg import logs
+from atlas_pkg.balancing.health import HealthChecker
 from atlas_pkg.balancing.resolution import Resolver
+from atlas_pkg.balancing.upstream import Upstream
+from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
 from atlas_pkg.control.reload import ConfigWatcher
+from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError
-from atlas_pkg.net.listener import open_listener
-from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import open_gate
@@ -44,36 +46,59 @@ DRAIN_REPORT = 5.0
 class Service:
     """One Atlas process. Its methods are called from the main thread, unless said otherwise."""
 
-    def __init__(self, config: Config, seen: bytes, *, log_level: str | None = None) -> None:
-        """`seen` is the file as `config` was read from it; `log_level` overrides `[log]`."""
+    def __init__(
+        self, config: Config, seen: bytes, *, log_level: str | None = None, secret: bytes = b""
+    ) -> None:
+        """`seen` is the file as `config` was read from it; `log_level` overrides `[log]`.
+
+        Processes that share a port are given the same `secret`; alone, one makes up its own.
+        """
         self._log_level = log_level
         self._resolver = Resolver()
-        self._holder = ConfigHolder(Generation(config))
+        self._holder = ConfigHolder(Generation(config, secret=secret))
         self._clients = Clients()
         self._gate = open_gate()
         tunnels = Tunnels(self._clients.close)
         self._http = HttpService(self._holder, self._gate, self._clients, Proxy(tunnels).forward)
         self._workers = Workers(
             self._gate,
-            self._http.serve,
+            self._serve,
             on_expired=self._http.expire,
             tidy=self._tidy,
             max_threads=config.listen.max_threads,
         )
-        self._watcher = ConfigWatcher(Path(config.path), self.reload, seen=seen)
+        self._health = HealthChecker(self._note_probe)
+        self._seen = seen
+        self._watcher = self._build_watcher()
         self._server: AtlasServer | None = None
         self._accepting: threading.Thread | None = None
-        self.port = 0
 
-    def start(self) -> None:
-        """Begin to serve; raises `StartError` when the listening socket cannot be opened."""
-        config = self._holder.current().config
-        listener = open_listener(config.listen.address, config.listen.port)
-        self.port = listener.getsockname()[1]
-        self._resolver.watch(self._holder.current().balancer.upstreams)
-        self._log_start(config)
-        if config.listen.pin:
-            _pin_to_one_cpu()
+    def catch_up(self) -> None:
+        """Begin with what the file holds by now. For a process in place of another, before `start`.
+
+        Its own configuration may be as old as the supervisor; the other processes have followed
+        the file since.
+        """
+        old = self._holder.current()
+        try:
+            data = read_document(old.config.path)
+            config = parse_config(data, old.config.path)
+        except ConfigError:
+            return  # the watcher will find it too, and say so
+        if data == self._seen:
+            return
+        self._seen = data
+        self._watcher = self._build_watcher()
+        if live := live_changes(old.config, config):
+            # As at a start: in a reload, upstreams that are new wait for their first probe.
+            self._put_in_force(Generation(config, secret=old.secret), live)
+
+    def start(self, listener: socket.socket) -> None:
+        """Begin to serve the clients of `listener`, which is taken over."""
+        balancer = self._holder.current().balancer
+        self._resolver.watch(balancer.upstreams)
+        self._health.watch(balancer.health_checks(), awaiting=balancer.new)
+        self._health.start()
         self._workers.start()
         self._server = AtlasServer(listener, self._gate, self._clients, self._holder)
         self._accepting = threading.Thread(
@@ -105,12 +130,25 @@ class Service:
             return
         generation = Generation(config, old)
         self._resolver.watch(generation.balancer.upstreams)
+        self._put_in_force(generation, live)
+
+    def dump(self) -> None:
+        """Log the state of every upstream."""
+        for line in self._holder.current().balancer.describe():
+            log.info("%s", line)
+
+    def _put_in_force(self, generation: Generation, changes: Sequence[str]) -> None:
         if self._log_level is None:
-            logs.set_level(config.log.level)
+            logs.set_level(generation.config.log.level)
         self._holder.swap(generation)
+        self._health.watch(generation.balancer.health_checks(), awaiting=generation.balancer.new)
         log.info(
-            "Configuration hot-reloaded (generation %d): %s", generation.number, "; ".join(live)
+            "Configuration hot-reloaded (generation %d): %s", generation.number, "; ".join(changes)
         )
+
+    def _note_probe(self, upstream: Upstream, verdict: Verdict) -> None:
+        """Pass a probe's result on. Called on the health checker's thread."""
+        self._holder.current().balancer.note_probe(upstream, verdict)
 
     def drain(self, is_cut: Callable[[], bool]) -> bool:
         """Stop accepting, finish what is under way; returns whether all of it was finished.
@@ -122,14 +160,14 @@ class Service:
         if timeouts.pre_drain:
             log.info("draining in %g s, still accepting", timeouts.pre_drain)
             _wait_until(is_cut, timeouts.pre_drain)
+        deadline = time.monotonic() + timeouts.drain
+        self._stop_accepting()
         log.info(
             "draining: no new clients, %d connected, %g s at most",
             len(self._clients),
             timeouts.drain,
         )
         self._watcher.stop()
-        self._stop_accepting()
-        deadline = time.monotonic() + timeouts.drain
         next_report = time.monotonic() + DRAIN_REPORT
 
         def has_ended() -> bool:
@@ -146,17 +184,30 @@ class Service:
         cut = self._clients.cut()
         self._workers.stop()
         self._resolver.stop()
+        self._health.stop()
         if cut:
             log.warning("drained: %d connections had to be cut", cut)
         else:
             log.info("drained: all requests were finished")
         return not cut
 
+    def _build_watcher(self) -> ConfigWatcher:
+        path = self._holder.current().config.path
+        return ConfigWatcher(path, self.reload, seen=self._seen)
+
     def _stop_accepting(self) -> None:
         if self._server is not None:
             self._clients.is_draining = True
             self._server.shutdown()
             self._server.accept_backlog()
+
+    def _serve(self, client: ClientConnection, worker: Worker) -> None:
+        """Serve a client; whatever goes wrong, it does not stay in the count of clients."""
+        try:
+            self._http.serve(client, worker)
+        except BaseException:
+            self._clients.close(client.stream)
+            raise
 
     def _tidy(self, worker: Worker) -> None:
         """Let a worker with nothing to do look after its idle upstream connections."""
@@ -166,30 +217,18 @@ class Service:
             config.pool, config.timeouts.upstream_idle, generation.balancer.upstreams
         )
 
-    def _log_start(self, config: Config) -> None:
-        log.info(
-            "Atlas %s, mode %s, configuration %s",
-            atlas_pkg.__version__,
-            config.listen.mode,
-            config.path,
-        )
-        for upstream in config.upstreams:
-            where = show_endpoint(upstream.address, upstream.port)
-            log.info("upstream %s at %s, weight %d", upstream.name, where, upstream.weight)
-        if not config.upstreams:
-            log.warning("no upstreams are configured: every request is answered 503")
-        log.info("strategy %s", config.routing.strategy)
-        log.info("listening on http://%s", show_endpoint(config.listen.address, self.port))
 
-
-def _pin_to_one_cpu() -> None:
-    """Hold this process to one of the CPUs that it may use, where the system can.
-
-    Threads under one interpreter lock are slower on two CPUs than on one: the lock and the caches
-    wander. Threads inherit this, so it comes before they are started.
-    """
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {random.choice(sorted(os.sched_getaffinity(0)))})
+def log_start(config: Config, port: int) -> None:
+    """Tell what is started, once for all processes."""
+    listen = config.listen
+    log.info("Atlas %s, mode %s, configuration %s", atlas_pkg.__version__, listen.mode, config.path)
+    for upstream in config.upstreams:
+        where = show_endpoint(upstream.address, upstream.port)
+        log.info("upstream %s at %s, weight %d", upstream.name, where, upstream.weight)
+    if not config.upstreams:
+        log.warning("no upstreams are configured: every request is answered 503")
+    log.info("strategy %s", config.routing.strategy)
+    log.info("listening on http://%s", show_endpoint(listen.address, port))
 
 
 def _wait_until(condition: Callable[[], bool], timeout: float) -> None:

@@ -1,4 +1,10 @@
-"""Open listening sockets.
+"""Open listening sockets, one for each process that is to accept on a port.
+
+Several processes could also accept on one socket. Then whoever runs at the moment takes all that
+is there: of 64 clients that connected at once to two processes, one process got all 64 in seven
+rounds of eight. With a socket each (`SO_REUSEPORT`) the kernel deals them out by a hash of both
+addresses: 25 to 39 was the worst. The price is that a process too busy to accept keeps its share
+waiting. Not every system deals them out, so only Linux gets a socket each.
 
 Accepted sockets inherit the options of the socket that accepted them, so what every client
 connection needs (no Nagle delay, a short patience, see `stream.py`) is set here once and costs
@@ -13,6 +19,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 
 from atlas_pkg.errors import StartError
 from atlas_pkg.net.stream import set_patience
@@ -34,6 +41,14 @@ def open_listener(address: str, port: int) -> socket.socket:
 
     `::` takes IPv4 clients too. Raises `StartError` with one sentence.
     """
+    return open_listeners(address, port, 1)[0]
+
+
+def open_listeners(address: str, port: int, count: int) -> list[socket.socket]:
+    """Open `count` listening sockets on the same address and port; otherwise like `open_listener`.
+
+    Each is for a process of its own.
+    """
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
         candidates = socket.getaddrinfo(
@@ -43,19 +58,47 @@ def open_listener(address: str, port: int) -> socket.socket:
         raise StartError(f"cannot listen on {where}: the host name is unknown") from None
     # A name with addresses of both kinds is opened on IPv4, where most clients will look for it.
     candidates.sort(key=lambda candidate: candidate[0] != socket.AF_INET)
-    family, kind, protocol, _, sockaddr = candidates[0]
-    sock = socket.socket(family, kind, protocol)
+    family, _, _, _, sockaddr = candidates[0]
+    listeners: list[socket.socket] = []
     try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        set_patience(sock, receive=CLIENT_PATIENCE, send=SEND_PATIENCE)
-        sock.bind(sockaddr)
-        sock.listen(BACKLOG)
+        listeners.append(_create_socket(family))
+        listeners[0].bind(sockaddr)
+        while len(listeners) < count:
+            listeners.append(_create_companion(listeners[0]))
+        for sock in listeners:
+            sock.listen(BACKLOG)
     except OSError as error:
-        sock.close()
+        for sock in listeners:
+            sock.close()
         raise StartError(f"cannot listen on {where}: {_explain(error)}") from None
+    return listeners
+
+
+def _create_socket(family: int) -> socket.socket:
+    """Create a socket that has everything but its address."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    set_patience(sock, receive=CLIENT_PATIENCE, send=SEND_PATIENCE)
+    return sock
+
+
+def _create_companion(first: socket.socket) -> socket.socket:
+    """Create another socket on the address of `first`, which is bound already."""
+    if sys.platform != "linux":
+        return first.dup()
+    # Only now, for the first one: had it been bound with this option, another Atlas on the same
+    # port would not have been an error.
+    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    sock = _create_socket(first.family)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(first.getsockname())
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

@@ -119,7 +119,11 @@ class AtlasServer(socketserver.ThreadingTCPServer):
 
         Closing the listener would reset them although they have done nothing wrong.
         """
-        self._admit_more(BACKLOG)
+        try:
+            for _ in range(BACKLOG):
+                self._admit(*self.socket.accept())  # beyond the limit, too: it is the last time
+        except OSError:
+            pass
         self.server_close()
 
     def _wait_for_room(self) -> None:

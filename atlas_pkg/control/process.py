@@ -1,0 +1,70 @@
+"""What a process asks of the system before it serves: CPUs to run on, files to open.
+
+All of this is inherited by threads and by processes, so it comes before either is started. Where
+a system does not know a call, things stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import resource
+
+from atlas_pkg.config import Listen
+
+log = logging.getLogger("atlas")
+
+# Descriptors that a process needs beside its connections: log, gate, watcher, pipes of workers.
+OWN_DESCRIPTORS = 64
+
+
+def count_processes(wanted: int) -> int:
+    """How many processes `listen.workers` asks for; 0 is one per CPU that we may use."""
+    return wanted or len(_allowed_cpus()) or os.cpu_count() or 1
+
+
+def hold_to_one_cpu(number: int | None = None) -> None:
+    """Hold this process to one of the CPUs that it may use: the nth, counting round, or any.
+
+    Threads under one interpreter lock are slower on two CPUs than on one: the lock and the caches
+    wander. A process alone takes any, since others like it on this machine would all take the
+    first.
+    """
+    if cpus := _allowed_cpus():
+        cpu = random.choice(cpus) if number is None else cpus[number % len(cpus)]
+        os.sched_setaffinity(0, {cpu})
+
+
+def allow_many_descriptors(listen: Listen) -> None:
+    """Use as many descriptors as the system grants, not as few as it suggests.
+
+    The suggestion (the soft limit) is often 1024, out of regard for programs that use `select`.
+    A thousand idle clients would use it up and leave none for upstreams.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (OSError, ValueError):
+            pass  # macOS says "unlimited" and then refuses it
+    if soft == resource.RLIM_INFINITY:
+        log.debug("open files are not limited")
+        return
+    log.debug("open files: at most %d", soft)
+    # Every client, and an upstream connection for each that is being served.
+    needed = listen.max_connections + listen.max_threads + OWN_DESCRIPTORS
+    if soft < needed:
+        log.warning(
+            "open files are limited to %d, and listen.max_connections = %d may need %d; clients "
+            "beyond it will wait (ulimit -n, LimitNOFILE=)",
+            soft,
+            listen.max_connections,
+            needed,
+        )
+
+
+def _allowed_cpus() -> list[int]:
+    """The CPUs that we may use, in order; none where the system cannot tell (macOS)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []

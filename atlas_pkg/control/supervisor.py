@@ -1,0 +1,290 @@
+"""Several processes on one port, and the parent that looks after them.
+
+One interpreter lock uses one CPU, so more CPUs want more processes. The supervisor opens the
+sockets, forks a worker process for each, and waits for signals. It has one thread and serves
+nobody, which keeps forking a replacement safe: no other thread can hold a lock at that moment.
+
+* **A worker process dies:** another is forked in its place, with the same socket, at once the first
+  time and then with growing pauses. Clients that the kernel has queued on that socket do not
+  notice; only those that were connected to the dead one do.
+* **A signal** becomes an order, one byte through a pipe to each worker process. They heed no
+  signals of their own: a Ctrl-C reaches every process of a terminal, service managers often signal
+  all of them too, and what comes twice must not count as a second, impatient one. Nor can two
+  bytes melt into one, as two signals may.
+* **The supervisor dies:** its end of the pipes closes, so all worker processes drain and end.
+
+What a worker process does is not known here: it is a function that is handed in.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import NoReturn
+
+log = logging.getLogger("atlas.supervisor")
+
+# Whoever lived this long did not die of its start; the next death is a first one again.
+STEADY_LIFE = 30.0
+
+# Pauses before a process that keeps dying is started again: none, half a second, twice that ...
+FIRST_PAUSE = 0.5
+LONGEST_PAUSE = 10.0
+
+# A process that was told to cut everything and still lives after this is stuck, and killed.
+CUT_PATIENCE = 5.0
+
+_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+
+# `sigtimedwait` is missing on macOS, so time passes as a signal too.
+_SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
+
+
+_SIGNAL_NAMES = {known.value: known.name for known in signal.Signals}
+
+
+class Order(enum.Enum):
+    """What a worker process can be told."""
+
+    RELOAD = b"r"
+    DUMP = b"u"  # log the state of the upstreams
+    DRAIN = b"d"
+    CUT = b"c"
+
+
+class Orders:
+    """A worker process's end of the line to its supervisor. Used by one thread."""
+
+    def __init__(self, reader: int) -> None:
+        """Takes over the descriptor `reader`, which blocks."""
+        self._reader = reader
+        self._is_cut = False
+
+    def wait(self) -> Order:
+        """Wait for the next order. Blocks. Without a supervisor the order is to drain."""
+        told = os.read(self._reader, 1)
+        if not told:
+            log.error("the supervisor is gone: ending")
+            return Order.DRAIN
+        return Order(told)
+
+    def is_cut(self) -> bool:
+        """Have we been told to end at once? Does not block. For the time of the drain."""
+        os.set_blocking(self._reader, False)
+        try:
+            while told := os.read(self._reader, 1):
+                self._is_cut |= told == Order.CUT.value
+        except BlockingIOError:
+            pass
+        return self._is_cut
+
+
+Serve = Callable[[int, socket.socket, Orders], bool]
+
+
+class Backoff:
+    """How long to wait before a process that has died is started again."""
+
+    def __init__(self) -> None:
+        self._pause = 0.0
+
+    def next_pause(self, lived: float) -> float:
+        """The pause after a life of `lived` seconds."""
+        if lived >= STEADY_LIFE:
+            self._pause = 0.0
+        pause = self._pause
+        self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, pause * 2))
+        return pause
+
+
+class _Child:
+    """The place of one worker process, and who holds it now."""
+
+    def __init__(self, number: int, listener: socket.socket) -> None:
+        self.number = number
+        self.listener = listener
+        self.backoff = Backoff()
+        self.pid = 0  # 0 while nobody is there
+        self.writer = -1  # our end of its orders, while somebody is there
+        self.alive_since = 0.0
+        self.due = 0.0  # when to start it, while nobody is there
+
+    def tell(self, order: Order) -> None:
+        if self.pid:
+            try:
+                os.write(self.writer, order.value)
+            except OSError:
+                pass  # it has died, which we are about to be told; or it does not listen
+
+
+class Supervisor:
+    """Keeps one worker process for each listening socket. Has one thread and starts no other."""
+
+    def __init__(self, listeners: Sequence[socket.socket], serve: Serve) -> None:
+        """Takes over `listeners`.
+
+        `serve(number, listener, orders)` is the life of a worker process, whose number counts
+        from 1; it returns whether all was finished.
+        """
+        self._children = [_Child(number, sock) for number, sock in enumerate(listeners, 1)]
+        self._serve = serve
+        self._is_stopping = False
+        self._kill_at: float | None = None
+        self._are_all_good = True
+
+    def run(self) -> bool:
+        """Run until a signal ends it; returns whether every process ended as it should."""
+        # A signal without a handler may be dropped before anybody has waited for it.
+        signal.signal(signal.SIGCHLD, _do_nothing)
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        self._start_due()
+        while not self._is_stopping or any(child.pid for child in self._children):
+            self._set_alarm()
+            word = signal.sigwait(_SIGNALS)
+            if word in _STOP_SIGNALS:
+                self._stop(signal.Signals(word).name)
+            elif word == signal.SIGHUP:
+                self._tell(Order.RELOAD)
+            elif word == signal.SIGUSR1:
+                self._tell(Order.DUMP)
+            self._note_deaths()
+            self._start_due()
+            self._kill_stuck()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        log.info("all worker processes have ended")
+        return self._are_all_good
+
+    def _tell(self, order: Order) -> None:
+        for child in self._children:
+            child.tell(order)
+
+    def _stop(self, reason: str) -> None:
+        """Have all drain the first time, and end at once the second time."""
+        if self._is_stopping:
+            log.info("%s again: ending at once", reason)
+            self._tell(Order.CUT)
+            self._kill_at = self._kill_at or time.monotonic() + CUT_PATIENCE
+            return
+        log.info("%s: ending", reason)
+        self._is_stopping = True
+        # Before anybody drains: a socket is closed, and clients refused, when its last holder
+        # has closed it. Else they would wait in a queue that nobody looks at.
+        for child in self._children:
+            child.listener.close()
+        self._tell(Order.DRAIN)
+
+    def _start_due(self) -> None:
+        """Start what is not running and need not wait any longer."""
+        now = time.monotonic()
+        for child in self._children:
+            if not self._is_stopping and not child.pid and child.due <= now:
+                self._start(child)
+
+    def _start(self, child: _Child) -> None:
+        child.alive_since = time.monotonic()
+        try:
+            reader, writer = os.pipe()
+            try:
+                pid = os.fork()
+            except OSError:
+                os.close(reader)
+                os.close(writer)
+                raise
+        except OSError as error:
+            pause = max(FIRST_PAUSE, child.backoff.next_pause(0.0))
+            child.due = child.alive_since + pause
+            log.error(
+                "worker %d cannot be started: %s; again in %g s",
+                child.number,
+                error.strerror,
+                pause,
+            )
+            return
+        if pid == 0:
+            os.close(writer)
+            self._become(child, Orders(reader))
+        os.close(reader)
+        os.set_blocking(writer, False)  # whoever does not read must not stop us
+        child.pid, child.writer = pid, writer
+        log.info("worker %d is process %d", child.number, pid)
+
+    def _become(self, child: _Child, orders: Orders) -> NoReturn:
+        """Live as the worker process `child`, and exit. Runs in the new process.
+
+        The supervisor's signals stay blocked, in all threads to come: see the top.
+        """
+        for other in self._children:
+            if other.pid:
+                os.close(other.writer)  # else the others would not notice the supervisor's end
+            if other is not child:
+                other.listener.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGALRM})
+        status = 1
+        try:
+            status = 0 if self._serve(child.number, child.listener, orders) else 1
+        except BaseException:
+            log.exception("this worker process ends")
+            raise
+        finally:
+            # Not up through the frames of the supervisor, which are a copy here.
+            os._exit(status)
+
+    def _note_deaths(self) -> None:
+        """Take note of all that have ended. Several deaths may come as one signal."""
+        while any(child.pid for child in self._children):
+            # As process 1 of a container we are also told of orphans that we do not know.
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            for child in self._children:
+                if child.pid == pid:
+                    self._note_death(child, os.waitstatus_to_exitcode(status))
+
+    def _note_death(self, child: _Child, code: int) -> None:
+        os.close(child.writer)
+        pid, child.pid, child.writer = child.pid, 0, -1
+        how = f"exit status {code}" if code >= 0 else f"signal {_SIGNAL_NAMES.get(-code, -code)}"
+        if self._is_stopping:
+            self._are_all_good &= code == 0
+            level = logging.WARNING if code else logging.DEBUG
+            log.log(level, "worker %d (process %d) has ended: %s", child.number, pid, how)
+            return
+        now = time.monotonic()
+        pause = child.backoff.next_pause(now - child.alive_since)
+        child.due = now + pause
+        log.error(
+            "worker %d (process %d) has died: %s; starting another %s",
+            child.number,
+            pid,
+            how,
+            f"in {pause:g} s" if pause else "at once",
+        )
+
+    def _kill_stuck(self) -> None:
+        if self._kill_at is None or time.monotonic() < self._kill_at:
+            return
+        for child in self._children:
+            if child.pid:
+                log.error("worker %d (process %d) is stuck: killed", child.number, child.pid)
+                os.kill(child.pid, signal.SIGKILL)
+        self._kill_at = None
+
+    def _set_alarm(self) -> None:
+        """Be woken when the next thing is due, or not at all."""
+        due = [] if self._is_stopping else [child.due for child in self._children if not child.pid]
+        if self._kill_at is not None:
+            due.append(self._kill_at)
+        # 0 would mean never.
+        pause = max(0.001, min(due) - time.monotonic()) if due else 0
+        signal.setitimer(signal.ITIMER_REAL, pause)
+
+
+def _do_nothing(_number: int, _frame: FrameType | None) -> None:
+    """A handler that is never run: the signal is blocked, and waited for."""
