@@ -37,6 +37,7 @@ class Relay:
         self._storage: bytearray | None = None
         # None where splicing is not to be had.
         self.pipe = KernelPipe() if HAS_SPLICE else None
+        self.moved = 0  # bytes, by the last `copy`; also when it failed
 
     @property
     def buffer(self) -> memoryview:
@@ -57,22 +58,25 @@ class Relay:
 
         Input that ends early is a failure of `source`; `sink` leaving is noticed while waiting.
         """
+        self.moved = 0
         if self.pipe is not None and count >= SPLICE_FROM:
             pipe = self.pipe
             try:
-                while count:
-                    count -= _expect(pipe.fill(source, count, read_timeout, sink), source)
+                while self.moved < count:
+                    left = count - self.moved
+                    received = _expect(pipe.fill(source, left, read_timeout, sink), source)
                     pipe.drain(sink, write_timeout)
+                    self.moved += received
             except BaseException:
                 pipe.close()  # what is left in it belongs to no other body
                 raise
             return
         buffer = self.buffer
-        while count:
-            view = buffer if count >= BUFFER_BYTES else buffer[:count]
+        while self.moved < count:
+            view = buffer[: count - self.moved]
             received = _expect(source.receive_into(view, read_timeout, sink), source)
             sink.send(view[:received], write_timeout)
-            count -= received
+            self.moved += received
 
     def close(self) -> None:
         """Release what was kept."""

@@ -52,6 +52,9 @@ def ask(
     )
     if connection is None:
         connection = connect(upstream, timeouts.connect)
+    if exchange.record is not None:
+        exchange.record.connected_at = time.monotonic()
+        exchange.record.reused = connection.is_reused
     try:
         return connection, _converse(exchange, connection, head, upload)
     except UpstreamError as error:
@@ -84,6 +87,8 @@ def _converse(
         # It may have answered and closed before it read everything; the answer is worth a look.
         if error.timed_out or not stream.is_readable():
             raise translate(error, Stage.SEND, is_stale=connection.is_reused) from None
+    if exchange.record is not None:
+        exchange.record.asked_at = time.monotonic()
     for _ in range(MAX_INTERIM):
         # What came behind an interim answer is already the next one: the body has to wait for it.
         if upload is not None and not upload.is_done and not stream.buffered:

@@ -26,6 +26,7 @@ class AnswerBody:
         self._client = client
         self._decoder = ChunkedDecoder() if framing.kind is BodyKind.CHUNKED else None
         self._framing = framing
+        self.sent = 0  # body bytes, decoded, that have been passed on or at least tried
         self._is_chunked_onward = onward.kind is BodyKind.CHUNKED
         self._is_done = framing.kind is BodyKind.NONE or (
             framing.kind is BodyKind.LENGTH and not framing.length
@@ -41,6 +42,7 @@ class AnswerBody:
             self.upstream.buffered = data[self._framing.length :]
             self._is_done = len(taken) == self._framing.length
             self._framing = Framing(BodyKind.LENGTH, self._framing.length - len(taken))
+            self.sent = len(taken)
             return taken
         self.upstream.buffered = b""
         return b"".join(self._reframe(data, len(data)))
@@ -49,13 +51,7 @@ class AnswerBody:
         """Stream what is still to come. Blocks. Raises `StreamError`, `UpstreamError`."""
         read_timeout, write_timeout = timeouts.upstream_body, timeouts.client_write
         if self._framing.kind is BodyKind.LENGTH and not self._is_done:
-            relay.copy(
-                self.upstream,
-                self._client,
-                self._framing.length,
-                read_timeout=read_timeout,
-                write_timeout=write_timeout,
-            )
+            self._copy(relay, self._framing.length, timeouts)
             return
         storage = relay.storage
         while not self._is_done:
@@ -77,16 +73,22 @@ class AnswerBody:
         count = decoder.remaining
         if self._is_chunked_onward:
             self._client.send(b"%x\r\n" % count, timeouts.client_write)
-        relay.copy(
-            self.upstream,
-            self._client,
-            count,
-            read_timeout=timeouts.upstream_body,
-            write_timeout=timeouts.client_write,
-        )
+        self._copy(relay, count, timeouts)
         decoder.skip(count)
         if self._is_chunked_onward:
             self._client.send(b"\r\n", timeouts.client_write)
+
+    def _copy(self, relay: Relay, count: int, timeouts: Timeouts) -> None:
+        try:
+            relay.copy(
+                self.upstream,
+                self._client,
+                count,
+                read_timeout=timeouts.upstream_body,
+                write_timeout=timeouts.client_write,
+            )
+        finally:
+            self.sent += relay.moved
 
     def _reframe(self, data: bytes | bytearray, end: int) -> list[bytes | memoryview]:
         """Decode the first `end` bytes as the upstream framed them, and frame them for the client.
@@ -101,9 +103,11 @@ class AnswerBody:
                 reason = f"its answer is malformed: {error.reason}"
                 raise UpstreamError(Stage.BODY, reason) from None
             self._is_done = self._decoder.is_done
+        size = sum(map(len, pieces))
+        self.sent += size
         if not self._is_chunked_onward:
             return [*pieces]
         last = LAST_CHUNK if self._is_done else b""
         if not pieces:
             return [last]
-        return [b"%x\r\n" % sum(map(len, pieces)), *pieces, b"\r\n", last]
+        return [b"%x\r\n" % size, *pieces, b"\r\n", last]

@@ -13,26 +13,24 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from atlas_pkg.errors import ClientError, ClientGone, NoUpstream, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.stream import RECEIVE_BYTES
+from atlas_pkg.record import End, Observer, Record
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.exchange import Exchange, Worker, build_answer
+from atlas_pkg.serving.failures import Failure, explain
+from atlas_pkg.serving.farewell import Farewell
 from atlas_pkg.serving.gate import Gate
 from atlas_pkg.serving.generation import ConfigHolder
 
 log = logging.getLogger("atlas.connection")
 
 App = Callable[[Exchange], None]
-
-# After a last answer the client may still be sending. Closing at once would make its kernel drop
-# the answer unread (RFC 9112 §9.6), so we read on for a moment and throw away what comes.
-LINGER = 2.0
-LINGER_READS = 16
 
 _LINE_ENDS = re.compile(rb"(?:\r\n)++")
 
@@ -52,12 +50,19 @@ class HttpService:
         self._gate = gate
         self._clients = clients
         self._app = app
+        self._farewell = Farewell(gate, clients)
         self._throttle = Throttle(log)
+        # Told of every exchange when it has ended; empty while nobody watches.
+        self._observers: tuple[Observer, ...] = ()
+
+    def watch(self, observers: Sequence[Observer]) -> None:
+        """Have `observers` told of every exchange from now on, instead of those before."""
+        self._observers = tuple(observers)
 
     def serve(self, client: ClientConnection, worker: Worker) -> None:
         """Serve `client` until it pauses or ends; then it is parked or closed."""
         if client.is_lingering:
-            self._linger(client)
+            self._farewell.throw_away(client)
             return
         stream = client.stream
         while True:
@@ -132,11 +137,9 @@ class HttpService:
         generation = self._holder.current()
         limits = generation.config.limits
         client.requests += 1
-        if len(head) > limits.head and head.find(b"\r\n") <= limits.request_line:
-            error = ClientError(431, "the request head is too large")
-            self._refuse(client, error, head=head)
-            return False
         try:
+            if len(head) > limits.head and head.find(b"\r\n") <= limits.request_line:
+                raise ClientError(431, "the request head is too large")
             request = generation.parser.parse_request(head)
         except ClientError as error:
             self._refuse(client, error, head=head)
@@ -144,65 +147,84 @@ class HttpService:
         exchange = Exchange(
             request, client, clients=self._clients, generation=generation, worker=worker
         )
+        if self._observers:
+            exchange.record = exchange.begin_record()
         if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
         try:
-            self._app(exchange)
-        except ClientError as error:
-            if exchange.has_started:
-                self._cut(client, exchange)
-            else:
-                self._refuse(client, error, exchange)
+            is_open = self._run_app(client, exchange)
+        finally:
+            if exchange.record is not None:
+                self._observe(exchange.record)
+        if is_open and not exchange.may_persist:
+            self._farewell.finish(client, had_body=request.has_body)
             return False
+        return is_open
+
+    def _run_app(self, client: ClientConnection, exchange: Exchange) -> bool:
+        """Have the app answer, or answer its failure; False when the connection is not ours now."""
+        try:
+            self._app(exchange)
         except (ClientGone, StreamError) as error:
             log.debug("%s: client gone: %s", client.address, error)
-            self._clients.close(client.stream)
+            self._farewell.close(client)
+            if exchange.record is not None:
+                exchange.record.end = End.CLIENT_GONE
+                exchange.record.status = exchange.record.status or 499
             return False
         except Exception as error:  # noqa: BLE001 - it is logged or answered below
-            if not self._answer_failure(client, exchange, error):
-                return False
-        if exchange.is_tunnel:
-            return False
-        if exchange.may_persist:
-            return True
-        self._finish(client, request)
-        return False
+            return self._answer_failure(client, exchange, error)
+        return not exchange.is_tunnel
 
     def _answer_failure(
         self, client: ClientConnection, exchange: Exchange, error: Exception
     ) -> bool:
-        """Answer what went wrong on our side or behind it; False when the client was cut off."""
-        line = exchange.request.line.decode("latin-1")
-        if isinstance(error, NoUpstream):
-            self._throttle.write(logging.WARNING, "none", "503 for %s: %s", line, error)
-            status, reason, retry_after = 503, "no upstream is available", error.retry_after
-        elif isinstance(error, UpstreamError):
-            self._log_upstream_error(line, error)
-            reason = "the upstream did not answer in time"
-            if not error.timed_out:
-                reason = "the upstream failed"
-            status, retry_after = error.status, None
-        else:
-            log.error("500 for %s: an error in Atlas", line, exc_info=error)
-            status, reason, retry_after = 500, "an error in Atlas", None
+        """Answer what went wrong; False when the connection was closed over it."""
+        failure = explain(error)
+        if exchange.record is not None:
+            exchange.record.end = failure.end
+            if exchange.has_started and isinstance(error, UpstreamError):
+                exchange.record.end = End.UPSTREAM_CUT
+            exchange.record.status = exchange.record.status or failure.status
+        self._log_failure(exchange.request, error, failure)
         if exchange.has_started:
-            self._cut(client, exchange)
+            self._farewell.cut(client, exchange)
+            return False
+        if isinstance(error, ClientError):
+            self._refuse(client, error, exchange)
             return False
         if exchange.request.has_body:
             exchange.may_persist = False  # what is left of the body would be read as a request
         try:
-            exchange.answer(status, reason, retry_after=retry_after)
+            exchange.answer(failure.status, failure.reason, retry_after=failure.retry_after)
         except StreamError:
-            self._clients.close(client.stream)
+            self._farewell.close(client)
             return False
         return True
 
-    def _log_upstream_error(self, line: str, error: UpstreamError) -> None:
-        upstream = error.upstream or "an upstream"
-        cause = f"{upstream} {error}"
-        self._throttle.write(
-            logging.WARNING, cause, "%d for %s: upstream %s %s", error.status, line, upstream, error
-        )
+    def _log_failure(self, request: Request, error: Exception, failure: Failure) -> None:
+        """Log what is not the client's fault; that is logged where it is refused."""
+        line = request.line.decode("latin-1")
+        if isinstance(error, NoUpstream):
+            self._throttle.write(logging.WARNING, "none", "503 for %s: %s", line, error)
+        elif isinstance(error, UpstreamError):
+            upstream = error.upstream or "an upstream"
+            self._throttle.write(
+                logging.WARNING,
+                f"{upstream} {error}",
+                "%d for %s: upstream %s %s",
+                failure.status,
+                line,
+                upstream,
+                error,
+            )
+        elif not isinstance(error, ClientError):
+            log.error("500 for %s: an error in Atlas", line, exc_info=error)
+
+    def _observe(self, record: Record) -> None:
+        record.ended_at = time.monotonic()
+        for observer in self._observers:
+            observer(record)
 
     def _refuse(
         self,
@@ -224,6 +246,10 @@ class HttpService:
             error.status,
             error.reason,
         )
+        if exchange is None and self._observers:
+            record = Record(client.address, head[: head.find(b"\r\n")], time.monotonic())
+            record.status, record.end = error.status, End.REFUSED
+            self._observe(record)
         accept = (exchange.request.fields.get(b"accept") if exchange else None) or b""
         answer = build_answer(error.status, error.reason, accept=accept)
         if (exchange.request.method + b" " if exchange else head).startswith(b"HEAD "):
@@ -234,44 +260,7 @@ class HttpService:
         except StreamError:
             self._clients.close(client.stream)
             return
-        self._begin_lingering(client)
-
-    def _finish(self, client: ClientConnection, request: Request) -> None:
-        """Close after a complete answer, gently if the client is or may be still sending."""
-        if request.has_body or client.stream.buffered or client.stream.is_readable():
-            self._begin_lingering(client)
-        else:
-            self._clients.close(client.stream)
-
-    def _cut(self, client: ClientConnection, exchange: Exchange) -> None:
-        """End an answer that cannot be completed, so that nobody takes it for complete."""
-        if exchange.ends_by_closing:
-            client.stream.abort()
-        self._clients.close(client.stream)
-
-    def _begin_lingering(self, client: ClientConnection) -> None:
-        client.stream.end_sending()
-        client.stream.buffered = b""
-        client.is_lingering = True
-        client.deadline = time.monotonic() + LINGER
-        self._linger(client)
-
-    def _linger(self, client: ClientConnection) -> None:
-        """Throw away what the client still sends; close at its end, or wait at the gate for it."""
-        try:
-            for _ in range(LINGER_READS):
-                if not client.stream.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT):
-                    self._clients.close(client.stream)
-                    return
-        except BlockingIOError:
-            pass
-        except OSError:
-            self._clients.close(client.stream)
-            return
-        if time.monotonic() >= client.deadline:
-            self._clients.close(client.stream)
-        else:
-            self._gate.park(client)
+        self._farewell.linger(client)
 
     def _park(self, client: ClientConnection) -> None:
         """Let the client wait at the gate for its next request."""

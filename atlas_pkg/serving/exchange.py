@@ -14,6 +14,7 @@ from __future__ import annotations
 import email.utils
 import html
 import http.client
+import time
 
 from atlas_pkg.balancing.lease import Wish
 from atlas_pkg.balancing.pool import Pool
@@ -21,6 +22,7 @@ from atlas_pkg.http1.forwarding import Hop
 from atlas_pkg.http1.message import Request
 from atlas_pkg.net.relay import Relay
 from atlas_pkg.net.stream import Stream
+from atlas_pkg.record import Record
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.generation import Generation
 
@@ -53,6 +55,7 @@ class Exchange:
         "hop",
         "is_tunnel",
         "may_persist",
+        "record",
         "request",
         "wish",
         "worker",
@@ -78,12 +81,29 @@ class Exchange:
         self.has_sent = False
         # What ties this client to an upstream, for the balancer.
         self.wish: Wish = generation.affinity.wish(request, self.hop)
+        # What the observers are told of this exchange; None while nobody watches.
+        self.record: Record | None = None
         # May the client's connection carry another request after this one? Only ever turned off.
         self.may_persist = request.keep_alive
         # Closing the connection is what ends the answer's body, so a cut needs another sign.
         self.ends_by_closing = False
         # Both connections now belong to a tunnel; nobody else may touch them.
         self.is_tunnel = False
+
+    def begin_record(self) -> Record:
+        """Begin to take down what happens in this exchange."""
+        request = self.request
+        address = self.generation.forwarder.client_address(request, self.hop)
+        record = Record(address.decode("ascii"), request.line, time.monotonic())
+        record.referer = request.fields.get(b"referer") or b""
+        record.user_agent = request.fields.get(b"user-agent") or b""
+        return record
+
+    def start(self, status: int) -> None:
+        """The final answer is about to be sent: from here on a failure can only cut it."""
+        self.has_started = True
+        if self.record is not None:
+            self.record.status = status
 
     def persistence(self) -> bytes:
         """The Connection line for an answer (RFC 9112 §9.3): said only where it is not implied."""
@@ -104,7 +124,9 @@ class Exchange:
         )
         if self.request.method == b"HEAD":
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
-        self.has_started = True
+        self.start(status)
+        if self.record is not None:
+            self.record.body_out = len(answer) - answer.index(b"\r\n\r\n") - 4
         self.client.send(answer, self.generation.config.timeouts.client_write)
 
 

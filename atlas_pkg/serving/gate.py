@@ -29,6 +29,8 @@ class Gate(Protocol):
 
     # Set when no worker is left at the gate: the gatekeeper looks whether more are needed.
     crowded: threading.Event
+    # How often a worker has left the gate; while that stands still, all of them are stuck.
+    departures: int
 
     @property
     def has_free_worker(self) -> bool:
@@ -58,7 +60,8 @@ class _Attendance:
 
     def __init__(self) -> None:
         self.crowded = threading.Event()
-        # Guards _waiting.
+        self.departures = 0
+        # Guards _waiting and departures.
         self._lock = threading.Lock()
         self._waiting = 0
         self._parked: dict[int, ClientConnection] = {}
@@ -74,6 +77,7 @@ class _Attendance:
     def _leave(self) -> None:
         with self._lock:
             self._waiting -= 1
+            self.departures += 1
             is_last = not self._waiting
         if is_last and not self.crowded.is_set():
             self.crowded.set()

@@ -9,12 +9,16 @@ What fails may be tried on another upstream (`retry.py`), and the circuit breake
 
 from __future__ import annotations
 
+import time
+
 from atlas_pkg.balancing.lease import Lease, Outcome
 from atlas_pkg.balancing.pool import UpstreamConnection
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.errors import ClientError, Stage, StreamError, UpstreamError
 from atlas_pkg.http1.forwarding import build_switching_head
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE
 from atlas_pkg.http1.message import Response
+from atlas_pkg.record import End, Record
 from atlas_pkg.serving.asking import ask, translate
 from atlas_pkg.serving.bodies import AnswerBody
 from atlas_pkg.serving.exchange import Exchange
@@ -36,8 +40,12 @@ class Proxy:
         `StreamError` for the client's side.
         """
         upload = _begin_upload(exchange) if exchange.request.has_body else None
-        lease, connection, response = _ask_until_answered(exchange, upload)
-        self._conclude(exchange, lease, connection, response, upload)
+        try:
+            lease, connection, response = _ask_until_answered(exchange, upload)
+            self._conclude(exchange, lease, connection, response, upload)
+        finally:
+            if exchange.record is not None and upload is not None:
+                exchange.record.body_in = upload.taken
 
     def _conclude(
         self,
@@ -49,6 +57,8 @@ class Proxy:
     ) -> None:
         """Pass the answer on and give the upstream back with what it deserves."""
         outcome = Outcome.NONE
+        if exchange.record is not None:
+            exchange.record.first_byte_at = time.monotonic()
         try:
             if response.status == 101:
                 self._switch(exchange, connection, response, lease)
@@ -77,9 +87,11 @@ class Proxy:
     ) -> None:
         """Pass on 101 and turn both connections into a tunnel (RFC 9110 §7.8)."""
         timeouts = exchange.generation.config.timeouts
-        exchange.has_started = True
+        exchange.start(101)
         exchange.client.send(build_switching_head(response), timeouts.client_write)
         exchange.is_tunnel = True
+        if exchange.record is not None:
+            exchange.record.end = End.TUNNEL
         lease.settle(Outcome.SUCCESS)  # it may be hours until the tunnel ends
         self._tunnels.start(
             exchange.client,
@@ -99,16 +111,27 @@ def _ask_until_answered(
     try:
         while True:
             try:
+                if exchange.record is not None:
+                    _note_choice(exchange.record, lease.upstream)
                 return lease, *ask(exchange, lease.upstream, upload)
             except UpstreamError as error:
                 retries = retries or Retries(exchange, upload)
+                if exchange.record is not None:
+                    exchange.record.failures.append((lease.upstream.name, error.stage.value))
                 lease = retries.next_lease(lease, error)
+                if exchange.record is not None:
+                    exchange.record.retries += 1
             except BaseException:
                 lease.release()
                 raise
     finally:
         if retries is not None:
             retries.close()
+
+
+def _note_choice(record: Record, upstream: Upstream) -> None:
+    record.upstream = upstream.name
+    record.chosen_at = time.monotonic()
 
 
 def _begin_upload(exchange: Exchange) -> Upload:
@@ -151,12 +174,15 @@ def _answer(
         # The common road: the whole answer is here, and leaves at once.
         head += stream.buffered
         stream.buffered = b""
-        exchange.has_started = True
+        exchange.start(response.status)
+        if exchange.record is not None:
+            exchange.record.body_out = framing.length
         exchange.client.send(head, generation.config.timeouts.client_write)
         is_sent = True
     else:
         body = AnswerBody(stream, exchange.client, framing=framing, onward=onward)
-        is_sent = _stream_answer(exchange, head, body, upload if is_early else None)
+        rest = upload if is_early else None
+        is_sent = _stream_answer(exchange, response.status, head, body, rest)
     if is_sent and response.keep_alive and not stream.buffered:
         timeout = response.fields.keep_alive_timeout
         if timeout is not None:
@@ -167,7 +193,7 @@ def _answer(
 
 
 def _stream_answer(
-    exchange: Exchange, head: bytes, body: AnswerBody, upload: Upload | None
+    exchange: Exchange, status: int, head: bytes, body: AnswerBody, upload: Upload | None
 ) -> bool:
     """Send head and body while `upload`, if given, goes on; was the request sent whole too?"""
     timeouts = exchange.generation.config.timeouts
@@ -176,9 +202,11 @@ def _stream_answer(
     if upload is not None and not upload.is_broken:
         background = BackgroundUpload(upload, body.upstream)
     try:
-        exchange.has_started = True
+        exchange.start(status)
         exchange.client.send(first, timeouts.client_write)
         body.send_rest(exchange.worker.relay, timeouts)
     finally:
         is_sent = background.stop() if background else upload is None
+        if exchange.record is not None:
+            exchange.record.body_out = body.sent
     return is_sent

@@ -43,7 +43,7 @@ class Upload:
         self._decoder = ChunkedDecoder(max_fields) if framing.kind is BodyKind.CHUNKED else None
         self._unsent = memoryview(b"")
         self._in_pipe = 0  # bytes that wait in the relay's pipe instead
-        self._taken = 0
+        self.taken = 0  # body bytes, decoded, that the client has been read for
         self._is_read = framing.kind is not BodyKind.CHUNKED and not framing.length
         # The client holds its body back until it hears 100; answering that is done once.
         self.awaits_continue = False
@@ -199,8 +199,8 @@ class Upload:
 
     def _note_taken(self, count: int) -> None:
         self.has_taken_bytes = True  # a last chunk counts too, though it holds no data
-        self._taken += count
-        if self._limit and self._taken > self._limit:
+        self.taken += count
+        if self._limit and self.taken > self._limit:
             raise ClientError(413, "the request body is too large")
 
 

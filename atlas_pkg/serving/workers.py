@@ -2,9 +2,9 @@
 
 Few threads are best while upstreams answer fast: the interpreter lock makes every further runnable
 thread an expense. Many are needed while upstreams are slow, since each waiting request holds one.
-So a handful of workers is always kept, and the gatekeeper adds more only when three things are true
-together: a connection is ready, nobody is at the gate, and the process does not use its CPU up.
-Workers that find nothing to do for half a second leave again.
+So a handful of workers is always kept. The gatekeeper adds more only when a connection is ready,
+nobody is at the gate, and there is CPU time to spare (`headroom.py`) or no worker has come back at
+all. Workers that find nothing to do for half a second leave again.
 
 The gatekeeper also enforces the deadlines of the connections that wait. It sleeps while there are
 free workers, so an idle Atlas uses no CPU.
@@ -37,6 +37,10 @@ TIDY_INTERVAL = 5.0
 CROWDED_TICK = 0.01
 SWEEP_INTERVAL = 0.5
 
+# Workers that have not come back to the gate for so long are all waiting for slow upstreams or
+# clients. Then more are needed, even while other programs keep the CPU busy.
+STUCK_AFTER = 0.05
+
 # Each worker calls a few Python frames deep; 8 MiB of default stack are never touched.
 STACK_BYTES = 512 * 1024
 
@@ -66,7 +70,9 @@ class Workers:
         self._count = 0
         self._started = 0
         self._was_full = False
-        self._headroom = Headroom()  # the gatekeeper's own
+        # The gatekeeper's own: it alone looks at them.
+        self._headroom = Headroom()
+        self._last_progress = (-1, 0.0)  # departures from the gate, and when they last changed
 
     def start(self) -> None:
         """Start the kept workers and the gatekeeper."""
@@ -145,6 +151,13 @@ class Workers:
             if self._is_crowded():  # the last one left between the two looks
                 self._gate.crowded.set()
             return
-        if self._headroom.has_spare() and self._gate.has_ready():
+        if (self._headroom.has_spare() or self._is_stuck()) and self._gate.has_ready():
             # In proportion: from 8 to 256 in about a sixth of a second.
             self._add(max(1, self._count // 4))
+
+    def _is_stuck(self) -> bool:
+        """Has no worker come back for a while? Then all wait for somebody, busy CPU or not."""
+        now, departures = time.monotonic(), self._gate.departures
+        if departures != self._last_progress[0]:
+            self._last_progress = (departures, now)
+        return now - self._last_progress[1] >= STUCK_AFTER

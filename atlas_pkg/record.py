@@ -1,0 +1,79 @@
+"""What happened in one exchange, for those who watch: metrics, access log, explanations.
+
+Nothing of this is kept unless somebody asks for it: without an observer no record is made, and the
+road of a request only pays for a few looks at None. Instants are `time.monotonic()`, 0.0 where
+a stage was not reached; an observer that wants the time of day adds the difference once.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+
+
+class End(enum.Enum):
+    """How an exchange ended; the values stand in the access log."""
+
+    DONE = "done"  # answered whole, by an upstream or by us
+    REFUSED = "refused"  # the request was at fault: a 4xx or 5xx of ours
+    CLIENT_GONE = "client-gone"  # the client hung up or stopped reading: logged as 499
+    NO_UPSTREAM = "no-upstream"  # nobody available, or the queue took too long: 503
+    CONNECT_FAILED = "connect-failed"
+    CONNECT_TIMEOUT = "connect-timeout"
+    UPSTREAM_FAILED = "upstream-failed"  # broke or spoke nonsense before its answer: 502
+    UPSTREAM_TIMEOUT = "upstream-timeout"  # no answer in time: 504
+    UPSTREAM_CUT = "upstream-cut"  # its answer had begun and did not end
+    TUNNEL = "tunnel"  # switched protocols
+    ERROR = "error"  # our own fault: 500
+
+
+class Record:
+    """One exchange. Written by its worker, then handed to the observers, who only read it."""
+
+    __slots__ = (
+        "address",
+        "asked_at",
+        "began_at",
+        "body_in",
+        "body_out",
+        "chosen_at",
+        "connected_at",
+        "end",
+        "ended_at",
+        "failures",
+        "first_byte_at",
+        "head_at",
+        "line",
+        "referer",
+        "request_id",
+        "retries",
+        "reused",
+        "status",
+        "upstream",
+        "user_agent",
+    )
+
+    def __init__(self, address: str, line: bytes, head_at: float) -> None:
+        self.address = address  # the client's, as far as it can be trusted
+        self.line = line  # the request line as received; may hold anything
+        self.referer = b""
+        self.user_agent = b""
+        self.request_id = b""
+        self.upstream = "-"  # the name of the last one tried; "-" if none
+        self.status = 0  # what the client was sent; 499 if it was gone before
+        self.body_in = 0  # bytes of the request's body, decoded
+        self.body_out = 0  # bytes of the answer's body, decoded
+        self.retries = 0
+        self.reused = False  # the upstream connection had been used before
+        self.failures: list[tuple[str, str]] = []  # (upstream, stage) of each failed attempt
+        self.end = End.DONE
+        self.began_at = head_at  # first byte of the head, where it was waited for
+        self.head_at = head_at  # head complete
+        self.chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue
+        self.connected_at = 0.0  # a connection was at hand
+        self.asked_at = 0.0  # the head was written
+        self.first_byte_at = 0.0  # the answer's head was read
+        self.ended_at = 0.0
+
+
+Observer = Callable[[Record], None]

@@ -1,0 +1,41 @@
+"""What went wrong, in the client's words: the status, a short reason, and how it is recorded.
+
+An error says whose fault it was and how far the exchange had come (`errors.py`); this is the table
+from there to what is answered. The reasons are our own wording: an exception's text may hold what
+is nobody's business.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from atlas_pkg.errors import ClientError, NoUpstream, Stage, UpstreamError
+from atlas_pkg.record import End
+
+
+class Failure(NamedTuple):
+    """An answer that Atlas makes itself."""
+
+    status: int
+    reason: str
+    end: End
+    retry_after: int | None = None
+
+
+def explain(error: Exception) -> Failure:
+    """Say what a client is to be told about `error`; everything unknown is our own fault."""
+    if isinstance(error, ClientError):
+        return Failure(error.status, error.reason, End.REFUSED)
+    if isinstance(error, NoUpstream):
+        reason = "no upstream is available"
+        return Failure(503, reason, End.NO_UPSTREAM, retry_after=error.retry_after)
+    if isinstance(error, UpstreamError):
+        reason = "the upstream did not answer in time" if error.timed_out else "the upstream failed"
+        return Failure(error.status, reason, _end_of(error))
+    return Failure(500, "an error in Atlas", End.ERROR)
+
+
+def _end_of(error: UpstreamError) -> End:
+    if error.stage is Stage.CONNECT:
+        return End.CONNECT_TIMEOUT if error.timed_out else End.CONNECT_FAILED
+    return End.UPSTREAM_TIMEOUT if error.timed_out else End.UPSTREAM_FAILED
