@@ -15,8 +15,9 @@ from atlas_pkg.errors import MalformedMessage
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.framing import NO_BODY
 
-# Fields that framing and routing rest on: a Connection field that names them is not obeyed in that.
-_PROTECTED = frozenset((b"content-length", b"transfer-encoding", b"host"))
+# Fields that framing and routing rest on, or that the client waits for an answer to: a Connection
+# field that names them is not obeyed in that.
+_PROTECTED = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect"))
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 _OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade"))
 

@@ -98,8 +98,8 @@ def frame_response(lengths: list[bytes], codings: list[bytes]) -> Framing:
         return CHUNKED
     if not lengths:
         return UNTIL_CLOSE
-    members = syntax.split_list(lengths)
-    numbers = {parse_content_length(member) for member in members}
+    members = b",".join(lengths).split(b",")
+    numbers = {parse_content_length(member.strip(b" \t")) for member in members}
     if len(numbers) != 1:
         raise MalformedMessage("Content-Length values differ")
     return Framing(BodyKind.LENGTH, numbers.pop())

@@ -89,7 +89,7 @@ def _converse(
             raise translate(error, Stage.SEND, is_stale=connection.is_reused) from None
     if exchange.record is not None:
         exchange.record.asked_at = time.monotonic()
-    for _ in range(MAX_INTERIM):
+    for count in range(MAX_INTERIM):
         # What came behind an interim answer is already the next one: the body has to wait for it.
         if upload is not None and not upload.is_done and not stream.buffered:
             try:
@@ -97,12 +97,12 @@ def _converse(
             except StreamError as error:
                 raise translate(error, Stage.SEND) from None
         response = exchange.generation.parser.parse_response(
-            _read_head(exchange, connection), exchange.request.method
+            _read_head(exchange, connection, may_be_stale=count == 0), exchange.request.method
         )
         if response.status >= 200:
             return response
         if response.status == 101:
-            if not exchange.request.upgrade:
+            if not exchange.request.upgrade or not response.fields.upgrade:
                 raise UpstreamError(Stage.HEAD, "switched protocols without being asked")
             return response
         _pass_on_interim(exchange, response, upload)
@@ -121,8 +121,11 @@ def _pass_on_interim(exchange: Exchange, response: Response, upload: Upload | No
         exchange.client.send(build_interim_head(response), timeout)
 
 
-def _read_head(exchange: Exchange, connection: UpstreamConnection) -> bytes:
-    """Read one whole answer head; what follows it stays buffered. Raises `UpstreamError`."""
+def _read_head(exchange: Exchange, connection: UpstreamConnection, *, may_be_stale: bool) -> bytes:
+    """Read one whole answer head; what follows it stays buffered. Raises `UpstreamError`.
+
+    A connection that has brought an interim answer was not stale: the request has arrived.
+    """
     stream = connection.stream
     config = exchange.generation.config
     timeout = config.timeouts.upstream_head
@@ -147,7 +150,8 @@ def _read_head(exchange: Exchange, connection: UpstreamConnection) -> bytes:
                 raise UpstreamError(Stage.HEAD, "closed its connection in the middle of a head")
             data += more
     except StreamError as error:
-        raise translate(error, Stage.HEAD, is_stale=connection.is_reused and not data) from None
+        is_stale = may_be_stale and connection.is_reused and not data
+        raise translate(error, Stage.HEAD, is_stale=is_stale) from None
     if end > config.limits.upstream_head:
         raise UpstreamError(Stage.HEAD, "the head of its answer is too large")
     stream.buffered = data[end:]

@@ -1,0 +1,75 @@
+"""Fuzzing: `python -m tests.fuzz [seconds]`, a minute unless told otherwise.
+
+With `atheris` installed (the extra `fuzz`) the search is guided by coverage: inputs that reach new
+lines of Atlas are kept and changed further. Without it, seeds are spoiled at random.
+Either way the seeds come from the wire corpus. A finding is printed with its input and ends the
+run with status 1; nothing is written, so copy it into a test.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.fuzz.targets import check, seeds
+from tests.http1.samples import HOT
+
+# Longer inputs are slower to run and seldom say more.
+MOST_BYTES = 2048
+
+
+def run_guided(seconds: int) -> int:
+    """Let atheris search, in a process of its own: it ends the process that it runs in."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus, dictionary = Path(folder) / "corpus", Path(folder) / "dictionary"
+        corpus.mkdir()
+        for number, seed in enumerate(sorted(set(seeds()))):
+            (corpus / f"{number:05}").write_bytes(seed)
+        dictionary.write_text(
+            "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in HOT)
+        )
+        options = [f"-max_total_time={seconds}", f"-max_len={MOST_BYTES}", f"-dict={dictionary}"]
+        options += [f"-artifact_prefix={folder}/", "-print_final_stats=1", str(corpus)]
+        command = [sys.executable, "-m", "tests.fuzz.guided", *options]
+        return 1 if subprocess.run(command, check=False).returncode else 0
+
+
+def run_random(seconds: int) -> int:
+    """Spoil seeds at random."""
+    beginnings = sorted(set(seeds()))
+    seed = random.randrange(2**32)
+    chance = random.Random(seed)
+    print(f"atheris is not installed: spoiling {len(beginnings)} seeds at random, seed {seed}")
+    deadline = time.monotonic() + seconds
+    count = 0
+    while time.monotonic() < deadline:
+        data = chance.choice(beginnings)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.randint(0, len(data))
+            piece = chance.choice([*HOT, chance.randbytes(1), chance.choice(beginnings)[1:20]])
+            data = data[:at] + piece + data[at + chance.choice((0, 0, 1, 2, 8)) :]
+        count += 1
+        try:
+            check(data[:MOST_BYTES])
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
+            print(f"finding after {count} inputs: {error!r}\ninput: {data!r}")
+            return 1
+    print(f"{count} inputs, no finding")
+    return 0
+
+
+def main(arguments: list[str]) -> int:
+    """Fuzz for the number of seconds in `arguments`."""
+    seconds = int(arguments[0]) if arguments else 60
+    if importlib.util.find_spec("atheris"):
+        return run_guided(seconds)
+    return run_random(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
