@@ -7,7 +7,9 @@ library is used; Atlas itself is started as a user would start it, as a program 
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -67,14 +69,14 @@ class Program:
     ) -> None:
         self.kill()
 
-    def wait_until_said(self, text: str) -> str:
-        """Wait for a line with `text` in it, and return that line."""
+    def wait_until_said(self, text: str, *, times: int = 1) -> str:
+        """Wait for a line with `text` in it, or the nth such line, and return that line."""
         deadline = time.monotonic() + PATIENCE
         with self._changed:
             while True:
-                for line in self._lines:
-                    if text in line:
-                        return line
+                found = [line for line in self._lines if text in line]
+                if len(found) >= times:
+                    return found[times - 1]
                 if self._has_ended or not self._changed.wait(deadline - time.monotonic()):
                     said = "\n".join(self._lines)
                     raise DemoFailed(f"waited in vain for {text!r}; the program said:\n{said}")
@@ -85,6 +87,15 @@ class Program:
         if found is None:
             raise DemoFailed("the program names no port")
         return int(found[1])
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the program a signal, as `kill -NAME PID` does."""
+        self._process.send_signal(number)
+
+    def stop(self) -> None:
+        """Hold the program where it is, as `kill -STOP PID` does, until it is sent SIGCONT."""
+        self.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)  # busy threads take a moment to stop
 
     def terminate(self) -> int:
         """Ask the program to end, as `kill PID` does, and return its exit status."""
@@ -137,15 +148,15 @@ class Atlas(Program):
         return f"http://127.0.0.1:{self.port}"
 
 
-def start_upstream(name: str) -> Program:
-    """Start `upstream.py` under `name` on a free port."""
-    return Program(str(EXAMPLES / "upstream.py"), name, "0")
+def start_upstream(name: str, port: int = 0) -> Program:
+    """Start `upstream.py` under `name`, by default on a free port."""
+    return Program(str(EXAMPLES / "upstream.py"), name, str(port))
 
 
-def fetch(url: str) -> str:
+def fetch(url: str, opener: urllib.request.OpenerDirector = OPENER) -> str:
     """Fetch `url` on a connection of its own; returns the body's first line, or "502" and so on."""
     try:
-        with OPENER.open(url, timeout=PATIENCE) as answer:
+        with opener.open(url, timeout=PATIENCE) as answer:
             return str(answer.read().decode().partition("\n")[0])
     except urllib.error.HTTPError as error:
         with error:
@@ -155,6 +166,16 @@ def fetch(url: str) -> str:
 def fetch_often(url: str, times: int) -> Counter[str]:
     """Fetch `url` again and again, and count the different answers."""
     return Counter(fetch(url) for _ in range(times))
+
+
+def wait_until_fetched(url: str, answer: str) -> float:
+    """Fetch `url` until somebody gives `answer`; returns how long that took."""
+    began = time.monotonic()
+    while fetch(url) != answer:
+        if time.monotonic() - began > PATIENCE:
+            raise DemoFailed(f"nobody answered {answer!r}")
+        time.sleep(0.01)
+    return time.monotonic() - began
 
 
 def expect(what: str, found: object, expected: object) -> None:

@@ -3,28 +3,37 @@
 It stands in for an application behind Atlas and needs nothing but Python. Port 0 takes any free
 port; the first line of output says which.
 
-    GET  /          says its name, so that one sees who answered
+    GET  /          says its name, so that one sees who answered; so do all other paths
     GET  /head      shows the request head as it arrived, which is what Atlas made of it
+    GET  /wait/2    says its name after so many seconds
     POST, PUT       counts the body and says how many bytes came, and their SHA-256
+    PUT  /status    gives all answers from now on the status in the body, such as 500
     Upgrade: echo   switches protocols and then sends back every byte, like a small WebSocket
 
 It keeps connections open between requests (HTTP/1.1), as application servers do.
 """
 
+import contextlib
 import hashlib
 import http.server
 import sys
+import time
 from collections.abc import Iterator
 
 PIECE = 64 * 1024
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answers one connection's requests; `name` is filled in by `main`."""
+    """Answers one connection's requests; `name` is filled in by `main`, `status` by PUT."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     name = ""
+    status = 200
+
+    def handle(self) -> None:
+        with contextlib.suppress(ConnectionError):  # nobody waits for the answer any more
+            super().handle()
 
     def do_GET(self) -> None:
         if self.headers.get("Upgrade", "").lower() == "echo":
@@ -32,7 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif self.path == "/head":
             self._answer(f"{self.requestline}\n{self.headers}".encode())
         else:
-            self._answer(f"Hello from {self.name}\n".encode())
+            if self.path.startswith("/wait/"):
+                time.sleep(float(self.path.removeprefix("/wait/").partition("?")[0]))
+            word = "Hello" if self.status == 200 else self.status
+            self._answer(f"{word} from {self.name}\n".encode(), self.status)
 
     def do_POST(self) -> None:
         digest, total = hashlib.sha256(), 0
@@ -42,7 +54,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self._answer(f"{self.name} read {total} bytes, sha256 {digest.hexdigest()}\n".encode())
 
     def do_PUT(self) -> None:
-        self.do_POST()
+        if self.path != "/status":
+            self.do_POST()
+            return
+        status = int(b"".join(self._body()))
+        type(self).status = status  # for all connections
+        self._answer(f"{self.name} answers {status} from now on\n".encode())
 
     def _body(self) -> Iterator[bytes]:
         """Read the request's body, whose length is known or which comes in chunks."""
@@ -60,8 +77,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             remaining -= len(piece)
             yield piece
 
-    def _answer(self, body: bytes) -> None:
-        self.send_response(200)
+    def _answer(self, body: bytes, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -14,6 +14,7 @@ time is up (`_next_change`).
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -30,6 +31,11 @@ from atlas_pkg.errors import NoUpstream
 
 # The least share of its turns that a recovering upstream gets: enough to warm it up.
 TRICKLE = 0.05
+
+# So many recovering ones are passed over for one request: after that the first has to take it.
+MOST_SPARED = 8
+
+log = logging.getLogger("atlas.balancing")
 
 
 class Balancer:
@@ -65,7 +71,8 @@ class Balancer:
         )
         self._has_limits = any(member.max_connections for member in self._members)
         self._available: list[Member] | None = None  # None: not worked out yet
-        self._has_full = False  # somebody would be available, had it room
+        self._total_weight = 0  # of those available
+        self._full: list[Upstream] = []  # they would be available, had they room
         self._is_stale = True
         self._next_change = math.inf
         with self.ledger.lock:
@@ -108,6 +115,8 @@ class Balancer:
         with ledger.lock:
             # The newest list counts, also for a request that began under an older one.
             chooser = ledger.chooser or self
+            if ledger.queue:
+                ledger.serve_queue()  # a breaker's time may be up, and they came first
             lease = chooser.take(wish)
             if lease is not None:
                 return lease
@@ -135,9 +144,17 @@ class Balancer:
             self._is_stale = True  # half-open, and its trials are all given out
         return Lease(self.ledger, upstream, ticket)
 
+    def has_room(self) -> bool:
+        """Could anybody serve a client that belongs nowhere yet? Caller holds the lock."""
+        if self._is_stale or (self._next_change < math.inf and self._clock() >= self._next_change):
+            self._refresh()
+        return bool(self._available)
+
     def may_wait(self, wish: Wish) -> bool:
-        """Is there somebody who is merely full? Caller holds the lock."""
-        return self._has_full or (wish.sticky is not None and self._keeps(wish.sticky))
+        """Is there somebody for it who is merely full? Caller holds the lock."""
+        if wish.sticky is not None and self._keeps(wish.sticky):
+            return True
+        return any(upstream not in wish.excluded for upstream in self._full)
 
     def note_end(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> str:
         """An attempt has ended; returns news for the log. Caller holds the lock."""
@@ -163,14 +180,16 @@ class Balancer:
     def note_probe(self, upstream: Upstream, verdict: Verdict) -> None:
         """Take note of a health check; one that was passed also closes the circuit breaker."""
         with self.ledger.lock:
-            has_changed = verdict.is_up != upstream.is_up
-            if verdict.has_passed and upstream.breaker is not None:
-                has_changed |= upstream.breaker.pass_probe()
+            breaker = upstream.breaker
+            has_closed = verdict.has_passed and breaker is not None and breaker.pass_probe()
+            has_changed = has_closed or verdict.is_up != upstream.is_up
             upstream.is_up, upstream.health_reason = verdict.is_up, verdict.reason
             if has_changed:
                 if verdict.is_up:
                     self._begin_recovery(upstream, self._clock())
                 self._changed()
+        if has_closed:
+            log.warning("upstream %s: circuit breaker closed by a passed probe", upstream.name)
 
     def set_admin_state(self, upstream: Upstream, state: AdminState) -> None:
         """Take an upstream out of rotation or back in, by an administrator's word."""
@@ -194,7 +213,7 @@ class Balancer:
         """A line about every upstream, for the log."""
         with self.ledger.lock:
             now = self._clock()
-            return [_describe(member, now) for member in self._members]
+            return [member.describe(now) for member in self._members]
 
     def _changed(self) -> None:
         """Something about an upstream is different. Caller holds the lock."""
@@ -210,13 +229,29 @@ class Balancer:
         upstream = self._strategy.choose(wish.key, wish.excluded)
         if upstream is None or upstream.recovered_at is None:
             return upstream
-        # Slow start: pass it over as often as is still missing to its full share.
+        first, excluded = upstream, set(wish.excluded)
+        for _ in range(MOST_SPARED):
+            if not self._is_spared(upstream):
+                return upstream
+            excluded.add(upstream)
+            upstream = self._strategy.choose(wish.key, excluded)
+            if upstream is None:
+                break
+        return first  # all are to be spared, so none is
+
+    def _is_spared(self, upstream: Upstream) -> bool:
+        """Slow start: passed over as often as is still missing to its full share."""
+        if upstream.recovered_at is None:
+            return False
         age = self._clock() - upstream.recovered_at
         if age >= self._slow_start:
             upstream.recovered_at = None
-        elif self._chance() >= max(TRICKLE, age / self._slow_start):
-            return self._strategy.choose(wish.key, {*wish.excluded, upstream}) or upstream
-        return upstream
+            return False
+        share = max(TRICKLE, age / self._slow_start)
+        if self._strategy.wants_counts:
+            # The least loaded of all: it comes up every time, not only when it is its turn.
+            share *= self._member_of[upstream].weight / self._total_weight
+        return self._chance() >= share
 
     def _keeps(self, upstream: Upstream) -> bool:
         """Does a client that belongs to `upstream` stay with it? Weight 0 and drain keep it."""
@@ -240,8 +275,9 @@ class Balancer:
         if not self._has_limits:
             return
         member = self._member_of.get(upstream)
-        # Full now, or full until now.
-        if member is not None and 0 <= member.max_connections - upstream.in_flight <= 1:
+        if member is None or not member.max_connections:
+            return
+        if 0 <= member.max_connections - upstream.in_flight <= 1:  # full now, or full until now
             self._is_stale = True
 
     def _refresh(self) -> None:
@@ -250,9 +286,10 @@ class Balancer:
         usable = [member for member in self._members if member.takes_new_clients(now)]
         usable = [member for member in usable if not member.is_backup] or usable
         available = [member for member in usable if member.has_room]
-        self._has_full = len(available) < len(usable)
+        self._full = [member.upstream for member in usable if not member.has_room]
         if available != self._available:
             self._available = available
+            self._total_weight = sum(member.weight for member in available)
             self._strategy.prepare(available)
         breakers = (member.upstream.breaker for member in self._members)
         reopening = (breaker.reopens_at for breaker in breakers if breaker is not None)
@@ -261,18 +298,3 @@ class Balancer:
             default=math.inf,
         )
         self._is_stale = False
-
-
-def _describe(member: Member, now: float) -> str:
-    upstream = member.upstream
-    facts = [
-        f"weight {member.weight}",
-        f"{upstream.in_flight} in flight",
-        upstream.admin_state.value,
-        "up" if upstream.is_up else f"down ({upstream.health_reason})",
-    ]
-    if upstream.breaker is not None:
-        facts.append(f"breaker {upstream.breaker.state(now).value}")
-    if member.is_backup:
-        facts.append("backup")
-    return f"upstream {upstream.name}: {', '.join(facts)}"

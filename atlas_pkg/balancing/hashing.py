@@ -46,14 +46,16 @@ class Ring:
 
     def __init__(self, members: Sequence[Member]) -> None:
         per_weight = POINTS_PER_WEIGHT
-        total = sum(member.configured_weight for member in members)
+        # Weight 0 has points, too: it is passed over unless an administrator gives it a weight.
+        weights = {member: max(1, member.configured_weight) for member in members}
+        total = sum(weights.values())
         while per_weight > 1 and total * per_weight > MAX_POINTS:
             per_weight //= 2
         owner_of: dict[int, Upstream] = {}
         # In the order of the names: should two points ever coincide, all machines agree whose it
         # is.
         for member in sorted(members, key=lambda member: member.upstream.name):
-            points = _points_of(member.upstream.name, member.configured_weight * per_weight)
+            points = _points_of(member.upstream.name, weights[member] * per_weight)
             owner_of.update(dict.fromkeys(points, member.upstream))
         self._places = sorted(owner_of)
         self._owners = [owner_of[place] for place in self._places]
@@ -109,6 +111,8 @@ class ConsistentHash:
 
     def choose(self, key: bytes, excluded: Collection[Upstream]) -> Upstream | None:
         """The first owner after the key that is available, not excluded, and below its bound."""
+        if excluded and self._weights.keys() <= set(excluded):
+            return None  # the walk would go around the whole ring to find that out
         mean = math.inf
         if self._bound is not None:
             mean = self._bound * (self._in_flight + 1) / max(1, self._total_weight)
@@ -123,6 +127,5 @@ class ConsistentHash:
             if len(passed_over) == len(self._weights):
                 break
         # The bounds add up to more than all requests, so somebody is below; unless the one that
-        # is has been excluded, or has no points, its weight being an administrator's.
-        rest = (upstream for upstream in self._weights if upstream not in excluded)
-        return next(iter(passed_over), None) or next(rest, None)
+        # is has been excluded.
+        return next(iter(passed_over), None)

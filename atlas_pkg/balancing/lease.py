@@ -57,8 +57,11 @@ class Chooser(Protocol):
     def take(self, wish: Wish) -> Lease | None:
         """Choose and count; None when nobody is available with room."""
 
+    def has_room(self) -> bool:
+        """Could anybody serve a client that belongs nowhere yet?"""
+
     def may_wait(self, wish: Wish) -> bool:
-        """Is there somebody who is merely full?"""
+        """Is there somebody for it who is merely full?"""
 
     def note_end(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> str:
         """An attempt has ended; returns what is worth a line in the log, or nothing."""
@@ -86,11 +89,10 @@ class Ledger:
         self.queue: deque[Waiter] = deque()
         self.chooser: Chooser | None = None  # the balancer in force
 
-    def begin_retry(self, *, is_free: bool) -> bool:
-        """Count one more retry, if the budget allows it; `is_free` is outside the budget."""
+    def begin_retry(self) -> bool:
+        """Count one more retry, if the budget allows it."""
         with self.lock:
-            budget = max(MIN_RETRIES, RETRY_SHARE * self.in_flight)
-            if not is_free and self.retries >= budget:
+            if self.retries >= max(MIN_RETRIES, RETRY_SHARE * self.in_flight):
                 return False
             self.retries += 1
             return True
@@ -108,6 +110,8 @@ class Ledger:
                 break
             if is_gone is not None and is_gone():
                 break
+            with self.lock:
+                self.serve_queue()  # nobody tells when a breaker's time is up
         with self.lock:
             if waiter.lease is not None and remaining > 0:
                 return waiter.lease
@@ -124,6 +128,9 @@ class Ledger:
         if self.chooser is None:
             return
         for waiter in list(self.queue):
+            # Taking costs more, and most of a long queue will have to wait.
+            if waiter.wish.sticky is None and not self.chooser.has_room():
+                continue
             waiter.lease = self.chooser.take(waiter.wish)
             if waiter.lease is not None:
                 self.queue.remove(waiter)
@@ -143,20 +150,27 @@ class Lease:
     def settle(self, outcome: Outcome) -> None:
         """Say how the upstream did, and keep it."""
         with self._ledger.lock:
-            if self._ledger.chooser is not None:
-                self._ledger.chooser.note_end(self.upstream, self._ticket, outcome)
+            news = self._end(outcome)
             self._ticket = None
+        if news:
+            log.warning("upstream %s: %s", self.upstream.name, news)
 
     def release(self, outcome: Outcome = Outcome.NONE) -> None:
         """Give the upstream back and say how it did."""
         ledger = self._ledger
-        news = ""
         with ledger.lock:
             self.upstream.in_flight -= 1
             ledger.in_flight -= 1
-            if ledger.chooser is not None:
-                news = ledger.chooser.note_end(self.upstream, self._ticket, outcome)
-            if ledger.queue:
-                ledger.serve_queue()
+            news = self._end(outcome)
         if news:
             log.warning("upstream %s: %s", self.upstream.name, news)
+
+    def _end(self, outcome: Outcome) -> str:
+        """Have the result noted, and what is free now handed out. Caller holds the lock."""
+        ledger = self._ledger
+        news = ""
+        if ledger.chooser is not None:
+            news = ledger.chooser.note_end(self.upstream, self._ticket, outcome)
+        if ledger.queue:
+            ledger.serve_queue()
+        return news

@@ -58,3 +58,18 @@ class Member:
         if self.weight == 0 or self.upstream.admin_state is not AdminState.READY:
             return False
         return self.is_alive(now)
+
+    def describe(self, now: float) -> str:
+        """Say in a line how it is."""
+        upstream = self.upstream
+        facts = [
+            f"weight {self.weight}",
+            f"{upstream.in_flight} in flight",
+            upstream.admin_state.value,
+            "up" if upstream.is_up else f"down ({upstream.health_reason})",
+        ]
+        if upstream.breaker is not None:
+            facts.append(f"breaker {upstream.breaker.state(now).value}")
+        if self.is_backup:
+            facts.append("backup")
+        return f"upstream {upstream.name}: {', '.join(facts)}"

@@ -56,7 +56,10 @@ class UpstreamConnection:
 
 
 class Pool:
-    """Idle connections of one thread, newest last, by upstream. Not thread-safe."""
+    """Idle connections of one thread, newest last, by upstream.
+
+    Not thread-safe, but for `count_idle`.
+    """
 
     def __init__(self) -> None:
         self._idle: dict[Upstream, list[UpstreamConnection]] = {}
@@ -105,6 +108,10 @@ class Pool:
                 self._idle[upstream] = kept
             else:
                 del self._idle[upstream]
+
+    def count_idle(self) -> dict[Upstream, int]:
+        """How many connections rest here. For any thread: the owner may be about to change it."""
+        return {upstream: len(kept) for upstream, kept in self._idle.copy().items() if kept}
 
     def close(self) -> None:
         """Close all idle connections."""

@@ -261,8 +261,8 @@ class PowerOfTwo:
 
 
 def _load(upstream: Upstream, weight: int) -> float:
-    """Requests in flight for the weight, were the next one sent there too."""
-    return (upstream.in_flight + 1) / weight
+    """Requests in flight for the weight: all that are idle are equal, as in HAProxy and nginx."""
+    return upstream.in_flight / weight
 
 
 # The names that `routing.strategy` accepts. Each maker takes the position to go on from and all

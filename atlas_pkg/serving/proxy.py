@@ -107,26 +107,40 @@ def _ask_until_answered(
     """Ask one upstream, and others after it if that is allowed, until one answers."""
     balancer = exchange.generation.balancer
     lease = balancer.lease(exchange.wish, is_gone=exchange.client.has_ended)
-    retries = None
+    try:
+        if exchange.record is not None:
+            _note_choice(exchange.record, lease.upstream)
+        return lease, *ask(exchange, lease.upstream, upload)
+    except UpstreamError as error:
+        return _ask_others(exchange, lease, error, upload)
+    except BaseException:
+        lease.release()
+        raise
+
+
+def _ask_others(
+    exchange: Exchange, lease: Lease, error: UpstreamError, upload: Upload | None
+) -> tuple[Lease, UpstreamConnection, Response]:
+    """Give `lease` back after `error` and ask other upstreams until one answers."""
+    retries = Retries(exchange, upload)
+    record = exchange.record
     try:
         while True:
+            if record is not None:
+                record.failures.append((lease.upstream.name, error.stage.value))
+            lease = retries.next_lease(lease, error)
+            if record is not None:
+                record.retries += 1
+                _note_choice(record, lease.upstream)
             try:
-                if exchange.record is not None:
-                    _note_choice(exchange.record, lease.upstream)
                 return lease, *ask(exchange, lease.upstream, upload)
-            except UpstreamError as error:
-                retries = retries or Retries(exchange, upload)
-                if exchange.record is not None:
-                    exchange.record.failures.append((lease.upstream.name, error.stage.value))
-                lease = retries.next_lease(lease, error)
-                if exchange.record is not None:
-                    exchange.record.retries += 1
+            except UpstreamError as another:
+                error = another
             except BaseException:
                 lease.release()
                 raise
     finally:
-        if retries is not None:
-            retries.close()
+        retries.close()
 
 
 def _note_choice(record: Record, upstream: Upstream) -> None:

@@ -39,16 +39,18 @@ class Retries:
         lease.release(Outcome.NONE if error.is_stale else Outcome.FAILURE)
         self.close()
         self._tried.append(lease.upstream)
-        balancer = self._exchange.generation.balancer
+        exchange = self._exchange
+        balancer = exchange.generation.balancer
         if not self._may_repeat(error):
             raise error
-        if not balancer.ledger.begin_retry(is_free=error.stage is Stage.CONNECT):
-            raise error
-        self._is_counted = True
+        if error.stage is not Stage.CONNECT:  # outside the budget: nothing was sent
+            if not balancer.ledger.begin_retry():
+                raise error
+            self._is_counted = True
         self._left -= 1
-        wish = self._exchange.wish
+        wish = Wish(exchange.wish.key, None, tuple(self._tried))
         try:
-            return balancer.lease(Wish(wish.key, None, tuple(self._tried)))
+            return balancer.lease(wish, is_gone=exchange.client.has_ended)
         except NoUpstream:
             raise error from None
 

@@ -45,7 +45,7 @@ def main() -> None:
 
         with atlas.path.open("a", encoding="utf-8") as file:
             file.write(FOURTH.format(port=ports["four"]))
-        seconds = wait_until_answering(atlas, "Hello from four")
+        seconds = support.wait_until_fetched(atlas.url, "Hello from four")
         print(f"    a fourth upstream, appended to the file, took part after {seconds:.1f} s")
         support.expect("that is soon enough", seconds < RELOAD_LIMIT, True)
         print("    " + atlas.wait_until_said("Configuration hot-reloaded"))
@@ -70,15 +70,6 @@ def configure(ports: dict[str, int]) -> str:
     for old, new in changes.items():
         configuration = configuration.replace(f"port = {old}\n", f"port = {new}\n")
     return configuration
-
-
-def wait_until_answering(atlas: support.Atlas, answer: str) -> float:
-    """Ask until somebody gives `answer`; returns how long that took."""
-    began = time.monotonic()
-    while support.fetch(atlas.url) != answer:
-        if time.monotonic() - began > support.PATIENCE:
-            raise support.DemoFailed(f"nobody answered {answer!r}")
-    return time.monotonic() - began
 
 
 if __name__ == "__main__":

@@ -10,25 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atlas_pkg.balancing.member import START, Member
 from atlas_pkg.balancing.strategies import (
-    START,
     STRATEGIES,
-    Member,
+    LeastConnections,
+    PowerOfTwo,
     Random,
     RoundRobin,
     Strategy,
     WeightedRoundRobin,
 )
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from tests.balancing.samples import build_member, build_members
 
-
-def member(name: str, weight: int = 1) -> Member:
-    return Member(Upstream(UpstreamConfig(name, "192.0.2.1", 80)), weight)
-
-
-def members(**weights: int) -> list[Member]:
-    return [member(name, weight) for name, weight in weights.items()]
+ALL = sorted(STRATEGIES)
 
 
 def prepared(strategy: Strategy, listed: list[Member]) -> Strategy:
@@ -36,30 +31,50 @@ def prepared(strategy: Strategy, listed: list[Member]) -> Strategy:
     return strategy
 
 
-def take(strategy: Strategy, times: int) -> str:
-    return "".join(strategy.choose().name for _ in range(times))
+def choose(strategy: Strategy, key: bytes = b"", *excluded: Upstream) -> Upstream:
+    chosen = strategy.choose(key, excluded)
+    assert chosen is not None
+    return chosen
+
+
+def take(strategy: Strategy, times: int, *excluded: Upstream) -> str:
+    return "".join(choose(strategy, b"", *excluded).name for _ in range(times))
+
+
+def send(strategy: Strategy, key: bytes = b"") -> Upstream:
+    """Choose and count, as the balancer does."""
+    upstream = choose(strategy, key)
+    upstream.in_flight += 1
+    strategy.note(upstream)
+    return upstream
+
+
+def end(strategy: Strategy, upstream: Upstream) -> None:
+    """A request to `upstream` is over."""
+    upstream.in_flight -= 1
+    strategy.note(upstream)
 
 
 def test_round_robin_takes_turns_in_the_order_of_the_file() -> None:
-    strategy = prepared(RoundRobin(), members(a=1, b=5, c=2))
+    strategy = prepared(RoundRobin(), build_members(a=1, b=5, c=2))
 
     assert take(strategy, 7) == "abcabca"
 
 
 def test_round_robin_goes_on_after_a_reload() -> None:
-    first = prepared(RoundRobin(), members(a=1, b=1, c=1))
+    first = prepared(RoundRobin(), build_members(a=1, b=1, c=1))
     take(first, 4)
 
-    second = prepared(RoundRobin(first.position), members(a=1, b=1, c=1))
+    second = prepared(RoundRobin(first.position), build_members(a=1, b=1, c=1))
 
     assert take(second, 3) == "bca"
 
 
 def test_round_robin_copes_with_fewer_upstreams_after_a_reload() -> None:
-    first = prepared(RoundRobin(), members(a=1, b=1, c=1, d=1))
+    first = prepared(RoundRobin(), build_members(a=1, b=1, c=1, d=1))
     take(first, 4)
 
-    second = prepared(RoundRobin(first.position), members(x=1, y=1))
+    second = prepared(RoundRobin(first.position), build_members(x=1, y=1))
 
     assert Counter(take(second, 4)) == {"x": 2, "y": 2}
 
@@ -75,7 +90,7 @@ def test_round_robin_copes_with_fewer_upstreams_after_a_reload() -> None:
     ],
 )
 def test_weighted_round_robin_interleaves(weights: dict[str, int], cycle: str) -> None:
-    strategy = prepared(WeightedRoundRobin(), members(**weights))
+    strategy = prepared(WeightedRoundRobin(), build_members(**weights))
 
     assert Counter(cycle) == weights or len(weights) == 1
     assert take(strategy, 3 * len(cycle)) == cycle * 3
@@ -84,37 +99,41 @@ def test_weighted_round_robin_interleaves(weights: dict[str, int], cycle: str) -
 Weights = st.lists(st.integers(1, 1000), min_size=1, max_size=12)
 
 
+def numbered(weights: list[int]) -> list[Member]:
+    return [build_member(str(order), weight, order=order) for order, weight in enumerate(weights)]
+
+
 @given(Weights)
 def test_every_cycle_is_exact(weights: list[int]) -> None:
-    listed = [member(str(number), weight) for number, weight in enumerate(weights)]
+    listed = numbered(weights)
     strategy = prepared(WeightedRoundRobin(), listed)
 
     for _ in range(3):
-        shares = Counter(strategy.choose().name for _ in range(sum(weights)))
+        shares = Counter(choose(strategy).name for _ in range(sum(weights)))
 
         assert shares == {entry.upstream.name: entry.weight for entry in listed}
 
 
 @given(Weights, st.data())
 def test_a_reload_in_the_middle_changes_nothing(weights: list[int], data: st.DataObject) -> None:
-    listed = [member(str(number), weight) for number, weight in enumerate(weights)]
+    listed = numbered(weights)
     undisturbed = prepared(WeightedRoundRobin(), listed)
     strategy: Strategy = prepared(WeightedRoundRobin(), listed)
 
     for _ in range(data.draw(st.integers(1, 5))):
         for _ in range(data.draw(st.integers(0, 40))):
-            assert strategy.choose() is undisturbed.choose()
+            assert choose(strategy) is choose(undisturbed)
         strategy = prepared(WeightedRoundRobin(strategy.position), listed)
 
-    assert [strategy.choose() for _ in range(50)] == [undisturbed.choose() for _ in range(50)]
+    assert take(strategy, 50) == take(undisturbed, 50)
 
 
 @given(Weights, st.integers(0, 2000))
 def test_shares_are_never_far_from_even(weights: list[int], times: int) -> None:
-    listed = [member(str(number), weight) for number, weight in enumerate(weights)]
+    listed = numbered(weights)
     strategy = prepared(WeightedRoundRobin(), listed)
 
-    shares = Counter(strategy.choose().name for _ in range(times))
+    shares = Counter(choose(strategy).name for _ in range(times))
 
     for entry in listed:
         due = times * entry.weight / sum(weights)
@@ -126,36 +145,36 @@ def test_shares_are_never_far_from_even(weights: list[int], times: int) -> None:
 
 
 def test_a_reload_after_every_request_still_takes_turns() -> None:
-    strategy: Strategy = prepared(WeightedRoundRobin(), members(a=1, b=1, c=1))
+    strategy: Strategy = prepared(WeightedRoundRobin(), build_members(a=1, b=1, c=1))
     chosen = ""
 
     for _ in range(9):
         chosen += take(strategy, 1)
-        strategy = prepared(WeightedRoundRobin(strategy.position), members(a=1, b=1, c=1))
+        strategy = prepared(WeightedRoundRobin(strategy.position), build_members(a=1, b=1, c=1))
 
     assert chosen == "abcabcabc"
 
 
 def test_new_weights_hold_from_the_reload_on() -> None:
-    first = prepared(WeightedRoundRobin(), members(a=3, b=2, c=1))
+    first = prepared(WeightedRoundRobin(), build_members(a=3, b=2, c=1))
     take(first, 6)
 
-    second = prepared(WeightedRoundRobin(first.position), members(a=1, b=2, c=4))
+    second = prepared(WeightedRoundRobin(first.position), build_members(a=1, b=2, c=4))
 
     assert Counter(take(second, 70)) == {"a": 10, "b": 20, "c": 40}
 
 
 def test_an_upstream_that_joins_gets_its_share_and_no_more() -> None:
-    first = prepared(WeightedRoundRobin(), members(a=1, b=1))
+    first = prepared(WeightedRoundRobin(), build_members(a=1, b=1))
     take(first, 1000)
 
-    second = prepared(WeightedRoundRobin(first.position), members(a=1, b=1, c=1))
+    second = prepared(WeightedRoundRobin(first.position), build_members(a=1, b=1, c=1))
 
     assert Counter(take(second, 30)) == {"a": 10, "b": 10, "c": 10}
 
 
 def test_after_millions_of_turns_the_shares_are_still_exact() -> None:
-    listed = members(a=3, b=2, c=1)
+    listed = build_members(a=3, b=2, c=1)
     strategy = prepared(WeightedRoundRobin(START._replace(place=123_456_789.0)), listed)
 
     take(strategy, 6)
@@ -164,7 +183,7 @@ def test_after_millions_of_turns_the_shares_are_still_exact() -> None:
 
 
 def test_random_is_even() -> None:
-    strategy = prepared(Random(generator=random.Random(1)), members(a=1, b=9, c=1))
+    strategy = prepared(Random(generator=random.Random(1)), build_members(a=1, b=9, c=1))
 
     shares = Counter(take(strategy, 3000))
 
@@ -172,27 +191,163 @@ def test_random_is_even() -> None:
 
 
 def test_random_is_not_a_pattern() -> None:
-    chosen = take(prepared(Random(generator=random.Random(2)), members(a=1, b=1)), 400)
+    chosen = take(prepared(Random(generator=random.Random(2)), build_members(a=1, b=1)), 400)
 
     repeats = sum(one == next_ for one, next_ in pairwise(chosen))
 
     assert 150 < repeats < 250
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ALL)
 def test_every_strategy_takes_over_any_position(name: str) -> None:
     for other in STRATEGIES.values():
-        before = prepared(other(START), members(a=3, b=2, c=1))
+        listed = build_members(a=3, b=2, c=1)
+        before = prepared(other(START, listed), listed)
         take(before, 5)
 
-        after = prepared(STRATEGIES[name](before.position), members(x=1, y=1))
+        listed = build_members(x=1, y=1)
+        after = prepared(STRATEGIES[name](before.position, listed), listed)
+        chosen = {send(after, str(key).encode()).name for key in range(40)}
 
-        assert set(take(after, 40)) == {"x", "y"}
+        assert chosen == {"x", "y"}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_thousand_upstreams_are_chosen_among(name: str) -> None:
-    listed = [member(str(number), 1 + number % 1000) for number in range(1000)]
-    strategy = prepared(STRATEGIES[name](START), listed)
+    listed = numbered([1 + number % 10 for number in range(1000)])
+    strategy = prepared(STRATEGIES[name](START, listed), listed)
 
-    assert len({strategy.choose() for _ in range(20_000)}) > 900
+    chosen = {send(strategy, str(key).encode()) for key in range(20_000)}
+
+    assert len(chosen) > 900
+
+
+# Those that are left out this once
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_excluded_are_never_chosen(name: str) -> None:
+    listed = build_members(a=3, b=2, c=1)
+    a, b, c = (entry.upstream for entry in listed)
+    strategy = prepared(STRATEGIES[name](START, listed), listed)
+
+    for number in range(50):
+        key = str(number).encode()
+
+        assert strategy.choose(key, {a}) in {b, c}
+        assert strategy.choose(key, [a, b]) is c
+        assert strategy.choose(key, (c, b, a)) is None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_anybody_nobody_is_chosen(name: str) -> None:
+    members = build_members(a=1)
+    strategy = prepared(STRATEGIES[name](START, members), [])
+
+    assert strategy.choose(b"key", ()) is None
+    strategy.prepare(members)
+    assert choose(strategy).name == "a"
+    strategy.prepare([])
+    assert strategy.choose(b"key", ()) is None
+
+
+@pytest.mark.parametrize("name", ["round_robin", "weighted_round_robin"])
+def test_turns_go_on_behind_the_excluded(name: str) -> None:
+    listed = build_members(a=1, b=1, c=1)
+    strategy = prepared(STRATEGIES[name](START, listed), listed)
+
+    assert take(strategy, 1, listed[0].upstream) == "b"
+    assert take(strategy, 6, listed[0].upstream) == "cbcbcb"
+
+
+def test_a_spared_turn_of_weighted_round_robin_is_not_lost() -> None:
+    listed = build_members(a=3, b=2, c=1)
+    strategy = prepared(WeightedRoundRobin(), listed)
+
+    chosen = take(strategy, 1, listed[0].upstream) + take(strategy, 5)
+
+    assert Counter(chosen) == {"a": 3, "b": 2, "c": 1}
+
+
+# By requests in flight
+
+
+def test_least_connections_fills_the_gaps() -> None:
+    strategy = prepared(LeastConnections(), build_members(a=1, b=1, c=1))
+
+    first = [send(strategy) for _ in range(6)]
+    assert Counter(upstream.name for upstream in first) == {"a": 2, "b": 2, "c": 2}
+    for upstream in first:
+        if upstream.name == "b":
+            end(strategy, upstream)
+
+    assert {send(strategy).name, send(strategy).name} == {"b"}
+
+
+def test_least_connections_takes_turns_among_equals() -> None:
+    strategy = prepared(LeastConnections(), build_members(a=1, b=1, c=1))
+    chosen = []
+
+    for _ in range(9):  # one at a time: never more than one under way
+        upstream = send(strategy)
+        chosen.append(upstream.name)
+        end(strategy, upstream)
+
+    assert Counter(chosen) == {"a": 3, "b": 3, "c": 3}
+
+
+def test_least_connections_counts_for_the_weight() -> None:
+    strategy = prepared(LeastConnections(), build_members(a=3, b=2, c=1))
+
+    shares = Counter(send(strategy).name for _ in range(600))
+
+    assert shares == {"a": 300, "b": 200, "c": 100}
+
+
+Steps = st.lists(st.one_of(st.none(), st.integers(0, 100)), max_size=200)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), Steps)
+def test_least_connections_is_exact(weights: list[int], steps: list[int | None]) -> None:
+    listed = numbered(weights)
+    strategy = prepared(LeastConnections(), listed)
+    open_: list[Upstream] = []
+
+    for step in steps:
+        if step is not None and open_:
+            end(strategy, open_.pop(step % len(open_)))
+            continue
+        loads = {entry.upstream: entry.upstream.in_flight / entry.weight for entry in listed}
+        open_.append(send(strategy))
+
+        assert loads[open_[-1]] == min(loads.values())
+
+
+def test_power_of_two_is_nearly_even() -> None:
+    # With n requests on n upstreams one draw leaves ln n / ln ln n on the fullest, two leave
+    # ln ln n / ln 2: here 3.6 and 2.8 above the mean.
+    listed = numbered([1] * 1000)
+    strategy = prepared(PowerOfTwo(generator=random.Random(3)), listed)
+
+    for _ in range(10_000):
+        send(strategy)
+
+    counts = [entry.upstream.in_flight for entry in listed]
+    print(f"power of two: 10,000 on 1,000 upstreams, {min(counts)} to {max(counts)} each")
+    assert max(counts) <= 10 + 4
+
+
+def test_power_of_two_follows_the_weights() -> None:
+    listed = build_members(a=3, b=2, c=1)
+    strategy = prepared(PowerOfTwo(generator=random.Random(4)), listed)
+
+    shares = Counter(send(strategy).name for _ in range(6000))
+
+    assert all(abs(shares[entry.upstream.name] - 1000 * entry.weight) < 30 for entry in listed)
+
+
+def test_power_of_two_copes_with_a_weight_that_outweighs_all() -> None:
+    listed = build_members(a=1000, b=1)
+    strategy = prepared(PowerOfTwo(generator=random.Random(5)), listed)
+
+    assert {choose(strategy, b"", listed[0].upstream).name for _ in range(50)} == {"b"}
