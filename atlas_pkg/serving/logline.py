@@ -1,0 +1,146 @@
+"""A record as one line of the access log: for tools that know nginx, or as JSON.
+
+`Combined` is nginx's format of that name, byte for byte, so what reads nginx's logs reads ours.
+What comes from outside may hold anything, and a line of a log must stay one line, with its fields
+where they belong: quotes, backslashes, control characters and all bytes beyond ASCII are written
+as `\\xHH`. A value that is missing is `-`.
+
+`Json` is one object a line, for machines. It has what `combined` has no place for: where the time
+went, which upstream answered, and how the exchange ended. Text is ASCII with JSON's own escapes; a
+byte that is not UTF-8 stands there as the four characters `\\xHH`. What is missing is null.
+
+Pure, but for the time zone. An instance keeps the last second's time stamp, so one thread uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from typing import Protocol
+
+from atlas_pkg.record import Record
+
+# As nginx's own table has it, DEL included.
+_UNSAFE = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
+
+# The address stands without quotes, so it may hold no space either.
+_UNSAFE_WORD = re.compile(rb'["\\\x00-\x20\x7f-\xff]')
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+_encode = json.JSONEncoder().encode
+
+
+class Format(Protocol):
+    """A way to write a record."""
+
+    def format(self, record: Record, ended_at: float) -> bytes:
+        """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
+
+
+class Combined:
+    """`ADDRESS - - [10/Oct/2000:13:55:36 +0000] "LINE" STATUS BYTES "REFERER" "USER-AGENT"`."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._stamp = b""
+
+    def format(self, record: Record, ended_at: float) -> bytes:
+        """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
+        second = int(ended_at)
+        if second != self._second:
+            self._second = second
+            self._stamp = _show_local(second).encode()
+        return b'%b - - [%b] "%b" %03d %d "%b" "%b"\n' % (
+            _UNSAFE_WORD.sub(_escape, record.address.encode(errors="surrogateescape")) or b"-",
+            self._stamp,
+            _UNSAFE.sub(_escape, record.line) or b"-",
+            record.status,
+            record.body_out,
+            _UNSAFE.sub(_escape, record.referer) or b"-",
+            _UNSAFE.sub(_escape, record.user_agent) or b"-",
+        )
+
+
+class Json:
+    """One object a line."""
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._date = ""
+        self._offset = ""
+
+    def format(self, record: Record, ended_at: float) -> bytes:
+        """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
+        method, target, protocol = _split_line(record.line)
+        line = (
+            f'{{"time":"{self._show_time(ended_at)}"'
+            f',"client":{_quote(record.address.encode(errors="surrogateescape"))}'
+            f',"method":{_quote(method)},"target":{_quote(target)},"protocol":{_quote(protocol)}'
+            f',"status":{record.status}'
+            f',"bytes_in":{record.body_in},"bytes_out":{record.body_out}'
+            f',"upstream":{"null" if record.upstream == "-" else _encode(record.upstream)}'
+            f',"head":{_span(record.began_at, record.head_at)}'
+            f',"queue":{_span(record.head_at, record.chosen_at)}'
+            f',"connect":{_span(record.chosen_at, record.connected_at)}'
+            f',"first_byte":{_span(record.asked_at, record.first_byte_at)}'
+            f',"total":{_span(record.began_at, record.ended_at)}'
+            f',"retries":{record.retries},"reused":{"true" if record.reused else "false"}'
+            f',"end":"{record.end.value}"'
+            f',"request_id":{_quote(record.request_id)}'
+            f',"referer":{_quote(record.referer)},"user_agent":{_quote(record.user_agent)}}}\n'
+        )
+        return line.encode()
+
+    def _show_time(self, instant: float) -> str:
+        """Write an instant as ISO 8601 has it, in local time."""
+        # Rounded before it is split: 0.9996 s belong to the next second.
+        second, thousandths = divmod(round(instant * 1000), 1000)
+        if second != self._second:
+            self._second = second
+            local = time.localtime(second)
+            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", local)
+            offset = _show_offset(local)
+            self._offset = f"{offset[:3]}:{offset[3:]}"
+        return f"{self._date}.{thousandths:03d}{self._offset}"
+
+
+def _show_local(second: int) -> str:
+    """Write a second as nginx's `$time_local`, with English months wherever we run."""
+    local = time.localtime(second)
+    month = _MONTHS[local.tm_mon - 1]
+    clock = time.strftime("%Y:%H:%M:%S", local)
+    return f"{local.tm_mday:02d}/{month}/{clock} {_show_offset(local)}"
+
+
+def _show_offset(local: time.struct_time) -> str:
+    """Write the distance from UTC, as +HHMM."""
+    minutes = local.tm_gmtoff // 60
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}{abs(minutes) % 60:02d}"
+
+
+def _escape(match: re.Match[bytes]) -> bytes:
+    return b"\\x%02X" % match[0][0]
+
+
+def _split_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Split a request line into its three words; one that has not three stays whole, as target."""
+    words = line.split(b" ")
+    return (words[0], words[1], words[2]) if len(words) == 3 else (b"", line, b"")
+
+
+def _quote(value: bytes) -> str:
+    """Write a value from outside as a JSON string, or null where there is none."""
+    if not value:
+        return "null"
+    if not _UNSAFE.search(value):  # nearly all, and four times as fast
+        return f'"{value.decode()}"'
+    text = _encode(value.decode(errors="backslashreplace"))
+    # JSON allows DEL to stand there; a terminal that shows the log might obey it.
+    return text.replace("\x7f", "\\u007f")
+
+
+def _span(begin: float, end: float) -> str:
+    """Write how long a stage took; null where it was not reached (again, after a failure)."""
+    return f"{end - begin:.6f}" if begin and end >= begin else "null"
