@@ -151,11 +151,7 @@ class HttpService:
             exchange.record = exchange.begin_record()
         if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
-        try:
-            is_open = self._run_app(client, exchange)
-        finally:
-            if exchange.record is not None:
-                self._observe(exchange.record)
+        is_open = self._run_app(client, exchange)
         if is_open and not exchange.may_persist:
             self._farewell.finish(client, had_body=request.has_body)
             return False
@@ -167,13 +163,15 @@ class HttpService:
             self._app(exchange)
         except (ClientGone, StreamError) as error:
             log.debug("%s: client gone: %s", client.address, error)
-            self._farewell.close(client)
             if exchange.record is not None:
                 exchange.record.end = End.CLIENT_GONE
                 exchange.record.status = exchange.record.status or 499
+            self._observe(exchange.record)
+            self._farewell.close(client)
             return False
         except Exception as error:  # noqa: BLE001 - it is logged or answered below
             return self._answer_failure(client, exchange, error)
+        self._observe(exchange.record)
         return not exchange.is_tunnel
 
     def _answer_failure(
@@ -188,6 +186,7 @@ class HttpService:
             exchange.record.status = exchange.record.status or failure.status
         self._log_failure(exchange.request, error, failure)
         if exchange.has_started:
+            self._observe(exchange.record)
             self._farewell.cut(client, exchange)
             return False
         if isinstance(error, ClientError):
@@ -195,12 +194,15 @@ class HttpService:
             return False
         if exchange.request.has_body:
             exchange.may_persist = False  # what is left of the body would be read as a request
+        is_gone = False
         try:
             exchange.answer(failure.status, failure.reason, retry_after=failure.retry_after)
         except StreamError:
+            is_gone = True
+        self._observe(exchange.record)
+        if is_gone:
             self._farewell.close(client)
-            return False
-        return True
+        return not is_gone
 
     def _log_failure(self, request: Request, error: Exception, failure: Failure) -> None:
         """Log what is not the client's fault; that is logged where it is refused."""
@@ -221,7 +223,13 @@ class HttpService:
         elif not isinstance(error, ClientError):
             log.error("500 for %s: an error in Atlas", line, exc_info=error)
 
-    def _observe(self, record: Record) -> None:
+    def _observe(self, record: Record | None) -> None:
+        """Tell the observers of an exchange that has ended.
+
+        Before its client is let go of: who waits for the last client has then been told of all.
+        """
+        if record is None:
+            return
         record.ended_at = time.monotonic()
         for observer in self._observers:
             observer(record)
@@ -246,14 +254,17 @@ class HttpService:
             error.status,
             error.reason,
         )
+        record = exchange.record if exchange else None
         if exchange is None and self._observers:
             record = Record(client.address, head[: head.find(b"\r\n")], time.monotonic())
             record.status, record.end = error.status, End.REFUSED
-            self._observe(record)
         accept = (exchange.request.fields.get(b"accept") if exchange else None) or b""
         answer = build_answer(error.status, error.reason, accept=accept)
         if (exchange.request.method + b" " if exchange else head).startswith(b"HEAD "):
             answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        if record is not None:
+            record.body_out = len(answer) - answer.index(b"\r\n\r\n") - 4
+        self._observe(record)
         try:
             # A few hundred bytes always fit, unless the client does not read at all.
             client.stream.send_some(answer)

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.serving.clients import ClientConnection
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
@@ -65,8 +66,9 @@ class Workers:
         self._max_threads = max_threads
         self._kept = min(KEPT_WORKERS, max_threads)
         self._stopping = threading.Event()
-        # Guards _count and _started.
+        # Guards _count, _started and _running.
         self._lock = threading.Lock()
+        self._running: set[Worker] = set()
         self._count = 0
         self._started = 0
         self._was_full = False
@@ -84,6 +86,16 @@ class Workers:
         """Let all threads end once they are done with what they do; does not wait."""
         self._stopping.set()
         self._gate.crowded.set()
+
+    def idle_connections(self) -> dict[Upstream, int]:
+        """Count the upstream connections that the workers keep at rest."""
+        with self._lock:
+            pools = [worker.pool for worker in self._running]
+        counts: dict[Upstream, int] = {}
+        for pool in pools:
+            for upstream, count in pool.count_idle().items():
+                counts[upstream] = counts.get(upstream, 0) + count
+        return counts
 
     def _add(self, wanted: int) -> None:
         """Start up to `wanted` more workers, within the limit."""
@@ -104,6 +116,8 @@ class Workers:
 
     def _work(self) -> None:
         worker = Worker()
+        with self._lock:
+            self._running.add(worker)
         while not self._stopping.is_set():
             is_kept = self._count <= self._kept
             connection = self._gate.take(TIDY_INTERVAL if is_kept else RETIRE_AFTER)
@@ -118,12 +132,18 @@ class Workers:
                 break
             else:
                 self._tidy(worker)
+        with self._lock:
+            self._running.discard(worker)
         worker.close()
 
     def _may_retire(self) -> bool:
-        """Leave the count, if there are more workers than are kept."""
+        """Leave the count, if there are more workers than are kept and another one is free.
+
+        The last free one stays: slow clients may hold all the others, and without it whoever comes
+        next waits until the gatekeeper takes those for stuck.
+        """
         with self._lock:
-            if self._count <= self._kept:
+            if self._count <= self._kept or not self._gate.has_free_worker:
                 return False
             self._count -= 1
             return True

@@ -13,7 +13,7 @@ import pytest
 from atlas_pkg.serving.clients import ClientConnection
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import EpollGate, Gate, PortableGate
-from atlas_pkg.serving.workers import KEPT_WORKERS, Workers
+from atlas_pkg.serving.workers import KEPT_WORKERS, RETIRE_AFTER, Workers
 from tests.serving.test_gate import LATER, Ends
 from tests.toolkit import wait_until
 
@@ -115,6 +115,38 @@ def test_slow_work_gets_more_threads_which_leave_again(
     assert count_workers() == 40
     is_over.set()
     wait_until(lambda: count_workers() == KEPT_WORKERS, "the others to leave")
+
+
+def test_one_worker_stays_free_beside_those_that_are_held(
+    gate: Gate, ends: Ends, start: StartWorkers
+) -> None:
+    is_over = threading.Event()
+    held = threading.Semaphore(0)
+    passers: list[ClientConnection] = []
+
+    def serve(connection: ClientConnection, _: Worker) -> None:
+        if connection in passers:
+            return
+        held.release()
+        is_over.wait(30)
+
+    start(serve)
+    send_words(gate, ends, 2 * KEPT_WORKERS)
+    assert all(held.acquire(timeout=20) for _ in range(2 * KEPT_WORKERS))
+    passer, client = ends.make()
+    passers.append(passer)
+    client.send(b"!")
+    gate.park(passer)  # somebody comes for this one, and is free after it
+    wait_until(lambda: gate.has_free_worker, "a free worker")
+
+    began = time.monotonic()
+    wait_until(lambda: time.monotonic() - began > 3 * RETIRE_AFTER)
+
+    is_left = gate.has_free_worker
+    is_over.set()
+
+    # Without it the next client waits until the gatekeeper takes the others for stuck.
+    assert is_left
 
 
 def test_there_are_never_more_threads_than_allowed(

@@ -1,0 +1,125 @@
+"""What happened lately, in words: the last events, and the last errors that Atlas answered with.
+
+Both lists are short and bounded; who wants all of it reads the log. The journal is an `Observer` of
+records: of an exchange that went well it costs one look into a set.
+
+Changes of upstreams are noticed by comparing: once a second their states are handed in, and
+what differs from the second before becomes an event. So the one place knows since when a state
+lasts, whoever caused it. What flips and flips back within a second is in the log only.
+
+Times come from two clocks: records carry `time.monotonic()`, people want the time of day.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from atlas_pkg.record import End, Record
+from atlas_pkg.serving.status import ErrorLine, Event, State
+
+MOST_EVENTS = 50
+MOST_ERRORS = 20
+
+# A request line may be 8 KiB; this much of it tells which one it was.
+MOST_LINE = 160
+
+# The answers that Atlas makes itself, and what had failed.
+_FAILED = {
+    End.REFUSED: "the request was refused",
+    End.NO_UPSTREAM: "no upstream was available, or had room in time",
+    End.CONNECT_FAILED: "the upstream could not be reached",
+    End.CONNECT_TIMEOUT: "connecting to the upstream took too long",
+    End.UPSTREAM_FAILED: "the upstream failed before its answer had begun",
+    End.UPSTREAM_TIMEOUT: "the upstream did not answer in time",
+    End.UPSTREAM_CUT: "the upstream failed in the middle of its answer, which was cut",
+    End.ERROR: "an error in Atlas; the log has the traceback",
+}
+_WELL = frozenset(End) - _FAILED.keys()
+
+
+class Journal:
+    """The last events and errors. Thread-safe."""
+
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._monotonic = monotonic
+        # Guards everything below.
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._errors: deque[ErrorLine] = deque(maxlen=MOST_ERRORS)
+        self._states: dict[str, tuple[State, float]] = {}  # and since when its kind lasts
+
+    def note(self, kind: str, text: str, *, upstream: str = "") -> None:
+        """Add an event; `kind` is one of those that `status.Event` lists."""
+        event = Event(time=self._clock(), kind=kind, upstream=upstream, text=text)
+        with self._lock:
+            self._events.append(event)
+
+    def observe(self, record: Record) -> None:
+        """Keep an exchange that failed; an `Observer`, called by the workers."""
+        if record.end in _WELL:
+            return
+        age = self._monotonic() - record.ended_at if record.ended_at else 0.0
+        line = ErrorLine(
+            time=self._clock() - age,
+            client=record.address,
+            line=_show_line(record.line),
+            upstream=record.upstream,
+            status=record.status,
+            text=_FAILED[record.end],
+        )
+        with self._lock:
+            self._errors.append(line)
+
+    def watch(self, states: Mapping[str, State]) -> None:
+        """Compare the states of all upstreams with those before, and note what is different.
+
+        Upstreams seen for the first time are no event: a start or a reload brought them, and
+        that is one already.
+        """
+        now = self._clock()
+        with self._lock:
+            known = self._states
+            self._states = {}
+            for name, state in states.items():
+                before, since = known.get(name, (state, now))
+                if before.kind != state.kind:
+                    text = f"{state.words}: {state.why}" if state.why else state.words
+                    self._events.append(Event(time=now, kind="state", upstream=name, text=text))
+                    since = now
+                self._states[name] = (state, since)
+
+    def since(self, upstream: str) -> float | None:
+        """Since when an upstream is in its present state, as far as it was watched."""
+        with self._lock:
+            known = self._states.get(upstream)
+        return known[1] if known else None
+
+    def events(self) -> list[Event]:
+        """The last events, the newest first."""
+        with self._lock:
+            return list(reversed(self._events))
+
+    def errors(self) -> list[ErrorLine]:
+        """The last errors, the newest first."""
+        with self._lock:
+            return list(reversed(self._errors))
+
+
+def _show_line(line: bytes) -> str:
+    """A request line for people. Queries are left out: they carry secrets, and anybody may look."""
+    before, mark, after = line.decode("latin-1").partition("?")
+    text = before
+    if mark:
+        version = after.rpartition(" ")[2] if " " in after else ""
+        text = f"{before}?… {version}".rstrip()
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    return text if len(text) <= MOST_LINE else text[: MOST_LINE - 1] + "…"

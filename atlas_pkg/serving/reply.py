@@ -1,0 +1,122 @@
+"""Whole answers that Atlas makes itself, beyond error answers, and small bodies that it reads.
+
+For apps whose answers fit into memory, such as the admin app. A `Reply` is a value; sending it
+adds what every such answer has: its length, and fields that keep browsers from storing it, guessing
+its type or showing it inside a page of somebody else.
+
+Not done here: error answers of the proxy (`exchange.build_answer`), and anything that streams.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import http.client
+import time
+from dataclasses import dataclass
+
+from atlas_pkg.errors import ClientError, MalformedMessage, StreamError
+from atlas_pkg.http1.forwarding import CONTINUE
+from atlas_pkg.http1.framing import BodyKind, ChunkedDecoder
+from atlas_pkg.serving.exchange import Exchange
+
+TEXT = "text/plain; charset=utf-8"
+
+# For everything but a page, which brings a policy of its own: nothing in it may be run or loaded.
+_NOTHING = "default-src 'none'; frame-ancestors 'none'"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer. `fields` must be safe to send: our own wording, no line ends."""
+
+    status: int
+    body: bytes
+    kind: str = TEXT
+    policy: str = _NOTHING  # its Content-Security-Policy
+    fields: tuple[tuple[str, str], ...] = ()
+
+
+def send_reply(exchange: Exchange, reply: Reply, *, has_read_body: bool = False) -> None:
+    """Send `reply`, for HEAD without its body. Raises `StreamError`. Blocks.
+
+    Unless `has_read_body`, a request with a body ends its connection: what is left of the body
+    would be taken for the next request.
+    """
+    request = exchange.request
+    if request.has_body and not has_read_body:
+        exchange.may_persist = False
+    head = [
+        f"HTTP/1.1 {reply.status} {http.client.responses.get(reply.status, 'Unknown')}",
+        f"Date: {email.utils.formatdate(usegmt=True)}",
+        f"Content-Type: {reply.kind}",
+        f"Content-Length: {len(reply.body)}",
+        "Cache-Control: no-store",
+        f"Content-Security-Policy: {reply.policy}",
+        "Cross-Origin-Resource-Policy: same-origin",
+        "Referrer-Policy: no-referrer",
+        "X-Content-Type-Options: nosniff",
+        "X-Frame-Options: DENY",
+        *(f"{name}: {value}" for name, value in reply.fields),
+    ]
+    answer = "\r\n".join(head).encode("ascii") + b"\r\n" + exchange.persistence() + b"\r\n"
+    if request.method != b"HEAD":
+        answer += reply.body
+    exchange.has_started = True
+    exchange.client.send(answer, exchange.generation.config.timeouts.client_write)
+
+
+def read_small_body(exchange: Exchange, most: int) -> bytes:
+    """Read the request's whole body, of at most `most` bytes. Blocks.
+
+    All of it must come within `timeouts.client_body`, so a slow client cannot hold a thread. Raises
+    `ClientError` (408, 413, malformed chunks) and `StreamError`.
+    """
+    framing, client = exchange.request.framing, exchange.client
+    config = exchange.generation.config
+    if framing.length > most:
+        raise ClientError(413, "the request body is too large")
+    if exchange.request.expects_continue and not client.buffered:
+        exchange.has_sent = True
+        client.send(CONTINUE, config.timeouts.client_write)
+    decoder = ChunkedDecoder(config.limits.fields) if framing.kind is BodyKind.CHUNKED else None
+    deadline = time.monotonic() + config.timeouts.client_body
+    body = b""
+    while True:
+        if decoder is None:
+            missing = framing.length - len(body)
+            body += client.buffered[:missing]
+            client.buffered = client.buffered[missing:]
+            is_done = len(body) == framing.length
+        else:
+            body += _decode_buffered(exchange, decoder)
+            is_done = decoder.is_done
+        if len(body) > most:
+            raise ClientError(413, "the request body is too large")
+        if is_done:
+            return body
+        client.buffered = _receive(exchange, deadline - time.monotonic())
+
+
+def _decode_buffered(exchange: Exchange, decoder: ChunkedDecoder) -> bytes:
+    client = exchange.client
+    try:
+        piece, client.buffered = decoder.decode(client.buffered)
+    except MalformedMessage as error:
+        raise ClientError(error.status, error.reason) from None
+    return piece
+
+
+def _receive(exchange: Exchange, timeout: float) -> bytes:
+    """Read more from the client; `timeout` is what is left of its time."""
+    late = ClientError(408, "the request body did not come in time")
+    if timeout <= 0:
+        raise late
+    try:
+        data = exchange.client.receive(timeout)
+    except StreamError as error:
+        if error.timed_out:
+            raise late from None
+        raise
+    if not data:
+        raise StreamError(exchange.client.side, "closed its connection in the middle of a body")
+    return data

@@ -1,0 +1,122 @@
+"""What an administrator asks of an upstream: another state, another weight.
+
+A request's body, form or JSON, becomes a `Change`, or a `SteeringError` with a sentence. Exactly
+what is documented is taken: a key that is unknown or given twice is refused, since whoever
+steers a load balancer should not learn later that half of it was ignored.
+
+Not done here: who may steer (`admin.py`), and carrying it out (`StatusSource.steer`).
+"""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from atlas_pkg.balancing.upstream import AdminState
+from atlas_pkg.errors import AtlasError
+from atlas_pkg.http1 import syntax
+
+# As the configuration has it.
+MOST_WEIGHT = 1000
+
+_STATES = {state.value: state for state in AdminState}
+
+
+class SteeringError(AtlasError):
+    """A change that cannot be made; `status` and `reason` are what the administrator hears."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        self.status = status
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be different; None is what stays."""
+
+    state: AdminState | None = None
+    weight: int | None = None
+    resets_weight: bool = False  # back to the file's weight
+
+    def __str__(self) -> str:
+        parts = [f"state {self.state.value}"] if self.state is not None else []
+        if self.weight is not None:
+            parts.append(f"weight {self.weight}")
+        elif self.resets_weight:
+            parts.append("weight as in the file")
+        return ", ".join(parts)
+
+
+def parse_change(content_type: bytes, body: bytes) -> Change:
+    """Read a request's body: JSON if it says so, else a form. Raises `SteeringError`."""
+    kind = content_type.partition(b";")[0].strip().lower()
+    if kind == b"application/json":
+        values = _parse_json(body)
+    elif kind in {b"", b"application/x-www-form-urlencoded"}:
+        values = _parse_form(body)
+    else:
+        raise SteeringError(400, "the body must be a form or application/json")
+    unknown = sorted(values.keys() - {"state", "weight"})
+    if unknown:
+        raise SteeringError(400, "only the keys state and weight are known")
+    if not values:
+        raise SteeringError(400, "the body must set state or weight")
+    return _build_change(values)
+
+
+def _build_change(values: Mapping[str, object]) -> Change:
+    state = None
+    if "state" in values:
+        wanted = values["state"]
+        state = _STATES.get(wanted) if isinstance(wanted, str) else None
+        if state is None:
+            raise SteeringError(400, f"state must be one of {', '.join(_STATES)}")
+    if "weight" not in values:
+        return Change(state)
+    weight = values["weight"]
+    if weight is None or weight == "":
+        return Change(state, resets_weight=True)
+    if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MOST_WEIGHT:
+        raise SteeringError(
+            400, f"weight must be an integer from 0 to {MOST_WEIGHT}, or empty for the file's"
+        )
+    return Change(state, weight)
+
+
+def _parse_form(body: bytes) -> dict[str, object]:
+    try:
+        pairs = urllib.parse.parse_qsl(
+            body.decode("utf-8"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            errors="strict",
+            max_num_fields=10,
+        )
+    except ValueError:  # UnicodeDecodeError is one
+        raise SteeringError(400, "the form is malformed") from None
+    values: dict[str, object] = dict(_without_twins(pairs))
+    weight = values.get("weight")
+    # A form knows only text. `int()` would take "+5" and "0_5" as well.
+    if isinstance(weight, str) and len(weight) <= 4 and syntax.DIGITS.fullmatch(weight.encode()):
+        values["weight"] = int(weight)
+    return values
+
+
+def _parse_json(body: bytes) -> dict[str, object]:
+    try:
+        values = json.loads(body, object_pairs_hook=_without_twins)
+    except (ValueError, RecursionError):
+        raise SteeringError(400, "the JSON is malformed") from None
+    if not isinstance(values, dict):
+        raise SteeringError(400, "the JSON must be an object")
+    return values
+
+
+def _without_twins(pairs: list[tuple[str, object]] | list[tuple[str, str]]) -> dict[str, object]:
+    values: dict[str, object] = dict(pairs)
+    if len(values) < len(pairs):
+        raise SteeringError(400, "a key is given twice")
+    return values
