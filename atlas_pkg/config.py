@@ -27,6 +27,7 @@ from atlas_pkg.errors import ConfigError
 from atlas_pkg.keys import Mark
 from atlas_pkg.rules import HASH_ON, HOST, PRINTABLE, SecondsOrZero, between, one_of
 from atlas_pkg.tables import (
+    Admin,
     CircuitBreaker,
     Forwarding,
     HealthCheck,
@@ -41,6 +42,7 @@ from atlas_pkg.tables import (
 # Who needs a table looks for it here, wherever it is written down.
 __all__ = [
     "NOT_YET",
+    "Admin",
     "CircuitBreaker",
     "Config",
     "Forwarding",
@@ -79,9 +81,6 @@ NOT_YET = frozenset(
         "upstreams.resolve",
         "upstreams.tls",
         "timeouts.tls_handshake",
-        "log.access",
-        "log.format = json",
-        "admin",
         "static",
     }
 )
@@ -171,6 +170,15 @@ class Config:
     circuit_breaker: CircuitBreaker | None = None
     sticky: Sticky | None = None
     slow_start: SlowStart | None = None
+    admin: Annotated[Admin | None, Mark.RESTART] = None
+
+    @property
+    def access_log(self) -> str | None:
+        """Where the access log goes: a path, "-" for standard output, or None."""
+        path = self.log.access
+        if path in {"off", "-"}:
+            return None if path == "off" else path
+        return str(self.path.parent / path)
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """Yield which key does not go with another one, and why."""

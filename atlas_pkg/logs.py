@@ -31,9 +31,9 @@ def set_up(level: str) -> None:
     logging.getLogger("watchdog").setLevel(logging.WARNING)
 
 
-def set_worker(number: int) -> None:
-    """Have every line tell which worker process it comes from."""
-    formatter = logging.Formatter(FORMAT.replace("%(name)s", f"[worker {number}] %(name)s"))
+def set_process(name: str) -> None:
+    """Have every line tell which of several processes it comes from."""
+    formatter = logging.Formatter(FORMAT.replace("%(name)s", f"[{name}] %(name)s"))
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)
 
@@ -41,6 +41,11 @@ def set_worker(number: int) -> None:
 def set_level(level: str) -> None:
     """Change the level while running."""
     logging.getLogger().setLevel(level.upper())
+
+
+def level() -> str:
+    """The level in force."""
+    return logging.getLevelName(logging.getLogger().level).lower()
 
 
 class Throttle:

@@ -22,18 +22,27 @@ import os
 import signal
 import socket
 import sys
+import threading
 from pathlib import Path
+from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.config import Config, load_config, parse_config, summary
+from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
+from atlas_pkg.control.admin_port import AdminPort, serve_admin
+from atlas_pkg.control.board import Board
+from atlas_pkg.control.intercom import Intercom, answer_forever
+from atlas_pkg.control.observing import check_access_log
+from atlas_pkg.control.orders import Order, Orders
+from atlas_pkg.control.overview import About
 from atlas_pkg.control.process import allow_many_descriptors, count_processes, hold_to_one_cpu
 from atlas_pkg.control.service import Service, log_start
-from atlas_pkg.control.supervisor import Order, Orders, Supervisor
+from atlas_pkg.control.supervisor import Supervisor
 from atlas_pkg.demo import Demo
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError, StartError
-from atlas_pkg.net.listener import open_listeners
+from atlas_pkg.net.listener import open_listener, open_listeners
+from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")
 
@@ -79,28 +88,68 @@ def run(path: Path, log_level: str | None, demo: Demo | None = None) -> int:
     listen = config.listen
     try:
         listeners = open_listeners(listen.address, listen.port, count_processes(listen.workers))
+        port = listeners[0].getsockname()[1]
+        admin = _open_admin(config, port, len(listeners))
+        check_access_log(config)
     except StartError as error:
         log.error("%s", error)
         return EXIT_FAILED
-    port = listeners[0].getsockname()[1]
     log_start(config, port)
+    if admin is not None:
+        where = show_endpoint(admin.settings.address, admin.listener.getsockname()[1])
+        log.info("admin address http://%s", where)
     allow_many_descriptors(listen)
     if demo is not None:
         print(demo.invitation(port), flush=True)
     if len(listeners) > 1:
-        is_finished = _serve_with_workers(listeners, config, seen, log_level)
+        is_finished = _serve_with_workers(listeners, config, seen, log_level, admin)
     else:
-        is_finished = _serve_alone(listeners[0], config, seen, log_level)
+        is_finished = _serve_alone(listeners[0], config, seen, log_level, admin)
     return EXIT_OK if is_finished else EXIT_FAILED
 
 
+class _AdminParts(NamedTuple):
+    """What the admin address is made of, whichever process serves it."""
+
+    settings: Admin
+    listener: socket.socket
+    about: About
+    board: Board
+
+
+def _open_admin(config: Config, port: int, processes: int) -> _AdminParts | None:
+    """Open the admin address, if there is to be one; raises `StartError`."""
+    settings = config.admin
+    if settings is None:
+        return None
+    try:
+        listener = open_listener(settings.address, settings.port)
+    except StartError as error:
+        raise StartError(f"admin: {error}") from None
+    about = About(
+        mode=config.listen.mode,
+        listen=[show_endpoint(config.listen.address, port)],
+        config_path=str(config.path.absolute()),
+        processes=processes,
+    )
+    return _AdminParts(settings, listener, about, Board())
+
+
 def _serve_alone(
-    listener: socket.socket, config: Config, seen: bytes, log_level: str | None
+    listener: socket.socket,
+    config: Config,
+    seen: bytes,
+    log_level: str | None,
+    admin: _AdminParts | None,
 ) -> bool:
     """Serve in this process until a signal ends it; returns whether all was finished."""
     if config.listen.pin:
         hold_to_one_cpu()
-    service = Service(config, seen, log_level=log_level)
+    service = Service(config, seen, log_level=log_level, board=admin and admin.board)
+    port = None
+    if admin is not None:
+        port = AdminPort(admin.settings, admin.about, lambda: {1: service.report()}, admin.board)
+        port.start(admin.listener)
     service.start(listener)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
         if word == signal.SIGUSR1:
@@ -109,23 +158,37 @@ def _serve_alone(
         log.info("SIGHUP: looking at %s", config.path)
         service.trigger_reload()
     log.info("%s: ending", signal.Signals(word).name)
-    return service.drain(_has_stop_signal)
+    is_finished = service.drain(_has_stop_signal)
+    if port is not None:
+        port.stop()
+    return is_finished
 
 
 def _serve_with_workers(
-    listeners: list[socket.socket], config: Config, seen: bytes, log_level: str | None
+    listeners: list[socket.socket],
+    config: Config,
+    seen: bytes,
+    log_level: str | None,
+    admin: _AdminParts | None,
 ) -> bool:
     """Serve in a process per listener; otherwise like `_serve_alone`."""
     # A client's sticky cookie must mean the same to whichever process it meets.
     secret = os.urandom(32)
+    intercom = Intercom(len(listeners) if admin else 0)
 
     def serve(number: int, listener: socket.socket, orders: Orders) -> bool:
-        logs.set_worker(number)
+        logs.set_process(f"worker {number}")
         if config.listen.pin:
             hold_to_one_cpu(number - 1)
-        service = Service(config, seen, log_level=log_level, secret=secret)
+        board = admin and admin.board
+        service = Service(config, seen, log_level=log_level, secret=secret, board=board)
         service.catch_up()
         service.start(listener)
+        if admin is not None:
+            line = intercom.take_worker_end(number)
+            threading.Thread(
+                target=answer_forever, args=(line, service.report), name="intercom", daemon=True
+            ).start()
         while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
             if order is Order.DUMP:
                 service.dump()
@@ -133,7 +196,11 @@ def _serve_with_workers(
                 service.trigger_reload()
         return service.drain(orders.is_cut)
 
-    return Supervisor(listeners, serve).run()
+    attendant = None
+    if admin is not None:
+        life = serve_admin(admin.settings, admin.about, intercom, admin.board)
+        attendant = ("admin", admin.listener, life)
+    return Supervisor(listeners, serve, attendant=attendant).run()
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -1,8 +1,8 @@
-"""The tables of the configuration for fine-tuning: behaviour, and availability.
+"""The tables of the configuration for fine-tuning: behaviour, availability, administration.
 
 As in `config.py`, which also says what a class and its fields mean here: a class is a table, a
 field is a key. A table under "behaviour" is always in force, with these defaults; one under
-"availability" only where the file has it, since it is a feature to be asked for.
+"availability" or "administration" only where the file has it: a feature to be asked for.
 
 Not done here: who is served by whom, and loading a file (`config.py`).
 """
@@ -17,6 +17,7 @@ from atlas_pkg.keys import Alias, Mark
 from atlas_pkg.rules import (
     COOKIE_NAME,
     COOKIE_PATH,
+    HOST,
     HOST_FIELD,
     PRINTABLE,
     STATUSES,
@@ -27,6 +28,7 @@ from atlas_pkg.rules import (
     RemovableName,
     Seconds,
     SecondsOrZero,
+    SecretValue,
     Status,
     Statuses,
     between,
@@ -112,7 +114,7 @@ class LogConfig:
     access: Annotated[str, PRINTABLE, 'access log: "off", a path, or "-" for standard output'] = (
         "off"
     )
-    format: Annotated[str, one_of("combined"), "of the access log"] = "combined"
+    format: Annotated[str, one_of("combined", "json"), "of the access log"] = "combined"
 
 
 # Availability
@@ -181,3 +183,17 @@ class SlowStart:
     """`[slow_start]`: a recovered upstream ramps from a trickle to its weight."""
 
     duration: Annotated[Seconds, "from the first request to the full weight"] = 30.0
+
+
+# Administration
+
+
+@dataclass(frozen=True, slots=True)
+class Admin:
+    """`[admin]`: a port of its own for metrics, the status page and steering."""
+
+    address: Annotated[str, HOST, "whoever reaches it can read all of it"] = "127.0.0.1"
+    port: Annotated[int, between(0, 65535), "0 = any free port; the log says which"] = 9090
+    token: Annotated[SecretValue, "what steering asks for; empty = read only"] = field(
+        default="", repr=False
+    )

@@ -25,6 +25,9 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 
+# Two tests at a time: most of them wait for programs and clocks.
+PROCESSES = "2"
+
 CHECKS = {
     "format": ["ruff", "format", "--check", "."],
     "lint": ["ruff", "check", "."],
@@ -95,7 +98,7 @@ def main(arguments: list[str]) -> int:
     results = {name: run_step(name, [python, "-m", *command]) for name, command in CHECKS.items()}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        options = ["--cov", "--cov-branch", f"--junitxml={report}", *arguments]
+        options = ["-n", PROCESSES, "--cov", "--cov-branch", f"--junitxml={report}", *arguments]
         results["tests"] = run_step("tests", [python, "-m", "pytest", *options])
         passed, failed, skipped = read_counts(report)
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from its own rank and from lower ones. A room is ranked as a whole.
 RANKS = (
-    {"errors", "metrics", "logs"},
+    {"errors", "record", "metrics", "gauges", "prometheus", "logs"},
     {"schema", "config", "document", "keys", "rules", "tables", "wording"},
     {"http1"},
     {"net"},
@@ -49,9 +49,12 @@ WORKER_LOOP = {
     "atlas_pkg/serving/workers.py": 1,
 }
 BACKGROUND_THREAD = {
+    "atlas_pkg/control/intercom.py": 1,
+    "atlas_pkg/control/overview.py": 1,
     "atlas_pkg/balancing/health.py": 1,
     "atlas_pkg/balancing/resolution.py": 1,
     "atlas_pkg/control/reload.py": 1,
+    "atlas_pkg/serving/accesslog.py": 1,
 }
 
 MOST_FILE_LINES = 300

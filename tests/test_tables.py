@@ -1,4 +1,4 @@
-"""The tables of availability: what may be written in them, and how one is laid over another."""
+"""The tables for fine-tuning: what may be written in them, and how one is laid over another."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 
 from atlas_pkg import config, rules, wording
 from atlas_pkg.config import (
+    Admin,
     CircuitBreaker,
     Config,
     HealthCheck,
@@ -16,12 +17,12 @@ from atlas_pkg.config import (
     Sticky,
     UpstreamConfig,
     live_changes,
+    restart_changes,
 )
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.rules import Statuses
 
 NAME = Path("atlas.toml")
-TABLES = {"health_check", "upstreams.health_check", "circuit_breaker", "sticky", "slow_start"}
 
 UPSTREAMS = """
 [[upstreams]]
@@ -33,12 +34,6 @@ name = "b"
 address = "10.0.0.2"
 port = 3000
 """
-
-
-@pytest.fixture(autouse=True)
-def available(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the tables read, whether or not the rest of Atlas obeys them already."""
-    monkeypatch.setattr(config, "NOT_YET", config.NOT_YET - TABLES)
 
 
 def parse(text: str) -> Config:
@@ -276,6 +271,51 @@ def test_the_secret_is_never_printed() -> None:
 
     assert live_changes(loaded, changed) == ("sticky.secret: changed",)
     assert not any(secret in text for text in told for secret in ("hunter", "8271"))
+
+
+# Administration
+
+
+def test_the_admin_port_is_off_until_it_is_asked_for() -> None:
+    assert parse(UPSTREAMS).admin is None
+    assert parse("[admin]").admin == Admin("127.0.0.1", 9090, "")
+
+
+def test_every_key_of_the_admin_port_may_be_written() -> None:
+    loaded = parse('[admin]\naddress = "[::1]"\nport = 0\ntoken = "${SECRET}"')
+
+    assert loaded.admin == Admin("::1", 0, "from the environment")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("port = 65536", "admin.port: must be 0 to 65535, got 65536"),
+        ('address = ""', 'admin.address: must be an IPv4 or IPv6 address or a host name, got ""'),
+        ("token = 1", "admin.token: must be printable US-ASCII without spaces at its ends"),
+        ('token = "a\\n"', "admin.token: must be printable US-ASCII without spaces at its ends"),
+        ('tokn = ""', 'admin.tokn: unknown key, did you mean "token"?'),
+    ],
+)
+def test_an_admin_port_that_cannot_be_is_refused(line: str, sentence: str) -> None:
+    assert problems(f"[admin]\n{line}") == [sentence]
+
+
+def test_the_admin_port_needs_a_restart() -> None:
+    off, on = parse("[log]"), parse("[admin]")
+    other = parse('[admin]\naddress = "::1"\nport = 1\ntoken = "x"')
+
+    assert restart_changes(off, on) == restart_changes(on, off) == ("admin",)
+    assert restart_changes(on, other) == ("admin.address", "admin.port", "admin.token")
+    assert live_changes(off, on) == live_changes(on, other) == ()
+
+
+def test_the_token_is_never_printed() -> None:
+    loaded = parse('[admin]\ntoken = "hunter2"')
+
+    told = [repr(loaded), config.summary(loaded), *restart_changes(loaded, parse("[admin]"))]
+
+    assert not any("hunter" in text for text in told)
 
 
 # Slow start, and what concerns several tables

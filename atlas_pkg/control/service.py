@@ -20,18 +20,18 @@ from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
+from atlas_pkg.control.board import ORDINARY, Board
+from atlas_pkg.control.front import Front
+from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.reload import ConfigWatcher
+from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError
-from atlas_pkg.serving.clients import ClientConnection, Clients
-from atlas_pkg.serving.connection import HttpService
+from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.gate import open_gate
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 from atlas_pkg.serving.proxy import Proxy
-from atlas_pkg.serving.server import POLL_INTERVAL, AtlasServer
 from atlas_pkg.serving.tunnels import Tunnels
-from atlas_pkg.serving.workers import Workers
 from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")
@@ -42,36 +42,48 @@ DRAIN_TICK = 0.05
 # How often it says what it is waiting for.
 DRAIN_REPORT = 5.0
 
+# Whose connections were cut are given this long to take note of it, for the access log.
+CUT_GRACE = 1.0
+
 
 class Service:
     """One Atlas process. Its methods are called from the main thread, unless said otherwise."""
 
     def __init__(
-        self, config: Config, seen: bytes, *, log_level: str | None = None, secret: bytes = b""
+        self,
+        config: Config,
+        seen: bytes,
+        *,
+        log_level: str | None = None,
+        secret: bytes = b"",
+        board: Board | None = None,
     ) -> None:
         """`seen` is the file as `config` was read from it; `log_level` overrides `[log]`.
 
-        Processes that share a port are given the same `secret`; alone, one makes up its own.
+        Processes that share a port are given the same `secret`; alone, one makes up its own. On
+        `board` stands what an administrator wants of the upstreams.
         """
         self._log_level = log_level
         self._resolver = Resolver()
         self._holder = ConfigHolder(Generation(config, secret=secret))
-        self._clients = Clients()
-        self._gate = open_gate()
-        tunnels = Tunnels(self._clients.close)
-        self._http = HttpService(self._holder, self._gate, self._clients, Proxy(tunnels).forward)
-        self._workers = Workers(
-            self._gate,
-            self._serve,
-            on_expired=self._http.expire,
+        clients = Clients()
+        self._front = Front(
+            self._holder,
+            clients,
+            Proxy(Tunnels(clients.close)).forward,
             tidy=self._tidy,
             max_threads=config.listen.max_threads,
         )
+        self._observing = Observing(self._front.watch, is_counting=config.admin is not None)
+        self._reporter = Reporter(self._front, self._observing)
+        self._board = board
+        # Guards the reading of the board until it is carried out, so that what is newer wins. It is
+        # memory, and the balancer's lock is taken inside this one, never the other way round.
+        self._following = threading.Lock()
+        self._followed = (0, 0)  # version of the board, number of the generation
         self._health = HealthChecker(self._note_probe)
         self._seen = seen
         self._watcher = self._build_watcher()
-        self._server: AtlasServer | None = None
-        self._accepting: threading.Thread | None = None
 
     def catch_up(self) -> None:
         """Begin with what the file holds by now. For a process in place of another, before `start`.
@@ -94,22 +106,30 @@ class Service:
             self._put_in_force(Generation(config, secret=old.secret), live)
 
     def start(self, listener: socket.socket) -> None:
-        """Begin to serve the clients of `listener`, which is taken over."""
-        balancer = self._holder.current().balancer
+        """Begin to serve the clients of `listener`, which is taken over.
+
+        Raises `StartError` where the access log cannot be opened.
+        """
+        generation = self._holder.current()
+        balancer = generation.balancer
+        self._observing.start(generation.config)
+        self._follow_board()
         self._resolver.watch(balancer.upstreams)
         self._health.watch(balancer.health_checks(), awaiting=balancer.new)
         self._health.start()
-        self._workers.start()
-        self._server = AtlasServer(listener, self._gate, self._clients, self._holder)
-        self._accepting = threading.Thread(
-            target=self._server.serve_forever, args=(POLL_INTERVAL,), name="accept", daemon=True
-        )
-        self._accepting.start()
+        self._front.start(listener)
+        self._reporter.state = SERVING
         self._watcher.start()
 
     def trigger_reload(self) -> None:
-        """Have the configuration file looked at now, changed or not."""
+        """Open the access log anew, and have the configuration file looked at, changed or not."""
+        self._observing.follow(self._holder.current().config, reopen=True)
         self._watcher.trigger()
+
+    def report(self) -> Part:
+        """Say how this process is, once it has done what an administrator wants. Thread-safe."""
+        self._follow_board()
+        return self._reporter.report(self._holder.current())
 
     def reload(self, data: bytes) -> None:
         """Put the configuration in `data` in force, or keep the present one and log why.
@@ -117,10 +137,12 @@ class Service:
         Called on the watcher's thread.
         """
         old = self._holder.current()
+        log.debug("the configuration has %d bytes now", len(data))
         try:
             config = parse_config(data, Path(old.config.path))
         except ConfigError as error:
             log.error("Configuration refused, the one in force stays:\n%s", error)
+            self._reporter.reloads.note(old.number, str(error))
             return
         restart, live = restart_changes(old.config, config), live_changes(old.config, config)
         if restart:
@@ -131,6 +153,7 @@ class Service:
         generation = Generation(config, old)
         self._resolver.watch(generation.balancer.upstreams)
         self._put_in_force(generation, live)
+        self._reporter.reloads.note(generation.number)
 
     def dump(self) -> None:
         """Log the state of every upstream."""
@@ -141,6 +164,8 @@ class Service:
         if self._log_level is None:
             logs.set_level(generation.config.log.level)
         self._holder.swap(generation)
+        self._follow_board()
+        self._observing.follow(generation.config)
         self._health.watch(generation.balancer.health_checks(), awaiting=generation.balancer.new)
         log.info(
             "Configuration hot-reloaded (generation %d): %s", generation.number, "; ".join(changes)
@@ -157,15 +182,15 @@ class Service:
         `timeouts.drain` at most.
         """
         timeouts = self._holder.current().config.timeouts
+        self._reporter.state = DRAINING
         if timeouts.pre_drain:
             log.info("draining in %g s, still accepting", timeouts.pre_drain)
             _wait_until(is_cut, timeouts.pre_drain)
         deadline = time.monotonic() + timeouts.drain
-        self._stop_accepting()
+        front = self._front
+        front.stop_accepting()
         log.info(
-            "draining: no new clients, %d connected, %g s at most",
-            len(self._clients),
-            timeouts.drain,
+            "draining: no new clients, %d connected, %g s at most", front.connected, timeouts.drain
         )
         self._watcher.stop()
         next_report = time.monotonic() + DRAIN_REPORT
@@ -173,16 +198,17 @@ class Service:
         def has_ended() -> bool:
             nonlocal next_report
             # Again each time: a client may just have been put back at the gate.
-            for client in self._gate.take_idle():
-                self._clients.close(client.stream)
+            front.release_idle()
             if time.monotonic() >= next_report:
                 next_report += DRAIN_REPORT
-                log.info("draining: %d connections left", len(self._clients))
-            return not len(self._clients) or is_cut()
+                log.info("draining: %d connections left", front.connected)
+            return not front.connected or is_cut()
 
         _wait_until(has_ended, deadline - time.monotonic())
-        cut = self._clients.cut()
-        self._workers.stop()
+        if cut := front.cut():
+            _wait_until(lambda: not front.connected, CUT_GRACE)
+        front.stop()
+        self._observing.close()
         self._resolver.stop()
         self._health.stop()
         if cut:
@@ -195,19 +221,26 @@ class Service:
         path = self._holder.current().config.path
         return ConfigWatcher(path, self.reload, seen=self._seen)
 
-    def _stop_accepting(self) -> None:
-        if self._server is not None:
-            self._clients.is_draining = True
-            self._server.shutdown()
-            self._server.accept_backlog()
-
-    def _serve(self, client: ClientConnection, worker: Worker) -> None:
-        """Serve a client; whatever goes wrong, it does not stay in the count of clients."""
-        try:
-            self._http.serve(client, worker)
-        except BaseException:
-            self._clients.close(client.stream)
-            raise
+    def _follow_board(self) -> None:
+        """Do with the upstreams what an administrator wants of them, where that is new."""
+        if self._board is None:
+            return
+        with self._following:
+            generation, version = self._holder.current(), self._board.version
+            found = None if self._followed == (version, generation.number) else self._board.read()
+            if found is None or not version:
+                return
+            version, words = found
+            balancer = generation.balancer
+            # A balancer just put in force may have chosen its upstreams before it was told.
+            is_new = generation.number != self._followed[1]
+            for upstream in balancer.upstreams:
+                word = words.get(upstream.identity, ORDINARY)
+                if is_new or upstream.admin_state is not word.state:
+                    balancer.set_admin_state(upstream, word.state)
+                if is_new or upstream.weight_override != word.weight:
+                    balancer.set_weight(upstream, word.weight)
+            self._followed = (version, generation.number)
 
     def _tidy(self, worker: Worker) -> None:
         """Let a worker with nothing to do look after its idle upstream connections."""

@@ -7,18 +7,17 @@ nobody, which keeps forking a replacement safe: no other thread can hold a lock 
 * **A worker process dies:** another is forked in its place, with the same socket, at once the first
   time and then with growing pauses. Clients that the kernel has queued on that socket do not
   notice; only those that were connected to the dead one do.
-* **A signal** becomes an order, one byte through a pipe to each worker process. They heed no
-  signals of their own: a Ctrl-C reaches every process of a terminal, service managers often signal
-  all of them too, and what comes twice must not count as a second, impatient one. Nor can two
-  bytes melt into one, as two signals may.
+* **A signal** becomes an order to each worker process (`orders.py`).
 * **The supervisor dies:** its end of the pipes closes, so all worker processes drain and end.
+
+There may be one process more, the attendant: it is replaced like the others, but told to end only
+when all others have ended, since it tells how they are.
 
 What a worker process does is not known here: it is a function that is handed in.
 """
 
 from __future__ import annotations
 
-import enum
 import logging
 import os
 import signal
@@ -27,6 +26,8 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
+
+from atlas_pkg.control.orders import Order, Orders
 
 log = logging.getLogger("atlas.supervisor")
 
@@ -45,44 +46,7 @@ _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 # `sigtimedwait` is missing on macOS, so time passes as a signal too.
 _SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
 
-
 _SIGNAL_NAMES = {known.value: known.name for known in signal.Signals}
-
-
-class Order(enum.Enum):
-    """What a worker process can be told."""
-
-    RELOAD = b"r"
-    DUMP = b"u"  # log the state of the upstreams
-    DRAIN = b"d"
-    CUT = b"c"
-
-
-class Orders:
-    """A worker process's end of the line to its supervisor. Used by one thread."""
-
-    def __init__(self, reader: int) -> None:
-        """Takes over the descriptor `reader`, which blocks."""
-        self._reader = reader
-        self._is_cut = False
-
-    def wait(self) -> Order:
-        """Wait for the next order. Blocks. Without a supervisor the order is to drain."""
-        told = os.read(self._reader, 1)
-        if not told:
-            log.error("the supervisor is gone: ending")
-            return Order.DRAIN
-        return Order(told)
-
-    def is_cut(self) -> bool:
-        """Have we been told to end at once? Does not block. For the time of the drain."""
-        os.set_blocking(self._reader, False)
-        try:
-            while told := os.read(self._reader, 1):
-                self._is_cut |= told == Order.CUT.value
-        except BlockingIOError:
-            pass
-        return self._is_cut
 
 
 Serve = Callable[[int, socket.socket, Orders], bool]
@@ -104,11 +68,13 @@ class Backoff:
 
 
 class _Child:
-    """The place of one worker process, and who holds it now."""
+    """The place of one process, and who holds it now."""
 
-    def __init__(self, number: int, listener: socket.socket) -> None:
+    def __init__(self, number: int, name: str, listener: socket.socket, serve: Serve) -> None:
         self.number = number
+        self.name = name
         self.listener = listener
+        self.serve = serve
         self.backoff = Backoff()
         self.pid = 0  # 0 while nobody is there
         self.writer = -1  # our end of its orders, while somebody is there
@@ -126,14 +92,25 @@ class _Child:
 class Supervisor:
     """Keeps one worker process for each listening socket. Has one thread and starts no other."""
 
-    def __init__(self, listeners: Sequence[socket.socket], serve: Serve) -> None:
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        serve: Serve,
+        *,
+        attendant: tuple[str, socket.socket, Serve] | None = None,
+    ) -> None:
         """Takes over `listeners`.
 
         `serve(number, listener, orders)` is the life of a worker process, whose number counts
-        from 1; it returns whether all was finished.
+        from 1; it returns whether all was finished. `attendant` is a name, a listening socket
+        and the life of the process that ends last.
         """
-        self._children = [_Child(number, sock) for number, sock in enumerate(listeners, 1)]
-        self._serve = serve
+        self._workers = [
+            _Child(number, f"worker {number}", sock, serve)
+            for number, sock in enumerate(listeners, 1)
+        ]
+        self._attendant = _Child(0, *attendant) if attendant else None
+        self._children = [*self._workers, *([self._attendant] if self._attendant else [])]
         self._is_stopping = False
         self._kill_at: float | None = None
         self._are_all_good = True
@@ -150,25 +127,26 @@ class Supervisor:
             if word in _STOP_SIGNALS:
                 self._stop(signal.Signals(word).name)
             elif word == signal.SIGHUP:
-                self._tell(Order.RELOAD)
+                self._tell(self._workers, Order.RELOAD)
             elif word == signal.SIGUSR1:
-                self._tell(Order.DUMP)
+                self._tell(self._workers, Order.DUMP)
             self._note_deaths()
             self._start_due()
+            self._dismiss_attendant()
             self._kill_stuck()
         signal.setitimer(signal.ITIMER_REAL, 0)
         log.info("all worker processes have ended")
         return self._are_all_good
 
-    def _tell(self, order: Order) -> None:
-        for child in self._children:
+    def _tell(self, children: Sequence[_Child], order: Order) -> None:
+        for child in children:
             child.tell(order)
 
     def _stop(self, reason: str) -> None:
         """Have all drain the first time, and end at once the second time."""
         if self._is_stopping:
             log.info("%s again: ending at once", reason)
-            self._tell(Order.CUT)
+            self._tell(self._children, Order.CUT)
             self._kill_at = self._kill_at or time.monotonic() + CUT_PATIENCE
             return
         log.info("%s: ending", reason)
@@ -177,7 +155,14 @@ class Supervisor:
         # has closed it. Else they would wait in a queue that nobody looks at.
         for child in self._children:
             child.listener.close()
-        self._tell(Order.DRAIN)
+        self._tell(self._workers, Order.DRAIN)
+
+    def _dismiss_attendant(self) -> None:
+        """Have the attendant end when all others have."""
+        if self._attendant is None or not self._is_stopping:
+            return
+        if not any(child.pid for child in self._workers):
+            self._attendant.tell(Order.DRAIN)
 
     def _start_due(self) -> None:
         """Start what is not running and need not wait any longer."""
@@ -199,12 +184,7 @@ class Supervisor:
         except OSError as error:
             pause = max(FIRST_PAUSE, child.backoff.next_pause(0.0))
             child.due = child.alive_since + pause
-            log.error(
-                "worker %d cannot be started: %s; again in %g s",
-                child.number,
-                error.strerror,
-                pause,
-            )
+            log.error("%s cannot be started: %s; again in %g s", child.name, error.strerror, pause)
             return
         if pid == 0:
             os.close(writer)
@@ -212,7 +192,7 @@ class Supervisor:
         os.close(reader)
         os.set_blocking(writer, False)  # whoever does not read must not stop us
         child.pid, child.writer = pid, writer
-        log.info("worker %d is process %d", child.number, pid)
+        log.info("%s is process %d", child.name, pid)
 
     def _become(self, child: _Child, orders: Orders) -> NoReturn:
         """Live as the worker process `child`, and exit. Runs in the new process.
@@ -228,7 +208,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGALRM})
         status = 1
         try:
-            status = 0 if self._serve(child.number, child.listener, orders) else 1
+            status = 0 if child.serve(child.number, child.listener, orders) else 1
         except BaseException:
             log.exception("this worker process ends")
             raise
@@ -254,14 +234,14 @@ class Supervisor:
         if self._is_stopping:
             self._are_all_good &= code == 0
             level = logging.WARNING if code else logging.DEBUG
-            log.log(level, "worker %d (process %d) has ended: %s", child.number, pid, how)
+            log.log(level, "%s (process %d) has ended: %s", child.name, pid, how)
             return
         now = time.monotonic()
         pause = child.backoff.next_pause(now - child.alive_since)
         child.due = now + pause
         log.error(
-            "worker %d (process %d) has died: %s; starting another %s",
-            child.number,
+            "%s (process %d) has died: %s; starting another %s",
+            child.name,
             pid,
             how,
             f"in {pause:g} s" if pause else "at once",
@@ -272,7 +252,7 @@ class Supervisor:
             return
         for child in self._children:
             if child.pid:
-                log.error("worker %d (process %d) is stuck: killed", child.number, child.pid)
+                log.error("%s (process %d) is stuck: killed", child.name, child.pid)
                 os.kill(child.pid, signal.SIGKILL)
         self._kill_at = None
 

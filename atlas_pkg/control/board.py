@@ -1,0 +1,106 @@
+"""What an administrator has said of the upstreams, where every process can read it.
+
+It is a piece of memory that is made before any process is forked, so all of them share it. Who
+steers writes; worker processes read, when they are asked how they are, after each reload, and
+before they serve their first client. So one that replaces another begins with what holds now, and
+what it has not been told cannot be lost, only late: messages that carry the changes
+themselves would have to be repeated, put in order and kept from processes that died.
+
+One process writes at a time, and any number read meanwhile. A reader may see half of a change;
+the checksum tells, and it looks again.
+
+Upstreams are known by name, address and port. Who leaves the configuration and comes back is the
+same one. Not done here: carrying it out (`service.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+import threading
+import time
+import zlib
+from typing import NamedTuple
+
+from atlas_pkg.balancing.upstream import AdminState, Identity
+from atlas_pkg.serving.steering import Change
+
+# Some ten thousand upstreams. Memory that is never written to is never taken.
+BOARD_BYTES = 2 * 1024 * 1024
+
+# Version, length and checksum of the text that follows.
+_HEAD = struct.Struct("=QII")
+
+# A reader who meets a writer looks again, and again. A writer needs some microseconds.
+_LOOKS = 100
+_BETWEEN_LOOKS = 0.001
+
+
+class Word(NamedTuple):
+    """What holds for one upstream; a weight of None is that of the file."""
+
+    state: AdminState = AdminState.READY
+    weight: int | None = None
+
+
+ORDINARY = Word()
+
+
+class Board:
+    """The words for all upstreams. Made before forking; each process uses its copy of this."""
+
+    def __init__(self, size: int = BOARD_BYTES) -> None:
+        self._memory = mmap.mmap(-1, size)
+        # Guards writing, among the threads of the process that steers. Memory only, no I/O.
+        self._lock = threading.Lock()
+
+    @property
+    def version(self) -> int:
+        """Grows with every change: who has read this version need not read again."""
+        version: int = _HEAD.unpack_from(self._memory)[0]
+        return version
+
+    def read(self) -> tuple[int, dict[Identity, Word]] | None:
+        """Return the version and what is written there, without those who are as in the file.
+
+        None where it cannot be read, since a writer died halfway: until somebody writes again.
+        """
+        for _ in range(_LOOKS):
+            version, length, checksum = _HEAD.unpack_from(self._memory)
+            text = self._memory[_HEAD.size : _HEAD.size + length]
+            if zlib.crc32(text) == checksum and version == self.version:
+                return version, _decode(text)
+            time.sleep(_BETWEEN_LOOKS)
+        return None
+
+    def change(self, identity: Identity, change: Change) -> bool:
+        """Write what is different from now on; False where there is no room left."""
+        with self._lock:
+            version, words = self.read() or (self.version, {})
+            word = words.pop(identity, ORDINARY)
+            if change.state is not None:
+                word = word._replace(state=change.state)
+            if change.resets_weight or change.weight is not None:
+                word = word._replace(weight=change.weight)
+            if word != ORDINARY:
+                words[identity] = word
+            text = _encode(words)
+            if _HEAD.size + len(text) > len(self._memory):
+                return False
+            self._memory[_HEAD.size : _HEAD.size + len(text)] = text
+            _HEAD.pack_into(self._memory, 0, version + 1, len(text), zlib.crc32(text))
+            return True
+
+
+def _encode(words: dict[Identity, Word]) -> bytes:
+    rows = [(*identity, word.state.value, word.weight) for identity, word in words.items()]
+    return json.dumps(rows).encode() if rows else b""
+
+
+def _decode(text: bytes) -> dict[Identity, Word]:
+    rows = json.loads(text) if text else []
+    return {
+        (name, address, port): Word(AdminState(state), weight)
+        for name, address, port, state, weight in rows
+    }
