@@ -31,7 +31,7 @@ from atlas_pkg import logs
 from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
 from atlas_pkg.control.admin_port import AdminPort, serve_admin
 from atlas_pkg.control.board import Board
-from atlas_pkg.control.intercom import Intercom, answer_forever
+from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
 from atlas_pkg.control.observing import check_access_log
 from atlas_pkg.control.orders import Order, Orders
 from atlas_pkg.control.overview import About
@@ -86,13 +86,16 @@ def run(path: Path, log_level: str | None, demo: Demo | None = None) -> int:
         return EXIT_USAGE
     logs.set_up(log_level or config.log.level)
     listen = config.listen
+    listeners: list[socket.socket] = []
     try:
+        check_access_log(config)
         listeners = open_listeners(listen.address, listen.port, count_processes(listen.workers))
         port = listeners[0].getsockname()[1]
         admin = _open_admin(config, port, len(listeners))
-        check_access_log(config)
     except StartError as error:
         log.error("%s", error)
+        for sock in listeners:
+            sock.close()
         return EXIT_FAILED
     log_start(config, port)
     if admin is not None:
@@ -184,8 +187,8 @@ def _serve_with_workers(
         service = Service(config, seen, log_level=log_level, secret=secret, board=board)
         service.catch_up()
         service.start(listener)
-        if admin is not None:
-            line = intercom.take_worker_end(number)
+        line = intercom.take_worker_end(number) if admin is not None else None
+        if line is not None:
             threading.Thread(
                 target=answer_forever, args=(line, service.report), name="intercom", daemon=True
             ).start()
@@ -194,13 +197,18 @@ def _serve_with_workers(
                 service.dump()
             else:
                 service.trigger_reload()
-        return service.drain(orders.is_cut)
+        is_finished = service.drain(orders.is_cut)
+        if line is not None:
+            say_farewell(line)
+        return is_finished
 
     attendant = None
     if admin is not None:
         life = serve_admin(admin.settings, admin.about, intercom, admin.board)
         attendant = ("admin", admin.listener, life)
-    return Supervisor(listeners, serve, attendant=attendant).run()
+    is_finished = Supervisor(listeners, serve, attendant=attendant).run()
+    intercom.close()
+    return is_finished
 
 
 def _build_parser() -> argparse.ArgumentParser:

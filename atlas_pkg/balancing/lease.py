@@ -150,27 +150,24 @@ class Lease:
     def settle(self, outcome: Outcome) -> None:
         """Say how the upstream did, and keep it."""
         with self._ledger.lock:
-            news = self._end(outcome)
+            news = ""
+            if self._ledger.chooser is not None:
+                news = self._ledger.chooser.note_end(self.upstream, self._ticket, outcome)
             self._ticket = None
+            self._ledger.serve_queue()
         if news:
             log.warning("upstream %s: %s", self.upstream.name, news)
 
     def release(self, outcome: Outcome = Outcome.NONE) -> None:
         """Give the upstream back and say how it did."""
         ledger = self._ledger
+        news = ""
         with ledger.lock:
             self.upstream.in_flight -= 1
             ledger.in_flight -= 1
-            news = self._end(outcome)
+            if ledger.chooser is not None:
+                news = ledger.chooser.note_end(self.upstream, self._ticket, outcome)
+            if ledger.queue:
+                ledger.serve_queue()
         if news:
             log.warning("upstream %s: %s", self.upstream.name, news)
-
-    def _end(self, outcome: Outcome) -> str:
-        """Have the result noted, and what is free now handed out. Caller holds the lock."""
-        ledger = self._ledger
-        news = ""
-        if ledger.chooser is not None:
-            news = ledger.chooser.note_end(self.upstream, self._ticket, outcome)
-        if ledger.queue:
-            ledger.serve_queue()
-        return news

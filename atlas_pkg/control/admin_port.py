@@ -34,6 +34,9 @@ log = logging.getLogger("atlas.admin")
 MAX_THREADS = 4
 MAX_CONNECTIONS = 256
 
+# How long answers under way are waited for at the end.
+GRACE = 1.0
+
 # A page that refreshes keeps its connection; whoever does not read or write is cut soon.
 _TIMEOUTS = Timeouts(client_head=5.0, client_body=5.0, client_write=5.0, client_idle=30.0)
 
@@ -61,9 +64,11 @@ class AdminPort:
         self._front.start(listener)
 
     def stop(self) -> None:
-        """End, and cut whoever is connected."""
+        """End, and cut whoever does not let go in a second. Blocks."""
         self._overview.stop()
         self._front.stop_accepting()
+        self._front.release_idle()
+        self._front.wait_until_alone(GRACE)
         self._front.cut()
         self._front.stop()
 

@@ -83,6 +83,10 @@ class Front:
         for client in self._gate.take_idle():
             self._clients.close(client.stream)
 
+    def wait_until_alone(self, timeout: float) -> None:
+        """Wait until no client is connected, or time runs out."""
+        self._clients.wait_until_below(1, timeout)
+
     def cut(self) -> int:
         """End all connections that are still open; returns how many there were."""
         return self._clients.cut()

@@ -10,6 +10,7 @@ Either side may die in the middle of a line, or leave lines that nobody reads. H
   no JSON object is passed over. Questions are so short that they are written whole or not at all.
 * Numbers never repeat, not even in the next admin process: they begin with the clock. An answer to
   a question that is no longer open is passed over.
+* Whoever ends as it should says so, and is asked no more. Whoever just dies is waited for.
 * A question says until when somebody waits; `time.monotonic` is the same in all processes. A worker
   process passes over those that it finds too late.
 
@@ -47,6 +48,12 @@ class Intercom:
     def __init__(self, count: int) -> None:
         self._pairs = [socket.socketpair() for _ in range(count)]
 
+    def close(self) -> None:
+        """Close all ends that are still open here."""
+        for pair in self._pairs:
+            for end in pair:
+                end.close()
+
     def take_worker_end(self, number: int) -> socket.socket:
         """Keep the end of the nth worker process, counted from 1, and close all others."""
         for asking, answering in self._pairs:
@@ -83,11 +90,19 @@ def answer_forever(line: socket.socket, report: Callable[[], Part]) -> None:
     """Answer questions on `line` until the other side is gone, for a thread of its own. Blocks."""
     lines = _Lines()
     try:
-        line.sendall(b"\n")
+        line.sendall(b'\n{"is_here": true}\n')
         while data := line.recv(_PIECE):
             now = time.monotonic()
             questions = [item for item in lines.feed(data) if item["until"] > now]
             line.sendall(b"".join(_build_answer(item, report) for item in questions))
+    except OSError as error:
+        log.debug("the line to the admin process is gone: %s", error)
+
+
+def say_farewell(line: socket.socket) -> None:
+    """Tell the admin process that this one is about to end. Does not block."""
+    try:
+        line.send(b'{"is_here": false}\n', socket.MSG_DONTWAIT)
     except OSError as error:
         log.debug("the line to the admin process is gone: %s", error)
 
@@ -110,6 +125,16 @@ class _Question:
         self.parts: dict[int, Part] = {}
         self.is_done = threading.Event()
 
+    def settle(self, place: int, part: Part | None = None) -> None:
+        """Nothing more will come from `place`. Caller holds the asker's lock."""
+        if place not in self.missing:
+            return
+        self.missing.discard(place)
+        if part is not None:
+            self.parts[place] = part
+        if not self.missing:
+            self.is_done.set()
+
 
 class Asker:
     """Asks all worker processes at once. Thread-safe."""
@@ -120,17 +145,17 @@ class Asker:
         self._patience = patience
         self._numbers = itertools.count(time.monotonic_ns())
         self._throttle = Throttle(log)
-        # Guards _open and the questions in it.
+        # Guards what follows, and what is in it: questions by number, and places that are empty.
         self._lock = threading.Lock()
         self._open: dict[int, _Question] = {}
+        self._gone: set[int] = set()
         threading.Thread(target=self._listen, name="intercom", daemon=True).start()
 
     def ask(self) -> dict[int, Part]:
         """Return the parts of those who answered in time, by their places. Blocks."""
         number = next(self._numbers)
-        question = _Question(set(self._lines))
         with self._lock:
-            self._open[number] = question
+            question = self._open[number] = _Question(self._lines.keys() - self._gone)
         text = {"number": number, "until": time.monotonic() + self._patience}
         data = json.dumps(text).encode() + b"\n"
         for line in self._lines.values():
@@ -139,7 +164,8 @@ class Asker:
                 line.send(data, socket.MSG_DONTWAIT)
             except OSError:
                 pass  # full of questions that nobody reads: it will not answer this one either
-        question.is_done.wait(self._patience)
+        if question.missing:
+            question.is_done.wait(self._patience)
         with self._lock:
             del self._open[number]
             parts, missing = question.parts, sorted(question.missing)
@@ -170,12 +196,13 @@ class Asker:
             self._note(place, answer)
 
     def _note(self, place: int, answer: dict[str, Any]) -> None:
-        """Take an answer, if its question is still open."""
+        """Take an answer, if its question is still open, or note who comes and goes."""
         with self._lock:
-            question = self._open.get(answer["number"])
-            if question is None or place not in question.missing:
-                return
-            question.missing.discard(place)
-            question.parts[place] = answer["part"]
-            if not question.missing:
-                question.is_done.set()
+            if answer.get("is_here") is True:
+                self._gone.discard(place)
+            elif answer.get("is_here") is False:
+                self._gone.add(place)
+                for question in self._open.values():
+                    question.settle(place)
+            elif (asked := self._open.get(answer["number"])) is not None:
+                asked.settle(place, answer["part"])

@@ -206,7 +206,7 @@ class Service:
 
         _wait_until(has_ended, deadline - time.monotonic())
         if cut := front.cut():
-            _wait_until(lambda: not front.connected, CUT_GRACE)
+            front.wait_until_alone(CUT_GRACE)
         front.stop()
         self._observing.close()
         self._resolver.stop()

@@ -69,14 +69,11 @@ class Stream:
         try:
             return self.sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            pass
+            self.wait_until_readable(timeout, other)
         except OSError as error:
             raise self.broken(error) from None
-        self.wait_until_readable(timeout, other)
         try:
             return self.sock.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            raise StreamError(self.side, "nothing could be read", timed_out=True) from None
         except OSError as error:
             raise self.broken(error) from None
 
@@ -85,10 +82,9 @@ class Stream:
         try:
             return self.sock.recv_into(view)
         except BlockingIOError:
-            pass
+            self.wait_until_readable(timeout, other)
         except OSError as error:
             raise self.broken(error) from None
-        self.wait_until_readable(timeout, other)
         try:
             return self.sock.recv_into(view)
         except OSError as error:

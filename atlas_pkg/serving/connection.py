@@ -167,6 +167,8 @@ class HttpService:
                 exchange.record.end = End.CLIENT_GONE
                 exchange.record.status = exchange.record.status or 499
             self._observe(exchange.record)
+            # A reset frees at once what a client that does not read has left in our kernel.
+            client.stream.abort()
             self._farewell.close(client)
             return False
         except Exception as error:  # noqa: BLE001 - it is logged or answered below

@@ -171,9 +171,11 @@ class Workers:
             if self._is_crowded():  # the last one left between the two looks
                 self._gate.crowded.set()
             return
-        if (self._headroom.has_spare() or self._is_stuck()) and self._gate.has_ready():
-            # In proportion: from 8 to 256 in about a sixth of a second.
-            self._add(max(1, self._count // 4))
+        is_stuck, has_spare = self._is_stuck(), self._headroom.has_spare()
+        if (is_stuck or has_spare) and self._gate.has_ready():
+            # In proportion: with time to spare from 8 to 256 in about a sixth of a second, and
+            # twice as many each time that all of them are stuck.
+            self._add(self._count if is_stuck else max(1, self._count // 4))
 
     def _is_stuck(self) -> bool:
         """Has no worker come back for a while? Then all wait for somebody, busy CPU or not."""
