@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg import config, wording
+from tests.toolkit import Atlas, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -131,7 +132,7 @@ def test_learners_hour_has_sixty_minutes() -> None:
 
 @pytest.mark.parametrize("block", blocks("toml"))
 def test_configurations_are_valid(block: str) -> None:
-    config.parse_config(block.encode(), Path("README.md"), environ={})
+    config.parse_config(block.encode(), Path("README.md"), environ={"ATLAS_TOKEN": "secret"})
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +145,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
     python.chmod(0o755)
-    (toml,) = blocks("toml")
+    toml = blocks("toml")[0]
     (folder / "atlas.toml").write_text(toml.replace("port = 8080", "port = 0"), encoding="utf-8")
     return folder
 
@@ -182,8 +183,9 @@ def run_line(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def is_run_elsewhere(line: str) -> bool:
-    """Is this the test command itself, an example's demo, or the command of the minute?"""
-    return line.startswith(("python3 -m tests", "python3 -m venv")) or line.endswith("/demo.py")
+    """Is this the test command itself, an example's demo, or one that a test below runs?"""
+    others = ("python3 -m tests", "python3 -m venv", "curl ")
+    return line.startswith(others) or line.endswith("/demo.py")
 
 
 @pytest.mark.parametrize("block", blocks("sh"), ids=lambda block: block[:50].split("\n")[0])
@@ -213,6 +215,24 @@ def test_the_demo_answers_as_shown(project: Path) -> None:
         answer = run_line(ask.replace("8080", str(port)), project)
 
     assert answer.stdout == blocks("text")[0]
+
+
+def test_the_admin_address_answers_as_shown(tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    lines = [line for line in "".join(blocks("sh")).splitlines() if line.startswith("curl ")]
+    path = tmp_path / "atlas.toml"
+    text = "".join(blocks("toml")[:2]).replace("port = 8080", "port = 0")
+    path.write_text(text.replace("port = 9090", "port = 0"), encoding="utf-8")
+
+    with Atlas(path, env={"ATLAS_TOKEN": "secret"}) as atlas:
+        port = atlas.wait_for("admin address").rpartition(":")[2]
+        commands = [line.replace("9090", port).replace("$ATLAS_TOKEN", "secret") for line in lines]
+        wait_until(lambda: not run_line(f"{commands[0]} -f", tmp_path).returncode, "readiness")
+        answers = [run_line(f"{command} -f", tmp_path) for command in commands]
+
+    assert [answer.returncode for answer in answers] == [0] * len(lines), answers
+    assert len(lines) == 5
 
 
 def test_every_demo_named_here_exists(project: Path) -> None:

@@ -77,12 +77,12 @@ Entries = st.builds(
     port=st.sampled_from([80, 80, 80, 81]),
     max_connections=st.sampled_from([0, 0, 1, 2]),
     backup=st.sampled_from([False, False, True]),
-    health_check=st.sampled_from([None, HealthCheck()]),
+    health_check=st.sampled_from([None, None, HealthCheck()]),
 )
 Breakers = st.sampled_from(
     [
-        None,
         CircuitBreaker(failures=1, open_for=10.0, half_open_requests=1),
+        None,
         CircuitBreaker(failures=2, open_for=5.0, half_open_requests=2),
     ]
 )
@@ -108,7 +108,7 @@ class Plan:
 
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
-    names = draw(st.permutations(NAMES))[: draw(st.integers(0, len(NAMES)))]
+    names = draw(st.permutations(NAMES))[: draw(st.sampled_from([2, 3, 1, 4, 0]))]
     upstreams = tuple(replace(draw(Entries), name=name) for name in names)
     return Plan(upstreams, draw(Breakers), draw(st.booleans()))
 
@@ -271,7 +271,7 @@ class Model(RuleBasedStateMachine):
         """What the strategy promises. `suits` were the candidates, counts are as before."""
         if chosen is wish.sticky or self.is_recovering():
             return
-        loads = {up: (self.in_flight(up) + 1) / self.weight(up) for up in suits}
+        loads = {up: self.in_flight(up) / self.weight(up) for up in suits}
         if self.strategy == "least_connections":
             assert loads[chosen] == min(loads.values())
         elif self.strategy == "ip_hash":
@@ -440,7 +440,7 @@ def tell_stories(strategy: str, count: int) -> None:
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_the_balancer_keeps_its_promises(strategy: str) -> None:
-    tell_stories(strategy, 50)
+    tell_stories(strategy, 80)
 
 
 @pytest.mark.slow

@@ -1,0 +1,467 @@
+"""Health checks, circuit breaker, backups and slow start, as a user of the program sees them."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fakes import Conversation, Upstream, build_answer, named
+from tests.functional.conftest import Start
+from tests.functional.moody import Moody
+from tests.functional.test_failure import UpstreamProcess, closed_port
+from tests.toolkit import Atlas, Cut, Threads, build_config, wait_until
+
+CHECK = {"path": "/health", "interval": 0.1, "timeout": 0.5, "rise": 2, "fall": 3}
+BREAKER = {"failures": 3, "open_for": 0.4}
+ROUND_ROBIN = {"strategy": "round_robin"}
+
+
+@pytest.fixture
+def mortal() -> Iterator[UpstreamProcess]:
+    upstream = UpstreamProcess("mortal")
+    yield upstream
+    upstream.program.end()
+
+
+@pytest.fixture
+def a(upstreams: contextlib.ExitStack) -> Moody:
+    return upstreams.enter_context(Moody("A"))
+
+
+@pytest.fixture
+def b(upstreams: contextlib.ExitStack) -> Moody:
+    return upstreams.enter_context(Moody("B"))
+
+
+def ask(atlas: Atlas, times: int) -> Counter[str]:
+    """Ask on one connection; counts who answered, or with which status."""
+    with atlas.client() as client:
+        answers = [client.get() for _ in range(times)]
+    return Counter(a.text if a.status == 200 else str(a.status) for a in answers)
+
+
+# Health checks
+
+
+def test_a_stalled_upstream_is_taken_out_and_comes_back(
+    mortal: UpstreamProcess, a: Moody, start: Start
+) -> None:
+    check = {**CHECK, "path": "/", "timeout": 0.2}
+    atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN, health_check=check))
+    assert ask(atlas, 10) == {"mortal": 5, "A": 5}
+
+    mortal.program.send_signal(signal.SIGSTOP)
+    line = atlas.wait_for("upstream mortal is down")
+    assert "no answer in time" in line
+    assert ask(atlas, 10) == {"A": 10}
+
+    mortal.program.send_signal(signal.SIGCONT)
+    atlas.wait_for("upstream mortal is up: status 200")
+    assert ask(atlas, 10) == {"mortal": 5, "A": 5}
+    assert atlas.count("upstream mortal is ") == 2
+
+
+def test_a_killed_upstream_is_taken_out_and_comes_back(
+    mortal: UpstreamProcess, a: Moody, start: Start
+) -> None:
+    check = {**CHECK, "path": ""}
+    atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN, health_check=check))
+
+    mortal.kill()
+    atlas.wait_for("upstream mortal is down: connect refused")
+    assert ask(atlas, 10) == {"A": 10}
+
+    mortal.start()
+    atlas.wait_for("upstream mortal is up: connected")
+    assert ask(atlas, 10) == {"mortal": 5, "A": 5}
+
+
+def test_fall_and_rise_are_counted(a: Moody, b: Moody, start: Start) -> None:
+    atlas = start(build_config(a.table(), b.table(), health_check=CHECK, routing=ROUND_ROBIN))
+    wait_until(lambda: a.probes >= 3, "probes")
+
+    a.health = 500
+    probes = a.probes
+    atlas.wait_for("upstream A is down: status 500")
+    # One may have been under way when the mood changed; and one more be by now.
+    assert 3 <= a.probes - probes <= 5
+    a.health = 204
+    probes = a.probes
+    atlas.wait_for("upstream A is up: status 204")
+    assert 2 <= a.probes - probes <= 4
+
+
+@pytest.mark.parametrize(("status", "is_good"), [(200, False), (404, True), (301, False)])
+def test_what_is_healthy_can_be_said(
+    status: int, is_good: bool, a: Moody, b: Moody, start: Start
+) -> None:
+    a.health = status
+    b.health = 404
+    check = {**CHECK, "expect": "404"}
+    atlas = start(build_config(a.table(), b.table(), health_check=check, routing=ROUND_ROBIN))
+
+    if is_good:
+        wait_until(lambda: a.probes > 5, "probes")
+        assert ask(atlas, 4) == {"A": 2, "B": 2}
+    else:
+        atlas.wait_for(f"upstream A is down: status {status}")
+        assert ask(atlas, 4) == {"B": 4}
+
+
+def test_all_down_is_503_with_retry_after(a: Moody, b: Moody, start: Start) -> None:
+    a.health = b.health = 503
+    atlas = start(build_config(a.table(), b.table(), health_check=CHECK))
+    atlas.wait_for("upstream A is down")
+    atlas.wait_for("upstream B is down")
+
+    with atlas.client() as client:
+        answer, again = client.get(), client.get()
+    assert (answer.status, again.status) == (503, 503)
+    assert int(answer.get("Retry-After")) > 0
+    assert a.requests == b.requests == 0
+
+    a.health = 200
+    atlas.wait_for("upstream A is up")
+    assert ask(atlas, 3) == {"A": 3}
+
+
+def test_an_upstream_that_a_reload_adds_serves_after_its_first_passed_probe(
+    a: Moody, b: Moody, start: Start
+) -> None:
+    def config(*listed: Moody) -> str:
+        tables = [upstream.table() for upstream in listed]
+        return build_config(*tables, health_check=CHECK, routing=ROUND_ROBIN)
+
+    atlas = start(config(a))
+    b.health = 500
+    atlas.reload(config(a, b))
+    wait_until(lambda: b.probes >= 5, "probes of the new one")
+    assert ask(atlas, 10) == {"A": 10}
+    assert b.requests == 0
+    atlas.reload(config(b, a))  # another reload is no probe
+    assert ask(atlas, 10) == {"A": 10}
+
+    b.health = 200
+    atlas.wait_for("upstream B is up")
+    assert ask(atlas, 10) == {"A": 5, "B": 5}
+    assert a.health == 200
+    assert atlas.count("upstream A is ") == 0
+
+
+def test_checks_of_one_upstream_are_laid_over_those_of_all(
+    a: Moody, b: Moody, start: Start
+) -> None:
+    a.health = b.health = 418
+    text = build_config(a.table(), b.table(), routing=ROUND_ROBIN, health_check=CHECK)
+    last = '[upstreams.health_check]\nexpect = "418"\n'
+    text = text.replace("[routing]", f"{last}[routing]")
+    atlas = start(text)
+
+    atlas.wait_for("upstream A is down: status 418")
+    assert b.probes
+    assert ask(atlas, 4) == {"B": 4}
+
+
+def test_verdicts_survive_a_reload_and_end_with_the_checks(
+    a: Moody, b: Moody, start: Start
+) -> None:
+    a.health = 500
+    tables = [a.table(), b.table()]
+    atlas = start(build_config(*tables, health_check=CHECK, routing=ROUND_ROBIN))
+    atlas.wait_for("upstream A is down")
+
+    tables = [b.table(weight=2), a.table(weight=2)]
+    atlas.reload(build_config(*tables, health_check=CHECK, routing=ROUND_ROBIN))
+    assert ask(atlas, 6) == {"B": 6}
+
+    atlas.reload(build_config(*tables, routing=ROUND_ROBIN))
+    assert ask(atlas, 6) == {"A": 3, "B": 3}
+    assert atlas.count("upstream A is down") == 1
+
+
+# The circuit breaker
+
+
+def test_the_breaker_opens_tries_and_closes(a: Moody, b: Moody, start: Start) -> None:
+    atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=BREAKER))
+
+    a.mood = "reset"
+    assert ask(atlas, 20) == {"502": 3, "B": 17}
+    atlas.wait_for("upstream A: circuit breaker open for 0.4 s")
+    assert a.requests == 3
+
+    # Its time is up: one trial, which fails.
+    atlas_answers = wait_until(lambda: ask(atlas, 2)["502"], "a trial")
+    assert atlas_answers == 1
+    assert a.requests == 4
+    atlas.wait_for("upstream A: circuit breaker open for 0.8 s")
+
+    # And another, which is held: nobody else is sent there meanwhile.
+    a.mood = "held"
+    threads = Threads()
+
+    def is_tried() -> bool:
+        threads.start(atlas.get)
+        return a.requests == 5
+
+    wait_until(is_tried, "the next trial")
+    assert ask(atlas, 10) == {"B": 10}
+    assert a.requests == 5
+    a.mood = "well"
+    a.let_go()
+    atlas.wait_for("upstream A: circuit breaker closed")
+    assert {answer.status for answer in threads.join()} == {200}
+    assert ask(atlas, 10) == {"A": 5, "B": 5}
+    assert atlas.count("circuit breaker closed") == 1
+
+
+@pytest.mark.parametrize(("status", "counts"), [("500", False), ("404", False), ("503", True)])
+def test_only_the_statuses_that_are_listed_count(
+    status: str, counts: bool, a: Moody, b: Moody, start: Start
+) -> None:
+    breaker = {**BREAKER, "open_for": 60.0, "statuses": [502, 503]}
+    atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
+    a.mood = status
+
+    answers = ask(atlas, 40)
+
+    assert answers == ({status: 3, "B": 37} if counts else {status: 20, "B": 20})
+
+
+@pytest.mark.parametrize("mood", ["reset", "closed", "cut", "refused", "late"])
+def test_every_failure_of_an_upstream_counts(mood: str, a: Moody, b: Moody, start: Start) -> None:
+    first = a.table()
+    if mood == "refused":
+        first["port"] = closed_port()
+    a.mood = "silent" if mood == "late" else mood
+    breaker = {**BREAKER, "open_for": 60.0}
+    atlas = start(
+        build_config(
+            first,
+            b.table(),
+            routing=ROUND_ROBIN,
+            circuit_breaker=breaker,
+            timeouts={"upstream_head": 0.2},
+        )
+    )
+
+    outcomes: Counter[str] = Counter()
+    for _ in range(20):
+        try:
+            outcomes += ask(atlas, 1)
+        except (Cut, ConnectionError):
+            outcomes["cut"] += 1
+
+    expected = {"cut": "cut", "late": "504"}.get(mood, "502")
+    assert outcomes == {expected: 3, "B": 17}
+
+
+def test_what_clients_do_wrong_never_counts(a: Moody, b: Moody, start: Start) -> None:
+    breaker = {**BREAKER, "failures": 1, "open_for": 60.0}
+    atlas = start(
+        build_config(
+            a.table(),
+            b.table(),
+            routing=ROUND_ROBIN,
+            circuit_breaker=breaker,
+            timeouts={"client_body": 0.3},
+            limits={"body": 100_000},
+        )
+    )
+    head = "POST / HTTP/1.1\r\nHost: h\r\n"
+
+    for text in (
+        f"{head}Content-Length: 1000\r\n\r\nhalf",  # 408
+        f"{head}Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\nzz\r\n",  # 400
+        f"{head}Transfer-Encoding: chunked\r\n\r\n{0x20000:x}\r\n" + "x" * 0x20000,  # 413
+    ):
+        for _ in range(4):
+            with atlas.client() as client:
+                client.send(text.encode())
+                assert client.read_answer().status in (400, 408, 413)
+    for _ in range(4):  # the client leaves in the middle of its body
+        with atlas.client() as client:
+            client.send(f"{head}Content-Length: 1000\r\n\r\nhalf".encode())
+    a.mood = b.mood = "held"
+    for _ in range(4):  # and while it waits for an answer
+        before = a.requests + b.requests
+        with atlas.client() as client:
+            client.send_head()
+            wait_until(lambda before=before: a.requests + b.requests > before)  # type: ignore[misc]
+    wait_until(lambda: a.connected + b.connected <= 4, "the upstreams to be freed")
+    a.mood = b.mood = "well"
+
+    assert ask(atlas, 10) == {"A": 5, "B": 5}
+    assert atlas.count("circuit breaker") == 0
+
+
+def test_the_last_upstream_available_is_never_taken_out(a: Moody, b: Moody, start: Start) -> None:
+    breaker = {**BREAKER, "open_for": 60.0}
+    atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
+    a.mood = b.mood = "reset"
+
+    assert ask(atlas, 40) == {"502": 40}
+    a.mood = b.mood = "well"
+    assert len(ask(atlas, 10)) == 1
+    assert atlas.count("circuit breaker open") == 1
+
+
+def test_the_breaker_survives_a_reload(a: Moody, b: Moody, start: Start) -> None:
+    def config(weight: int) -> str:
+        tables = [a.table(weight=weight), b.table()]
+        breaker = {**BREAKER, "open_for": 60.0}
+        return build_config(*tables, routing=ROUND_ROBIN, circuit_breaker=breaker)
+
+    a.mood = "reset"
+    atlas = start(config(1))
+    assert ask(atlas, 20)["502"] == 3
+    a.mood = "well"
+
+    atlas.reload(config(2))
+
+    assert ask(atlas, 20) == {"B": 20}
+
+
+# Backups
+
+
+def test_a_backup_serves_while_nobody_else_can(a: Moody, b: Moody, start: Start) -> None:
+    atlas = start(build_config(a.table(), b.table(backup=True), health_check=CHECK))
+    assert ask(atlas, 6) == {"A": 6}
+
+    a.health = 500
+    atlas.wait_for("upstream A is down")
+    assert ask(atlas, 6) == {"B": 6}
+
+    a.health = 200
+    atlas.wait_for("upstream A is up")
+    assert ask(atlas, 6) == {"A": 6}
+
+
+# Slow start
+
+
+def test_a_recovered_upstream_ramps_up(a: Moody, b: Moody, start: Start) -> None:
+    duration = 2.0
+    atlas = start(
+        build_config(
+            a.table(),
+            b.table(),
+            health_check=CHECK,
+            routing=ROUND_ROBIN,
+            slow_start={"duration": duration},
+        )
+    )
+    assert ask(atlas, 10) == {"A": 5, "B": 5}  # at the start nobody has recovered
+    a.health = 500
+    atlas.wait_for("upstream A is down")
+    a.health = 200
+    atlas.wait_for("upstream A is up")
+
+    shares: list[float] = []
+    began = time.monotonic()
+    for part in (0.0, 0.45, 1.05):
+        wait_until(lambda part=part: time.monotonic() - began >= part * duration)  # type: ignore[misc]
+        shares.append(ask(atlas, 200)["A"] / 200)
+
+    print(f"share of a recovered upstream: {[f'{share:.0%}' for share in shares]}")
+    assert shares[0] < 0.2
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] == 0.5
+
+
+# By load
+
+
+def limited(name: str, seconds: float) -> Upstream:
+    """An upstream that works on one request at a time."""
+    busy = threading.Lock()
+
+    def serve(conversation: Conversation) -> None:
+        while conversation.read_head():
+            with busy:
+                time.sleep(seconds)
+            conversation.send(build_answer(name.encode()))
+
+    return Upstream(serve, name=name)
+
+
+def test_by_load_a_slow_upstream_does_not_spoil_the_rest(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    speeds = {"A": 0.002, "B": 0.002, "slow": 0.02}
+    tables = [
+        upstreams.enter_context(limited(name, speed)).table() for name, speed in speeds.items()
+    ]
+    atlas = start(build_config(*tables))
+    p99 = {}
+
+    def load() -> list[float]:
+        latencies = []
+        with atlas.client() as client:
+            for _ in range(25):
+                began = time.monotonic()
+                assert client.get().status == 200
+                latencies.append(time.monotonic() - began)
+        return latencies
+
+    for strategy in ("round_robin", "power_of_two", "least_connections"):
+        atlas.reload(build_config(*tables, routing={"strategy": strategy}, limits={"fields": 99}))
+        threads = Threads()
+        for _ in range(16):
+            threads.start(load)
+        latencies = sorted(latency for each in threads.join() for latency in each)
+        p99[strategy] = latencies[int(len(latencies) * 0.99)]
+        print(f"{strategy}: p50 {latencies[200] * 1e3:.0f} ms, p99 {p99[strategy] * 1e3:.0f} ms")
+
+    assert p99["least_connections"] < 0.7 * p99["round_robin"]
+    assert p99["power_of_two"] < 0.85 * p99["round_robin"]
+
+
+# What survives a reload
+
+
+def test_requests_in_flight_are_counted_over_reloads(a: Moody, b: Moody, start: Start) -> None:
+    def config(**more: object) -> str:
+        routing = {"strategy": "least_connections"}
+        return build_config(a.table(**more), b.table(), routing=routing)
+
+    atlas = start(config())
+    a.mood = b.mood = "held"
+    threads = Threads()
+    for _ in range(3):
+        threads.start(atlas.get)
+    wait_until(lambda: a.requests + b.requests == 3, "three requests in flight")
+    busy, idle = (a, b) if a.requests == 2 else (b, a)
+
+    atlas.reload(config(weight=1, max_connections=50))
+    threads.start(atlas.get)
+    wait_until(lambda: idle.requests == 2, "the fourth to go where there are fewer")
+
+    a.let_go(9)
+    b.let_go(9)
+    assert busy.requests == 2
+    assert [answer.status for answer in threads.join()] == [200] * 4
+
+
+def test_the_state_of_all_upstreams_is_logged_on_demand(a: Moody, start: Start) -> None:
+    backup = named("backup")
+    with backup:
+        atlas = start(
+            build_config(
+                a.table(weight=3),
+                backup.table(backup=True),
+                circuit_breaker=BREAKER,
+                health_check={**CHECK, "path": ""},
+            )
+        )
+        atlas.send_signal(signal.SIGUSR1)
+
+        atlas.wait_for("upstream A: weight 3, 0 in flight, ready, up, breaker closed")
+        atlas.wait_for("upstream backup: weight 1, 0 in flight, ready, up, breaker closed, backup")

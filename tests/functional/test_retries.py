@@ -1,0 +1,349 @@
+"""What is tried again, and what never is: the table of failures, to the letter.
+
+Upstreams note the token of every request that reaches them, so a test sees what was sent twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import socket
+import time
+
+import pytest
+
+from tests.fakes import Conversation, Upstream, build_answer
+from tests.functional.conftest import Start
+from tests.functional.moody import Moody
+from tests.functional.test_failure import closed_port
+from tests.toolkit import Answer, Atlas, Cut, Threads, build_config, wait_until
+
+IDEMPOTENT = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]
+OTHERS = ["POST", "PATCH", "MKCOL", "X-OTHER"]
+HEADS = {"HEAD"}
+
+TOKENS = (f"token-{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def bad(upstreams: contextlib.ExitStack) -> Moody:
+    return upstreams.enter_context(Moody("bad", mood="reset"))
+
+
+@pytest.fixture
+def good(upstreams: contextlib.ExitStack) -> Moody:
+    return upstreams.enter_context(Moody("good"))
+
+
+def config(*tables: dict[str, object], retries: int = 1, **more: dict[str, object]) -> str:
+    routing = {"strategy": "round_robin", "retries": retries}
+    return build_config(*tables, routing=routing, **more)
+
+
+def refused(name: str = "refused") -> dict[str, object]:
+    return {"name": name, "address": "127.0.0.1", "port": closed_port()}
+
+
+def ask(atlas: Atlas, method: str = "GET", body: bytes = b"", **fields: str) -> Answer:
+    """Ask once on a connection of its own, head and body in one piece."""
+    lines = [f"{method} / HTTP/1.1", "Host: h", f"X-Token: {next(TOKENS)}"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in fields.items()]
+    if body and "Transfer_Encoding" not in fields:
+        lines.append(f"Content-Length: {len(body)}")
+    with atlas.client() as client:
+        client.send("\r\n".join([*lines, "", ""]).encode() + body)
+        return client.read_head() if method in HEADS else client.read_answer()
+
+
+# By default: never
+
+
+def test_by_default_nothing_is_tried_again(bad: Moody, good: Moody, start: Start) -> None:
+    atlas = start(build_config(bad.table(), refused(), good.table()))
+
+    for method in ("GET", "POST"):
+        statuses = [ask(atlas, method).status for _ in range(6)]
+
+        assert statuses == [502, 502, 200] * 2
+    assert (bad.requests, good.requests) == (4, 4)
+
+
+# Connecting
+
+
+def test_a_failed_connect_is_tried_elsewhere_whatever_the_method(good: Moody, start: Start) -> None:
+    atlas = start(config(refused(), good.table()))
+
+    for method in IDEMPOTENT + OTHERS:
+        for _ in range(4):
+            assert ask(atlas, method, b"body" if method == "POST" else b"").status == 200
+    assert good.requests == 40
+    assert len(set(good.tokens())) == 40
+
+
+def test_a_body_that_was_not_touched_yet_goes_to_the_next_one(good: Moody, start: Start) -> None:
+    atlas = start(config(refused(), good.table()))
+    body = bytes(range(256)) * 8192  # 2 MiB, of which none has been read when connecting fails
+
+    answer = ask(atlas, "POST", body)
+
+    assert answer.status == 200
+    assert good.bodies == [body]
+
+
+def test_so_many_are_tried_as_are_allowed(good: Moody, start: Start) -> None:
+    dead = [refused(f"dead{number}") for number in range(3)]
+    atlas = start(config(*dead, good.table(), retries=2))
+
+    assert ask(atlas).status == 502  # the first three
+    assert ask(atlas).status == 200  # the fourth is good
+
+    atlas.reload(config(*dead, good.table(), retries=100))
+    assert [ask(atlas).status for _ in range(4)] == [200] * 4
+    atlas.reload(config(*dead, retries=100))
+    assert [ask(atlas).status for _ in range(4)] == [502] * 4  # each once, and that was it
+
+
+def test_a_connect_that_times_out_is_tried_elsewhere(good: Moody, start: Start) -> None:
+    with contextlib.ExitStack() as stack:
+        hole = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(4):  # a full backlog: the kernel drops what comes
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(hole.getsockname())
+        table = {"name": "hole", "address": "127.0.0.1", "port": hole.getsockname()[1]}
+        atlas = start(config(table, good.table(), timeouts={"connect": 0.3}))
+
+        assert ask(atlas, "POST", b"body").status == 200
+
+
+# After something was sent
+
+
+@pytest.mark.parametrize("mood", ["reset", "closed", "silent"])
+def test_an_idempotent_request_without_an_answer_is_tried_elsewhere(
+    mood: str, bad: Moody, good: Moody, start: Start
+) -> None:
+    bad.mood = mood
+    timeouts = {"upstream_head": 0.3 if mood == "silent" else 20.0}
+    atlas = start(config(bad.table(), good.table(), timeouts=timeouts))
+
+    for count, method in enumerate(IDEMPOTENT, start=1):
+        assert ask(atlas, method).status == 200
+        assert bad.tokens() == good.tokens()
+        assert bad.requests == count
+
+
+@pytest.mark.parametrize("mood", ["reset", "closed", "silent", "reset at once"])
+def test_another_request_is_never_sent_twice(
+    mood: str, bad: Moody, good: Moody, start: Start
+) -> None:
+    bad.mood = mood
+    timeouts = {"upstream_head": 0.3 if mood == "silent" else 20.0}
+    atlas = start(config(bad.table(), good.table(), timeouts=timeouts))
+    expected = 504 if mood == "silent" else 502
+
+    for method in OTHERS:
+        before = good.requests
+        assert ask(atlas, method, b"body").status == expected
+        assert good.requests == before
+        assert ask(atlas, method, b"body").status == 200  # the other one's turn
+    assert bad.requests == good.requests == len(OTHERS)
+    assert len(set(bad.tokens() + good.tokens())) == 2 * len(OTHERS)
+
+
+def test_bad_answers_are_tried_elsewhere_too(
+    good: Moody, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def serve(conversation: Conversation) -> None:
+        while conversation.read_head():
+            conversation.send(b"HTTP/1.1 200 OK\r\nBad Field: x\r\n\r\n")
+
+    odd = upstreams.enter_context(Upstream(serve, name="odd"))
+    atlas = start(config(odd.table(), good.table()))
+
+    assert [ask(atlas).status for _ in range(4)] == [200] * 4
+    assert good.requests == 4
+
+
+def test_an_upstreams_own_answer_is_passed_on_and_never_tried_again(
+    bad: Moody, good: Moody, start: Start
+) -> None:
+    atlas = start(config(bad.table(), good.table(), circuit_breaker={"statuses": [502, 503]}))
+
+    for count, status in enumerate((500, 502, 503, 404)):
+        bad.mood = str(status)
+        assert ask(atlas).status == status
+        assert (bad.requests, good.requests) == (count + 1, count)
+        assert ask(atlas).status == 200  # the other one's turn
+
+
+def test_nothing_is_tried_after_the_first_byte(bad: Moody, good: Moody, start: Start) -> None:
+    bad.mood = "cut"
+    atlas = start(config(bad.table(), good.table()))
+
+    with atlas.client() as client:
+        client.send_head()
+        assert client.read_head().status == 200
+        body = client.read_body(Answer(200, (("Content-Length", "1000000"),)))
+        with pytest.raises((Cut, ConnectionError)):
+            list(body)
+    assert good.requests == 0
+
+
+def test_nothing_is_tried_after_an_interim_answer(
+    good: Moody, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def serve(conversation: Conversation) -> None:
+        conversation.read_head()
+        conversation.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")
+        conversation.reset()
+
+    early = upstreams.enter_context(Upstream(serve, name="early"))
+    atlas = start(config(early.table(), good.table()))
+
+    with atlas.client() as client:
+        client.send_head()
+        assert client.read_head().status == 103
+        assert client.read_answer().status == 502
+    assert good.requests == 0
+
+
+# Bodies
+
+
+def test_a_small_body_is_sent_again(bad: Moody, good: Moody, start: Start) -> None:
+    atlas = start(config(bad.table(), good.table()))
+    bodies = [(b"0123456789" * size)[:size] for size in (1, 10, 5000)]
+
+    assert [ask(atlas, "PUT", body).status for body in bodies] == [200] * 3
+    chunked = b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
+    assert ask(atlas, "PUT", chunked, Transfer_Encoding="chunked").status == 200
+
+    assert bad.bodies == good.bodies == [*bodies, b"hello world"]
+
+
+def test_a_large_body_is_not_sent_again(bad: Moody, good: Moody, start: Start) -> None:
+    atlas = start(config(bad.table(), good.table()))
+
+    for count, size in enumerate((2_000_000, 20_000_000)):
+        assert ask(atlas, "PUT", b"x" * size).status == 502
+        assert (bad.requests, good.requests) == (count + 1, count)
+        assert ask(atlas, "PUT", b"x" * size).status == 200  # the other one's turn
+
+
+def test_a_body_that_follows_its_head_later_is_not_sent_twice(
+    bad: Moody, good: Moody, start: Start
+) -> None:
+    atlas = start(config(bad.table(), good.table()))
+    token = next(TOKENS)
+
+    with atlas.client() as client:
+        client.send_head("PUT", Content_Length="4", X_Token=token)
+        wait_until(lambda: bad.requests, "the head to arrive")
+        client.send(b"body")
+        status = client.read_answer().status
+
+    # It may be kept or not; what arrives is whole.
+    assert status in (200, 502)
+    assert good.bodies in ([b"body"], [])
+    assert bad.requests == 1
+
+
+# Stale connections are no retries
+
+
+def test_a_stale_connection_is_replaced_without_retries(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def serve(conversation: Conversation) -> None:
+        # Closes without a word when the second request comes.
+        if request := conversation.read_head():
+            upstream.count()
+            conversation.send(build_answer(request.line.encode()))
+            conversation.read_head()
+
+    upstream = upstreams.enter_context(Upstream(serve, name="short"))
+    atlas = start(config(upstream.table(), retries=0, circuit_breaker={"failures": 1}))
+
+    with atlas.client() as client:
+        assert [client.get().status for _ in range(6)] == [200] * 6
+    assert upstream.requests == 6
+    assert atlas.count("circuit breaker") == 0
+
+
+def test_a_post_on_a_stale_connection_is_not_repeated(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    tokens: list[str] = []
+
+    def serve(conversation: Conversation) -> None:
+        request = conversation.read_head()
+        if request:
+            conversation.send(build_answer(b"once"))
+            if request := conversation.read_head():
+                tokens.append(request.get("X-Token"))
+                conversation.reset()
+
+    one, two = (upstreams.enter_context(Upstream(serve, name=name)) for name in ("one", "two"))
+    atlas = start(config(one.table(), two.table()))
+
+    with atlas.client() as client:
+        assert [client.get().status for _ in range(2)] == [200, 200]
+        client.send_head("POST", X_Token="only once", Content_Length="0")
+        assert client.read_answer().status == 502
+    assert tokens == ["only once"]
+
+
+# The budget
+
+
+def test_retries_stay_within_their_budget(bad: Moody, good: Moody, start: Start) -> None:
+    # Forty requests fail together: a fifth of what is in flight may be tried again, or three.
+    bad.mood, good.mood = "held, then reset", "held"
+    routing = {"strategy": "weighted_round_robin", "retries": 1}
+    atlas = start(build_config(bad.table(weight=1000), good.table(), routing=routing))
+    statuses: list[int] = []
+    threads = Threads()
+
+    for _ in range(40):
+        threads.start(lambda: statuses.append(ask(atlas).status))
+    wait_until(lambda: bad.requests == 40, "all of them to be stuck")
+    bad.let_go(40)
+    wait_until(lambda: len(statuses) + good.requests == 40, "all of them to fail")
+
+    print(f"of 40 that failed together {good.requests} were tried again at the same time")
+    assert 3 <= good.requests <= 8
+    assert set(statuses) == {502}
+    good.let_go(40)
+    threads.join()
+    assert statuses.count(200) == good.requests
+
+
+def test_connect_failures_are_outside_the_budget(good: Moody, start: Start) -> None:
+    good.mood = "held"
+    atlas = start(config(refused(), good.table()))
+    threads = Threads()
+
+    for _ in range(20):  # ten of them by way of the dead one, all at the same time
+        threads.start(ask, atlas, "POST")
+    wait_until(lambda: good.requests == 20, "all of them to arrive")
+    good.let_go(20)
+
+    assert [answer.status for answer in threads.join()] == [200] * 20
+
+
+def test_a_client_that_leaves_is_noticed_before_a_retry(
+    bad: Moody, good: Moody, start: Start
+) -> None:
+    bad.mood = "silent"
+    atlas = start(config(bad.table(), good.table(), timeouts={"upstream_head": 30.0}))
+
+    with atlas.client() as client:
+        client.send_head()
+        wait_until(lambda: bad.requests, "the request")
+    began = time.monotonic()
+    wait_until(lambda: not bad.connected, "the upstream to be freed")
+
+    assert time.monotonic() - began < 10
+    assert good.requests == 0
