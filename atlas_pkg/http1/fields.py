@@ -30,6 +30,7 @@ class Fields:
     """
 
     __slots__ = (
+        "_origin",
         "block",
         "connection",
         "framing",
@@ -62,14 +63,23 @@ class Fields:
             self.keep_alive_timeout = _read_keep_alive_timeout(notable[b"keep-alive"])
         self.framing = NO_BODY
         self.is_common = False
+        self._origin: tuple[bytes, bytes] | None = None
+
+    def origin(self) -> tuple[bytes, bytes]:
+        """Referer and User-Agent, empty where absent. Looked up when somebody watches, and once."""
+        if self._origin is None:
+            self._origin = (self.get(b"referer") or b"", self.get(b"user-agent") or b"")
+        return self._origin
 
     def get(self, name: bytes) -> bytes | None:
-        """The first value of the field `name` (lower case), looked up slowly; None if absent."""
-        for line in self.block.split(b"\r\n"):
-            found, _, value = line.partition(b":")
-            if found.lower() == name:
-                return value.strip(b" \t")
-        return None
+        """The first value of the field `name` (lower case); None if absent."""
+        # No line end stands within a value, and nothing between a name and its colon.
+        start = b"\n%b:" % name
+        at = self.block.lower().find(start)
+        if at < 0:
+            return None
+        at += len(start)
+        return self.block[at : self.block.index(b"\r\n", at)].strip(b" \t")
 
     def values(self, name: bytes) -> list[bytes]:
         """All values of the field `name` (lower case), looked up slowly."""

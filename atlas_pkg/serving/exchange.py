@@ -95,8 +95,7 @@ class Exchange:
         request = self.request
         address = self.generation.forwarder.client_address(request, self.hop)
         record = Record(address.decode("ascii"), request.line, time.monotonic())
-        record.referer = request.fields.get(b"referer") or b""
-        record.user_agent = request.fields.get(b"user-agent") or b""
+        record.referer, record.user_agent = request.fields.origin()
         return record
 
     def start(self, status: int) -> None:

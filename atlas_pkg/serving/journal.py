@@ -65,7 +65,8 @@ class Journal:
 
     def observe(self, record: Record) -> None:
         """Keep an exchange that failed; an `Observer`, called by the workers."""
-        if record.end in _WELL:
+        end = record.end
+        if end is End.DONE or end in _WELL:  # the first is the quicker look
             return
         age = self._monotonic() - record.ended_at if record.ended_at else 0.0
         line = ErrorLine(
@@ -74,7 +75,7 @@ class Journal:
             line=_show_line(record.line),
             upstream=record.upstream,
             status=record.status,
-            text=_FAILED[record.end],
+            text=_FAILED[end],
         )
         with self._lock:
             self._errors.append(line)

@@ -9,11 +9,14 @@ as `\\xHH`. A value that is missing is `-`.
 went, which upstream answered, and how the exchange ended. Text is ASCII with JSON's own escapes; a
 byte that is not UTF-8 stands there as the four characters `\\xHH`. What is missing is null.
 
+Most values come again and again, so how they are written is remembered; request lines do not.
+
 Pure, but for the time zone. An instance keeps the last second's time stamp, so one thread uses it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import time
@@ -28,6 +31,9 @@ _UNSAFE = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
 _UNSAFE_WORD = re.compile(rb'["\\\x00-\x20\x7f-\xff]')
 
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+# Values whose written form is remembered, for each way of writing.
+_REMEMBERED = 1024
 
 _encode = json.JSONEncoder().encode
 
@@ -45,6 +51,8 @@ class Combined:
     def __init__(self) -> None:
         self._second = -1
         self._stamp = b""
+        self._show = functools.lru_cache(_REMEMBERED)(_show)
+        self._show_word = functools.lru_cache(_REMEMBERED)(_show_word)
 
     def format(self, record: Record, ended_at: float) -> bytes:
         """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
@@ -53,13 +61,13 @@ class Combined:
             self._second = second
             self._stamp = _show_local(second).encode()
         return b'%b - - [%b] "%b" %03d %d "%b" "%b"\n' % (
-            _UNSAFE_WORD.sub(_escape, record.address.encode(errors="surrogateescape")) or b"-",
+            self._show_word(record.address),
             self._stamp,
-            _UNSAFE.sub(_escape, record.line) or b"-",
+            _show(record.line),
             record.status,
             record.body_out,
-            _UNSAFE.sub(_escape, record.referer) or b"-",
-            _UNSAFE.sub(_escape, record.user_agent) or b"-",
+            self._show(record.referer),
+            self._show(record.user_agent),
         )
 
 
@@ -70,17 +78,20 @@ class Json:
         self._second = -1
         self._date = ""
         self._offset = ""
+        self._quote = functools.lru_cache(_REMEMBERED)(_quote)
+        self._quote_text = functools.lru_cache(_REMEMBERED)(_quote_text)
 
     def format(self, record: Record, ended_at: float) -> bytes:
         """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
+        quote = self._quote
         method, target, protocol = _split_line(record.line)
         line = (
             f'{{"time":"{self._show_time(ended_at)}"'
-            f',"client":{_quote(record.address.encode(errors="surrogateescape"))}'
-            f',"method":{_quote(method)},"target":{_quote(target)},"protocol":{_quote(protocol)}'
+            f',"client":{self._quote_text(record.address)}'
+            f',"method":{quote(method)},"target":{_quote(target)},"protocol":{quote(protocol)}'
             f',"status":{record.status}'
             f',"bytes_in":{record.body_in},"bytes_out":{record.body_out}'
-            f',"upstream":{"null" if record.upstream == "-" else _encode(record.upstream)}'
+            f',"upstream":{"null" if record.upstream == "-" else self._quote_text(record.upstream)}'
             f',"head":{_span(record.began_at, record.head_at)}'
             f',"queue":{_span(record.head_at, record.chosen_at)}'
             f',"connect":{_span(record.chosen_at, record.connected_at)}'
@@ -89,7 +100,7 @@ class Json:
             f',"retries":{record.retries},"reused":{"true" if record.reused else "false"}'
             f',"end":"{record.end.value}"'
             f',"request_id":{_quote(record.request_id)}'
-            f',"referer":{_quote(record.referer)},"user_agent":{_quote(record.user_agent)}}}\n'
+            f',"referer":{quote(record.referer)},"user_agent":{quote(record.user_agent)}}}\n'
         )
         return line.encode()
 
@@ -120,6 +131,15 @@ def _show_offset(local: time.struct_time) -> str:
     return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}{abs(minutes) % 60:02d}"
 
 
+def _show(value: bytes) -> bytes:
+    """Write a value so that it stays where it belongs."""
+    return _UNSAFE.sub(_escape, value) or b"-"
+
+
+def _show_word(text: str) -> bytes:
+    return _UNSAFE_WORD.sub(_escape, text.encode(errors="surrogateescape")) or b"-"
+
+
 def _escape(match: re.Match[bytes]) -> bytes:
     return b"\\x%02X" % match[0][0]
 
@@ -139,6 +159,10 @@ def _quote(value: bytes) -> str:
     text = _encode(value.decode(errors="backslashreplace"))
     # JSON allows DEL to stand there; a terminal that shows the log might obey it.
     return text.replace("\x7f", "\\u007f")
+
+
+def _quote_text(text: str) -> str:
+    return _quote(text.encode(errors="surrogateescape"))
 
 
 def _span(begin: float, end: float) -> str:
