@@ -27,6 +27,10 @@ class End(enum.Enum):
     ERROR = "error"  # our own fault: 500
 
 
+# The usual one, at hand: finding a member of an enumeration costs as much as a look at the clock.
+DONE = End.DONE
+
+
 class Record:
     """One exchange. Written by its worker, then handed to the observers, who only read it."""
 
@@ -66,7 +70,7 @@ class Record:
         self.retries = 0
         self.reused = False  # the upstream connection had been used before
         self.failures: list[tuple[str, str]] = []  # (upstream, stage) of each failed attempt
-        self.end = End.DONE
+        self.end = DONE
         self.began_at = head_at  # first byte of the head, where it was waited for
         self.head_at = head_at  # head complete
         self.chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from atlas_pkg.record import End, Record
+from atlas_pkg.record import DONE, End, Record
 from atlas_pkg.serving.status import ErrorLine, Event, State
 
 MOST_EVENTS = 50
@@ -66,7 +66,7 @@ class Journal:
     def observe(self, record: Record) -> None:
         """Keep an exchange that failed; an `Observer`, called by the workers."""
         end = record.end
-        if end is End.DONE or end in _WELL:  # the first is the quicker look
+        if end is DONE or end in _WELL:  # the first is the quicker look
             return
         age = self._monotonic() - record.ended_at if record.ended_at else 0.0
         line = ErrorLine(
