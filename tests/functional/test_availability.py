@@ -405,7 +405,7 @@ def test_by_load_a_slow_upstream_does_not_spoil_the_rest(
     def load() -> list[float]:
         latencies = []
         with atlas.client() as client:
-            for _ in range(25):
+            for _ in range(15):
                 began = time.monotonic()
                 assert client.get().status == 200
                 latencies.append(time.monotonic() - began)
@@ -417,8 +417,8 @@ def test_by_load_a_slow_upstream_does_not_spoil_the_rest(
         for _ in range(16):
             threads.start(load)
         latencies = sorted(latency for each in threads.join() for latency in each)
-        p99[strategy] = latencies[int(len(latencies) * 0.99)]
-        print(f"{strategy}: p50 {latencies[200] * 1e3:.0f} ms, p99 {p99[strategy] * 1e3:.0f} ms")
+        p50, p99[strategy] = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
+        print(f"{strategy}: p50 {p50 * 1e3:.0f} ms, p99 {p99[strategy] * 1e3:.0f} ms")
 
     assert p99["least_connections"] < 0.7 * p99["round_robin"]
     assert p99["power_of_two"] < 0.85 * p99["round_robin"]

@@ -14,6 +14,7 @@ import random
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -127,7 +128,7 @@ class WebServer:
 
 
 def test_a_browser_loads_a_page_and_talks_over_a_websocket(
-    upstreams: contextlib.ExitStack, start: Start, tmp_path: Path
+    upstreams: contextlib.ExitStack, start: Start
 ) -> None:
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next((path for name in names if (path := find_program(name))), None)
@@ -136,13 +137,15 @@ def test_a_browser_loads_a_page_and_talks_over_a_websocket(
     server = WebServer()
     atlas = start(build_config(upstreams.enter_context(Upstream(server.serve)).table()))
 
+    # The path of a socket in it may have 107 bytes at most, and pytest's folders are deep.
+    profile = tempfile.mkdtemp(prefix="atlas-browser-")
     dom = run(
         browser,
         *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
         *("--disable-background-networking", "--disable-component-update", "--no-first-run"),
-        *("--no-proxy-server", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"),
+        *("--no-proxy-server", f"--user-data-dir={profile}", "--dump-dom"),
         f"http://127.0.0.1:{atlas.port}/",
-        folder=tmp_path,
+        folder=Path(profile),
     )
 
     assert f'<p id="loaded">{SCRIPTS + IMAGES}</p>' in dom

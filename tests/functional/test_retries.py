@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import socket
+import struct
 import time
+from collections.abc import Mapping
 
 import pytest
 
@@ -35,7 +37,7 @@ def good(upstreams: contextlib.ExitStack) -> Moody:
     return upstreams.enter_context(Moody("good"))
 
 
-def config(*tables: dict[str, object], retries: int = 1, **more: dict[str, object]) -> str:
+def config(*tables: dict[str, object], retries: int = 1, **more: Mapping[str, object]) -> str:
     routing = {"strategy": "round_robin", "retries": retries}
     return build_config(*tables, routing=routing, **more)
 
@@ -342,6 +344,8 @@ def test_a_client_that_leaves_is_noticed_before_a_retry(
     with atlas.client() as client:
         client.send_head()
         wait_until(lambda: bad.requests, "the request")
+        # A reset: one that only ends its sending might still be reading.
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     began = time.monotonic()
     wait_until(lambda: not bad.connected, "the upstream to be freed")
 
