@@ -97,21 +97,19 @@ def test_fall_and_rise_are_counted(a: Moody, b: Moody, start: Start) -> None:
     assert 2 <= a.probes - probes <= 4
 
 
-@pytest.mark.parametrize(("status", "is_good"), [(200, False), (404, True), (301, False)])
 def test_what_is_healthy_can_be_said(
-    status: int, is_good: bool, a: Moody, b: Moody, start: Start
+    a: Moody, b: Moody, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    a.health = status
-    b.health = 404
+    c = upstreams.enter_context(Moody("C"))
+    a.health, b.health, c.health = 200, 404, 301
     check = {**CHECK, "expect": "404"}
-    atlas = start(build_config(a.table(), b.table(), health_check=check, routing=ROUND_ROBIN))
+    tables = [upstream.table() for upstream in (a, b, c)]
+    atlas = start(build_config(*tables, health_check=check, routing=ROUND_ROBIN))
 
-    if is_good:
-        wait_until(lambda: a.probes > 5, "probes")
-        assert ask(atlas, 4) == {"A": 2, "B": 2}
-    else:
-        atlas.wait_for(f"upstream A is down: status {status}")
-        assert ask(atlas, 4) == {"B": 4}
+    atlas.wait_for("upstream A is down: status 200")
+    atlas.wait_for("upstream C is down: status 301")
+    wait_until(lambda: b.probes > 5, "more probes")
+    assert ask(atlas, 4) == {"B": 4}
 
 
 def test_all_down_is_503_with_retry_after(a: Moody, b: Moody, start: Start) -> None:
@@ -221,45 +219,41 @@ def test_the_breaker_opens_tries_and_closes(a: Moody, b: Moody, start: Start) ->
     assert atlas.count("circuit breaker closed") == 1
 
 
-@pytest.mark.parametrize(("status", "counts"), [("500", False), ("404", False), ("503", True)])
-def test_only_the_statuses_that_are_listed_count(
-    status: str, counts: bool, a: Moody, b: Moody, start: Start
-) -> None:
+def test_only_the_statuses_that_are_listed_count(a: Moody, b: Moody, start: Start) -> None:
     breaker = {**BREAKER, "open_for": 60.0, "statuses": [502, 503]}
     atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
-    a.mood = status
 
-    answers = ask(atlas, 40)
+    for status in ("500", "404"):
+        a.mood = status
+        assert ask(atlas, 40) == {status: 20, "B": 20}
+    a.mood = "503"
+    assert ask(atlas, 40) == {"503": 3, "B": 37}
 
-    assert answers == ({status: 3, "B": 37} if counts else {status: 20, "B": 20})
 
-
-@pytest.mark.parametrize("mood", ["reset", "closed", "cut", "refused", "late"])
-def test_every_failure_of_an_upstream_counts(mood: str, a: Moody, b: Moody, start: Start) -> None:
-    first = a.table()
-    if mood == "refused":
-        first["port"] = closed_port()
-    a.mood = "silent" if mood == "late" else mood
-    breaker = {**BREAKER, "open_for": 60.0}
+def test_every_failure_of_an_upstream_counts(upstreams: contextlib.ExitStack, start: Start) -> None:
+    moods = ("reset", "closed", "cut", "silent", "well")
+    ill = [upstreams.enter_context(Moody(mood, mood=mood)) for mood in moods]
+    refused = {"name": "refused", "address": "127.0.0.1", "port": closed_port()}
     atlas = start(
         build_config(
-            first,
-            b.table(),
+            *(upstream.table() for upstream in ill),
+            refused,
             routing=ROUND_ROBIN,
-            circuit_breaker=breaker,
-            timeouts={"upstream_head": 0.2},
+            circuit_breaker={**BREAKER, "open_for": 60.0},
+            timeouts={"upstream_head": 0.3},
         )
     )
 
     outcomes: Counter[str] = Counter()
-    for _ in range(20):
+    for _ in range(40):
         try:
             outcomes += ask(atlas, 1)
         except (Cut, ConnectionError):
             outcomes["cut"] += 1
 
-    expected = {"cut": "cut", "late": "504"}.get(mood, "502")
-    assert outcomes == {expected: 3, "B": 17}
+    assert outcomes == {"502": 9, "504": 3, "cut": 3, "well": 25}
+    assert [upstream.requests for upstream in ill] == [3, 3, 3, 3, 25]
+    assert atlas.count("circuit breaker open for 60 s") == 5
 
 
 def test_what_clients_do_wrong_never_counts(a: Moody, b: Moody, start: Start) -> None:
