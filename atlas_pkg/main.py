@@ -35,7 +35,12 @@ from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
 from atlas_pkg.control.observing import check_access_log
 from atlas_pkg.control.orders import Order, Orders
 from atlas_pkg.control.overview import About
-from atlas_pkg.control.process import allow_many_descriptors, count_processes, hold_to_one_cpu
+from atlas_pkg.control.process import (
+    allow_many_descriptors,
+    collect_rarely,
+    count_processes,
+    hold_to_one_cpu,
+)
 from atlas_pkg.control.service import Service, log_start
 from atlas_pkg.control.supervisor import Supervisor
 from atlas_pkg.demo import Demo
@@ -102,6 +107,7 @@ def run(path: Path, log_level: str | None, demo: Demo | None = None) -> int:
         where = show_endpoint(admin.settings.address, admin.listener.getsockname()[1])
         log.info("admin address http://%s", where)
     allow_many_descriptors(listen)
+    collect_rarely()
     if demo is not None:
         print(demo.invitation(port), flush=True)
     if len(listeners) > 1:

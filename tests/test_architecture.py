@@ -46,7 +46,7 @@ THIRD_PARTY = {"tomli", "watchdog"}
 # Where any exception at all may be caught, and how often in that file.
 WORKER_LOOP = {
     "atlas_pkg/serving/connection.py": 1,
-    "atlas_pkg/serving/workers.py": 1,
+    "atlas_pkg/serving/turns.py": 1,
 }
 BACKGROUND_THREAD = {
     "atlas_pkg/control/intercom.py": 1,

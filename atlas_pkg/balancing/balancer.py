@@ -20,20 +20,14 @@ import random
 import time
 from collections.abc import Callable
 
-from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.balancing.lease import ANY, Lease, Ledger, Outcome, Waiter, Wish
 from atlas_pkg.balancing.member import START, Member, Position
+from atlas_pkg.balancing.recovery import MOST_SPARED, Recovery
 from atlas_pkg.balancing.strategies import STRATEGIES, Strategy
 from atlas_pkg.balancing.upstream import AdminState, Upstream, identity_of
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, HealthCheck
 from atlas_pkg.errors import NoUpstream
-
-# The least share of its turns that a recovering upstream gets: enough to warm it up.
-TRICKLE = 0.05
-
-# So many recovering ones are passed over for one request: after that the first has to take it.
-MOST_SPARED = 8
 
 log = logging.getLogger("atlas.balancing")
 
@@ -52,8 +46,8 @@ class Balancer:
         """Build it; it chooses once `activate` has put it in force."""
         self._config = config
         self._clock = clock
-        self._chance = chance
-        self._slow_start = config.slow_start.duration if config.slow_start else 0.0
+        duration = config.slow_start.duration if config.slow_start else 0.0
+        self._recovery = Recovery(duration, clock, chance)
         # Its lock guards everything below, too.
         self.ledger: Ledger = previous.ledger if previous else Ledger()
         known = {upstream.identity: upstream for upstream in previous.upstreams} if previous else {}
@@ -64,11 +58,7 @@ class Balancer:
         self.upstreams: tuple[Upstream, ...] = tuple(member.upstream for member in self._members)
         self.by_name = {upstream.name: upstream for upstream in self.upstreams}
         self._member_of = {member.upstream: member for member in self._members}
-        self.new = (
-            []
-            if previous is None
-            else [upstream for upstream in self.upstreams if upstream.identity not in known]
-        )
+        self.new = [item for item in self.upstreams if previous and item.identity not in known]
         self._has_limits = any(member.max_connections for member in self._members)
         self._available: list[Member] | None = None  # None: not worked out yet
         self._total_weight = 0  # of those available
@@ -78,6 +68,7 @@ class Balancer:
         with self.ledger.lock:
             position = previous.position if previous else START
         self._strategy: Strategy = STRATEGIES[config.routing.strategy](position, self._members)
+        self._counts_matter = self._has_limits or self._strategy.wants_counts
         if previous is None:
             self.activate()
 
@@ -90,26 +81,15 @@ class Balancer:
         """Put this balancer in force: from now on every lease is its choice."""
         with self.ledger.lock:
             for upstream, item in zip(self.upstreams, self._config.upstreams, strict=True):
-                settings = self._config.circuit_breaker
-                if settings is None:
-                    upstream.breaker = None
-                elif upstream.breaker is None:
-                    upstream.breaker = Breaker(settings)
-                else:
-                    upstream.breaker.reconfigure(settings)
-                if item.health_check is None:
-                    upstream.is_up, upstream.health_reason = True, ""
-                elif upstream in self.new:
-                    upstream.is_up, upstream.health_reason = False, "waits for its first probe"
+                upstream.adopt(item, self._config.circuit_breaker, is_new=upstream in self.new)
             self.ledger.chooser = self
             self._is_stale = True
             self.ledger.serve_queue()
 
-    def lease(self, wish: Wish = ANY, *, is_gone: Callable[[], bool] | None = None) -> Lease:
-        """Reserve an upstream for one attempt; raises `NoUpstream`.
+    def lease_now(self, wish: Wish = ANY) -> Lease | None:
+        """Reserve an upstream for one attempt; None where it takes waiting for a place.
 
-        Blocks only where all that are available are full: then for `timeouts.queue` at most, or
-        until `is_gone` (asked now and then) says that nobody waits for the answer any more.
+        Raises `NoUpstream` where nobody is available.
         """
         ledger = self.ledger
         with ledger.lock:
@@ -118,13 +98,24 @@ class Balancer:
             if ledger.queue:
                 ledger.serve_queue()  # a breaker's time may be up, and they came first
             lease = chooser.take(wish)
-            if lease is not None:
-                return lease
-            if not chooser.may_wait(wish):
+            if lease is None and not chooser.may_wait(wish):
                 raise NoUpstream
-            waiter = Waiter(wish)
-            ledger.queue.append(waiter)
-        return ledger.wait(waiter, self._config.timeouts.queue, is_gone)
+            return lease
+
+    def lease(self, wish: Wish = ANY, *, is_gone: Callable[[], bool] | None = None) -> Lease:
+        """Reserve an upstream for one attempt; raises `NoUpstream`.
+
+        Blocks only where all that are available are full: then for `timeouts.queue` at most, or
+        until `is_gone` (asked now and then) says that nobody waits for the answer any more.
+        """
+        lease = self.lease_now(wish)
+        if lease is not None:
+            return lease
+        waiter = Waiter(wish)
+        with self.ledger.lock:
+            self.ledger.queue.append(waiter)
+            self.ledger.serve_queue()  # a place may have become free since
+        return self.ledger.wait(waiter, self._config.timeouts.queue, is_gone)
 
     def take(self, wish: Wish) -> Lease | None:
         """Choose and count; None when nobody is available with room. Caller holds the lock."""
@@ -135,7 +126,8 @@ class Balancer:
             return None
         upstream.in_flight += 1
         self.ledger.in_flight += 1
-        self._note(upstream)
+        if self._counts_matter:
+            self._note(upstream)
         if upstream.breaker is None:
             return Lease(self.ledger, upstream)
         now = self._clock()
@@ -158,7 +150,8 @@ class Balancer:
 
     def note_end(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> str:
         """An attempt has ended; returns news for the log. Caller holds the lock."""
-        self._note(upstream)
+        if self._counts_matter:
+            self._note(upstream)
         breaker = upstream.breaker
         if breaker is None or ticket is None:
             return ""
@@ -167,7 +160,7 @@ class Balancer:
         news = ""
         if outcome is Outcome.SUCCESS:
             if breaker.succeed(ticket):
-                self._begin_recovery(upstream, now)
+                self._recovery.begin(upstream, now)
                 news = "circuit breaker closed"
         elif outcome is Outcome.FAILURE and self._has_other(upstream, now):
             if breaker.fail(ticket, now):
@@ -186,7 +179,7 @@ class Balancer:
             upstream.is_up, upstream.health_reason = verdict.is_up, verdict.reason
             if has_changed:
                 if verdict.is_up:
-                    self._begin_recovery(upstream, self._clock())
+                    self._recovery.begin(upstream, self._clock())
                 self._changed()
         if has_closed:
             log.warning("upstream %s: circuit breaker closed by a passed probe", upstream.name)
@@ -212,8 +205,7 @@ class Balancer:
     def describe(self) -> list[str]:
         """A line about every upstream, for the log."""
         with self.ledger.lock:
-            now = self._clock()
-            return [member.describe(now) for member in self._members]
+            return [member.describe(self._clock()) for member in self._members]
 
     def _changed(self) -> None:
         """Something about an upstream is different. Caller holds the lock."""
@@ -240,18 +232,10 @@ class Balancer:
         return first  # all are to be spared, so none is
 
     def _is_spared(self, upstream: Upstream) -> bool:
-        """Slow start: passed over as often as is still missing to its full share."""
-        if upstream.recovered_at is None:
-            return False
-        age = self._clock() - upstream.recovered_at
-        if age >= self._slow_start:
-            upstream.recovered_at = None
-            return False
-        share = max(TRICKLE, age / self._slow_start)
-        if self._strategy.wants_counts:
-            # The least loaded of all: it comes up every time, not only when it is its turn.
-            share *= self._member_of[upstream].weight / self._total_weight
-        return self._chance() >= share
+        # Where counts decide, it is the least loaded of all and comes up every time.
+        counts = self._strategy.wants_counts
+        part = self._member_of[upstream].weight / self._total_weight if counts else 1.0
+        return self._recovery.is_spared(upstream, part)
 
     def _keeps(self, upstream: Upstream) -> bool:
         """Does a client that belongs to `upstream` stay with it? Weight 0 and drain keep it."""
@@ -259,14 +243,8 @@ class Balancer:
         return member is not None and member.is_alive(self._clock())
 
     def _has_other(self, upstream: Upstream, now: float) -> bool:
-        return any(
-            member.upstream is not upstream and member.takes_new_clients(now)
-            for member in self._members
-        )
-
-    def _begin_recovery(self, upstream: Upstream, now: float) -> None:
-        if self._slow_start:
-            upstream.recovered_at = now
+        others = (member for member in self._members if member.upstream is not upstream)
+        return any(member.takes_new_clients(now) for member in others)
 
     def _note(self, upstream: Upstream) -> None:
         """Requests in flight to `upstream` have changed by one. Caller holds the lock."""

@@ -12,21 +12,17 @@ repeat is decided in `serving/proxy.py`.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 
-from atlas_pkg.balancing.upstream import Endpoint, Upstream
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import PoolConfig
-from atlas_pkg.errors import Side, Stage, UpstreamError
-from atlas_pkg.net.stream import Stream, set_patience
-
-# How long a read from an upstream blocks before the client is watched as well. Most answers
-# come sooner, and then cost one system call.
-UPSTREAM_PATIENCE = 0.25
+from atlas_pkg.net.stream import Stream
 
 # A request that may not be repeated is only put on a connection that was in use this recently.
 FRESH = 1.0
+
+# Connections beyond `pool.idle` are kept while they were all needed within so many seconds.
+SURPLUS = 1.0
 
 # We stop using a connection this long before the upstream said that it will close it.
 _KEEP_ALIVE_MARGIN = 1.0
@@ -88,7 +84,10 @@ class Pool:
             return
         connection.idle_since = time.monotonic()
         connections.append(connection)
-        if len(connections) > settings.idle:
+        # A worker that leads has many requests under way: what it used a moment ago it will soon
+        # need again. The oldest are first, since the newest are taken first.
+        since = connection.idle_since - SURPLUS
+        while len(connections) > settings.idle and connections[0].idle_since < since:
             connections.pop(0).stream.close()
 
     def close_expired(
@@ -131,49 +130,3 @@ def _may_reuse(
     if now - connection.opened_at > settings.max_age:
         return False
     return not connection.stream.is_readable()
-
-
-def connect(upstream: Upstream, timeout: float) -> UpstreamConnection:
-    """Open a connection, trying each address of the upstream; `timeout` is for all together.
-
-    Blocks. Raises `UpstreamError` at stage CONNECT.
-    """
-    if not upstream.endpoints:
-        raise UpstreamError(Stage.CONNECT, f"host name {upstream.address} is not resolved")
-    deadline = time.monotonic() + timeout
-    for endpoint in upstream.endpoints[:-1]:
-        try:
-            return _connect_endpoint(upstream, endpoint, deadline)
-        except UpstreamError:
-            continue  # the last address decides what is reported
-    return _connect_endpoint(upstream, upstream.endpoints[-1], deadline)
-
-
-def _connect_endpoint(
-    upstream: Upstream, endpoint: Endpoint, deadline: float
-) -> UpstreamConnection:
-    family, sockaddr = endpoint
-    remaining = deadline - time.monotonic()
-    if remaining <= 0:
-        raise UpstreamError(Stage.CONNECT, "connecting took too long", timed_out=True)
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise UpstreamError(Stage.CONNECT, _explain(error)) from None
-    try:
-        sock.settimeout(remaining)
-        sock.connect(sockaddr)
-        sock.settimeout(None)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        set_patience(sock, receive=UPSTREAM_PATIENCE, send=UPSTREAM_PATIENCE)
-    except TimeoutError:
-        sock.close()
-        raise UpstreamError(Stage.CONNECT, "connecting took too long", timed_out=True) from None
-    except OSError as error:
-        sock.close()
-        raise UpstreamError(Stage.CONNECT, _explain(error)) from None
-    return UpstreamConnection(upstream, Stream(sock, Side.UPSTREAM), time.monotonic())
-
-
-def _explain(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno else str(error)

@@ -16,13 +16,16 @@ import socket
 from typing import Any
 
 from atlas_pkg.balancing.breaker import Breaker
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config import CircuitBreaker, UpstreamConfig
 
 # What identifies an upstream across reloads: name, address, port.
 Identity = tuple[str, str, int]
 
 # One way to reach an upstream: address family and what `socket.connect` takes.
 Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
+
+# The health reason of one that a reload has added and no probe has passed yet.
+UNPROBED = "waits for its first probe"
 
 
 class AdminState(enum.Enum):
@@ -85,6 +88,24 @@ class Upstream:
     def needs_resolving(self) -> bool:
         """Is the address a host name rather than an IP address?"""
         return not _parse_literal(self.address, self.port)
+
+    def adopt(
+        self, config: UpstreamConfig, breaker: CircuitBreaker | None, *, is_new: bool
+    ) -> None:
+        """Be as a configuration wants it that comes into force, `is_new` with a reload.
+
+        Caller holds the balancer's lock.
+        """
+        if breaker is None:
+            self.breaker = None
+        elif self.breaker is None:
+            self.breaker = Breaker(breaker)
+        else:
+            self.breaker.reconfigure(breaker)
+        if config.health_check is None:
+            self.is_up, self.health_reason = True, ""
+        elif is_new:
+            self.is_up, self.health_reason = False, UNPROBED
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {self.address}:{self.port}>"

@@ -18,9 +18,10 @@ from atlas_pkg.record import Observer
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.gate import open_gate
+from atlas_pkg.serving.gates import open_gate
 from atlas_pkg.serving.generation import ConfigHolder
 from atlas_pkg.serving.server import POLL_INTERVAL, AtlasServer
+from atlas_pkg.serving.turns import Turns
 from atlas_pkg.serving.workers import Workers
 
 
@@ -43,7 +44,7 @@ class Front:
         self._http = HttpService(holder, self._gate, clients, app)
         self._workers = Workers(
             self._gate,
-            self._serve,
+            Turns(self._gate, self._http.serve, self._give_up, max_threads),
             on_expired=self._http.expire,
             tidy=tidy,
             max_threads=max_threads,
@@ -95,10 +96,6 @@ class Front:
         """Let all threads end once they are done with what they do; does not wait."""
         self._workers.stop()
 
-    def _serve(self, client: ClientConnection, worker: Worker) -> None:
-        """Serve a client; whatever goes wrong, it does not stay in the count of clients."""
-        try:
-            self._http.serve(client, worker)
-        except BaseException:
-            self._clients.close(client.stream)
-            raise
+    def _give_up(self, client: ClientConnection) -> None:
+        """Whatever went wrong with it, it does not stay in the count of clients."""
+        self._clients.close(client.stream)

@@ -52,12 +52,14 @@ class Stream:
     Used by one thread at a time, except that one thread may read while another writes.
     """
 
-    __slots__ = ("_readable", "buffered", "side", "sock")
+    __slots__ = ("_readable", "buffered", "is_connecting", "is_watched", "side", "sock")
 
     def __init__(self, sock: socket.socket, side: Side) -> None:
         self.sock = sock
         self.side = side
         self.buffered = b""
+        self.is_connecting = False  # not open yet: it will be writable when it is
+        self.is_watched = False  # the gate wants to hear of it
         self._readable: select.poll | None = None
 
     def receive(self, timeout: float, other: Stream | None = None) -> bytes:
@@ -130,6 +132,17 @@ class Stream:
             return 0
         except OSError as error:
             raise self.broken(error) from None
+
+    def send_now(self, data: bytes) -> bytes:
+        """Write what fits without waiting and return the rest.
+
+        A failure is not told here: sending the rest meets it again.
+        """
+        try:
+            sent = self.sock.send(data, socket.MSG_DONTWAIT)
+        except OSError:
+            return data
+        return data[sent:] if sent < len(data) else b""
 
     def is_readable(self) -> bool:
         """Is there something to read at once: bytes, the end of input, or an error?"""

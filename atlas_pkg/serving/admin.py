@@ -19,6 +19,7 @@ import urllib.parse
 from collections.abc import Callable
 
 from atlas_pkg.logs import Throttle
+from atlas_pkg.serving.clients import Steps
 from atlas_pkg.serving.exchange import Exchange
 from atlas_pkg.serving.origin import is_foreign_host, is_foreign_origin
 from atlas_pkg.serving.page import Page, judge
@@ -61,8 +62,9 @@ class AdminApp:
             explain = source.explain
             self._views["/explain.json"] = lambda exchange: _json_reply(explain(_query(exchange)))
 
-    def __call__(self, exchange: Exchange) -> None:
-        """Answer one exchange. Raises `ClientError` and `StreamError`. Blocks."""
+    def __call__(self, exchange: Exchange) -> Steps:
+        """Answer one exchange. Raises `ClientError` and `StreamError`."""
+        yield from exchange.may_wait()
         path = exchange.request.target.decode("ascii").partition("?")[0]
         refusal = None if path in _PROBES else self._refuse_foreign(exchange)
         if refusal is not None:

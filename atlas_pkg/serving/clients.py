@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Generator
+from typing import Any
 
 from atlas_pkg.http1.forwarding import Hop
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.generation import Generation
+
+# What serves a client, in steps: it pauses wherever it would have to wait for somebody, so that its
+# worker can go on with other clients. It yields the upstream's stream while it only awaits what
+# comes from there, or None where a worker has to wait. It is sent the worker that goes on with it.
+Steps = Generator[Stream | None, Any, None]
 
 
 class ClientConnection:
@@ -21,12 +28,15 @@ class ClientConnection:
         "_generation",
         "_hop",
         "address",
+        "awaits_since",
         "deadline",
         "has_begun_head",
         "is_lingering",
         "is_registered",
         "requests",
+        "steps",
         "stream",
+        "upstream",
     )
 
     def __init__(self, stream: Stream, address: str, deadline: float) -> None:
@@ -37,6 +47,10 @@ class ClientConnection:
         self.is_lingering = False  # answered for the last time, waiting for the client to close
         self.is_registered = False  # known to the gate's epoll
         self.requests = 0
+        # Where its serving goes on, while it has paused; and since when it awaits its answer.
+        self.steps: Steps | None = None
+        self.awaits_since = 0.0
+        self.upstream: Stream | None = None  # from which it awaits it
         self._generation: Generation | None = None
         self._hop: Hop | None = None
 

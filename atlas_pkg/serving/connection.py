@@ -21,16 +21,16 @@ from atlas_pkg.http1.message import Request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.stream import RECEIVE_BYTES
 from atlas_pkg.record import End, Observer, Record
-from atlas_pkg.serving.clients import ClientConnection, Clients
+from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.exchange import Exchange, Worker, build_answer
 from atlas_pkg.serving.failures import Failure, explain
 from atlas_pkg.serving.farewell import Farewell
 from atlas_pkg.serving.gate import Gate
-from atlas_pkg.serving.generation import ConfigHolder
+from atlas_pkg.serving.generation import ConfigHolder, Generation
 
 log = logging.getLogger("atlas.connection")
 
-App = Callable[[Exchange], None]
+App = Callable[[Exchange], Steps]
 
 _LINE_ENDS = re.compile(rb"(?:\r\n)++")
 
@@ -59,23 +59,30 @@ class HttpService:
         """Have `observers` told of every exchange from now on, instead of those before."""
         self._observers = tuple(observers)
 
-    def serve(self, client: ClientConnection, worker: Worker) -> None:
-        """Serve `client` until it pauses or ends; then it is parked or closed."""
+    def serve(self, client: ClientConnection, worker: Worker) -> Steps:
+        """Serve `client` until it has nothing more to say; then it is parked or closed."""
         if client.is_lingering:
             self._farewell.throw_away(client)
             return
-        stream = client.stream
         while True:
+            exchange = self._take_request(client, worker)
+            if exchange is None:
+                return
+            failure = None
             try:
-                head = self._read_head(client)
-            except ClientError as error:
-                self._refuse(client, error)
+                yield from self._app(exchange)
+            except Exception as error:  # noqa: BLE001 - it is logged or answered below
+                failure = error
+            if failure is None:
+                if exchange.record is not None:
+                    self._observe(exchange.record)
+            else:
+                yield from exchange.may_wait()
+                if not self._end_badly(client, exchange, failure):
+                    return
+            if exchange.is_tunnel or not self._goes_on(client, exchange):
                 return
-            if head is None or not self._serve_request(client, worker, head):
-                return
-            if not stream.buffered and not self._gate.has_free_worker:
-                self._park(client)  # others may be waiting for this worker
-                return
+            worker = exchange.worker
 
     def expire(self, client: ClientConnection) -> None:
         """End a connection whose waiting at the gate took too long."""
@@ -84,8 +91,8 @@ class HttpService:
         else:
             self._clients.close(client.stream)
 
-    def _read_head(self, client: ClientConnection) -> bytes | None:
-        """Read one whole head; None when the client was parked or closed instead.
+    def _read_head(self, client: ClientConnection) -> bytes:
+        """Read one whole head; b"" when the client was parked or closed instead.
 
         Raises `ClientError` as soon as what has arrived cannot become a good head.
         """
@@ -94,29 +101,30 @@ class HttpService:
         end = data.find(b"\r\n\r\n") + 4 if data else 3
         if end < 4:
             try:
-                # With part of a head here there is no waiting: the gate does that.
-                more = stream.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT if data else 0)
+                # There is no waiting here: the gate does that.
+                more = stream.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._keep_incomplete(client, data)
-                return None
+                return b""
             except OSError as error:
                 log.debug("%s: connection lost: %s", client.address, error)
                 more = b""
             if not more:
                 self._clients.close(stream)
-                return None
+                return b""
             data = _skip_line_ends(data + more)
             end = data.find(b"\r\n\r\n") + 4
             if end < 4:
                 self._keep_incomplete(client, data)
-                return None
+                return b""
         stream.buffered = data[end:]
         client.has_begun_head = False
         return data[:end]
 
     def _keep_incomplete(self, client: ClientConnection, data: bytes) -> None:
         """Judge part of a head and let it wait at the gate for the rest; raises `ClientError`."""
-        config = self._holder.current().config
+        generation = self._holder.current()
+        config = generation.config
         line_end = data.find(b"\r\n")
         if (line_end if line_end >= 0 else len(data)) > config.limits.request_line:
             raise ClientError(414, "the request line is too long")
@@ -130,20 +138,25 @@ class HttpService:
         if data and not client.has_begun_head:
             client.has_begun_head = True
             client.deadline = time.monotonic() + config.timeouts.client_head
-        self._park(client)
+        self._park(client, generation)
 
-    def _serve_request(self, client: ClientConnection, worker: Worker, head: bytes) -> bool:
-        """Answer one request; True when the connection may carry another."""
+    def _take_request(self, client: ClientConnection, worker: Worker) -> Exchange | None:
+        """Read and judge one request; None when the client was parked or closed instead."""
+        head = b""
         generation = self._holder.current()
         limits = generation.config.limits
-        client.requests += 1
         try:
+            head = self._read_head(client)
+            if not head:
+                return None
+            client.requests += 1
             if len(head) > limits.head and head.find(b"\r\n") <= limits.request_line:
                 raise ClientError(431, "the request head is too large")
             request = generation.parser.parse_request(head)
         except ClientError as error:
             self._refuse(client, error, head=head)
-            return False
+            return None
+        client.awaits_since, client.upstream = 0.0, None
         exchange = Exchange(
             request, client, clients=self._clients, generation=generation, worker=worker
         )
@@ -151,30 +164,31 @@ class HttpService:
             exchange.record = exchange.begin_record()
         if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
-        is_open = self._run_app(client, exchange)
-        if is_open and not exchange.may_persist:
-            self._farewell.finish(client, had_body=request.has_body)
-            return False
-        return is_open
+        return exchange
 
-    def _run_app(self, client: ClientConnection, exchange: Exchange) -> bool:
-        """Have the app answer, or answer its failure; False when the connection is not ours now."""
-        try:
-            self._app(exchange)
-        except (ClientGone, StreamError) as error:
-            log.debug("%s: client gone: %s", client.address, error)
-            if exchange.record is not None:
-                exchange.record.end = End.CLIENT_GONE
-                exchange.record.status = exchange.record.status or 499
-            self._observe(exchange.record)
-            # A reset frees at once what a client that does not read has left in our kernel.
-            client.stream.abort()
-            self._farewell.close(client)
+    def _goes_on(self, client: ClientConnection, exchange: Exchange) -> bool:
+        """After an answer: has the client said more already? If not, it is parked or closed."""
+        if not exchange.may_persist:
+            self._farewell.finish(client, had_body=exchange.request.has_body)
             return False
-        except Exception as error:  # noqa: BLE001 - it is logged or answered below
+        if client.stream.buffered:
+            return True
+        self._park(client, exchange.generation)
+        return False
+
+    def _end_badly(self, client: ClientConnection, exchange: Exchange, error: Exception) -> bool:
+        """Answer what went wrong; False when the connection is not ours any more."""
+        if not isinstance(error, (ClientGone, StreamError)):
             return self._answer_failure(client, exchange, error)
+        log.debug("%s: client gone: %s", client.address, error)
+        if exchange.record is not None:
+            exchange.record.end = End.CLIENT_GONE
+            exchange.record.status = exchange.record.status or 499
         self._observe(exchange.record)
-        return not exchange.is_tunnel
+        # A reset frees at once what a client that does not read has left in our kernel.
+        client.stream.abort()
+        self._farewell.close(client)
+        return False
 
     def _answer_failure(
         self, client: ClientConnection, exchange: Exchange, error: Exception
@@ -275,12 +289,11 @@ class HttpService:
             return
         self._farewell.linger(client)
 
-    def _park(self, client: ClientConnection) -> None:
+    def _park(self, client: ClientConnection, generation: Generation) -> None:
         """Let the client wait at the gate for its next request."""
         if not client.has_begun_head:
             if self._clients.is_draining:
                 self._clients.close(client.stream)
                 return
-            timeouts = self._holder.current().config.timeouts
-            client.deadline = time.monotonic() + timeouts.client_idle
+            client.deadline = time.monotonic() + generation.config.timeouts.client_idle
         self._gate.park(client)

@@ -23,16 +23,17 @@ from atlas_pkg.http1.message import Request
 from atlas_pkg.net.relay import Relay
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.record import Record
-from atlas_pkg.serving.clients import ClientConnection, Clients
+from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.generation import Generation
 
 
 class Worker:
     """What belongs to one worker thread alone: its pool of upstream connections and its buffer."""
 
-    __slots__ = ("pool", "relay")
+    __slots__ = ("leads", "pool", "relay")
 
     def __init__(self) -> None:
+        self.leads = False  # at the gate: it must not wait for anybody then
         self.pool = Pool()
         self.relay = Relay()
 
@@ -89,6 +90,11 @@ class Exchange:
         self.ends_by_closing = False
         # Both connections now belong to a tunnel; nobody else may touch them.
         self.is_tunnel = False
+
+    def may_wait(self) -> Steps:
+        """Pause until a worker goes on that may wait."""
+        while self.worker.leads:
+            self.worker = yield None
 
     def begin_record(self) -> Record:
         """Begin to take down what happens in this exchange."""

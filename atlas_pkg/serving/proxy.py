@@ -13,14 +13,14 @@ import time
 
 from atlas_pkg.balancing.lease import Lease, Outcome
 from atlas_pkg.balancing.pool import UpstreamConnection
-from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.errors import ClientError, Stage, StreamError, UpstreamError
 from atlas_pkg.http1.forwarding import build_switching_head
-from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE
+from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE, Framing
 from atlas_pkg.http1.message import Response
-from atlas_pkg.record import End, Record
-from atlas_pkg.serving.asking import ask, translate
+from atlas_pkg.record import End
+from atlas_pkg.serving.asking import Attempt, translate
 from atlas_pkg.serving.bodies import AnswerBody
+from atlas_pkg.serving.clients import Steps
 from atlas_pkg.serving.exchange import Exchange
 from atlas_pkg.serving.retry import Retries
 from atlas_pkg.serving.tunnels import Tunnels
@@ -33,37 +33,59 @@ class Proxy:
     def __init__(self, tunnels: Tunnels) -> None:
         self._tunnels = tunnels
 
-    def forward(self, exchange: Exchange) -> None:
-        """Answer `exchange` from an upstream.
+    def forward(self, exchange: Exchange) -> Steps:
+        """Answer `exchange` from an upstream, in steps.
 
-        Blocks. Raises `ClientError`, `ClientGone`, `NoUpstream`, `UpstreamError`, and
-        `StreamError` for the client's side.
+        Raises `ClientError`, `ClientGone`, `NoUpstream`, `UpstreamError`, and `StreamError` for the
+        client's side.
         """
         upload = _begin_upload(exchange) if exchange.request.has_body else None
+        lease = exchange.generation.balancer.lease_now(exchange.wish)
+        if lease is None:
+            yield from exchange.may_wait()
+            lease = _queue(exchange)
         try:
-            lease, connection, response = _ask_until_answered(exchange, upload)
-            self._conclude(exchange, lease, connection, response, upload)
-        finally:
-            if exchange.record is not None and upload is not None:
-                exchange.record.body_in = upload.taken
+            attempt = Attempt(exchange, lease.upstream, upload)
+            attempt.begin()
+            while exchange.worker.leads and not attempt.is_ready:
+                exchange.worker = yield attempt.awaited()
+                attempt.look()
+            response = attempt.finish()
+        except UpstreamError as error:
+            yield from exchange.may_wait()
+            lease, attempt, response = _ask_others(exchange, lease, error, upload)
+        except BaseException:
+            lease.release()
+            raise
+        if exchange.record is not None:
+            exchange.record.first_byte_at = time.monotonic()
+        while exchange.worker.leads and attempt.lacks_little(response):
+            exchange.worker = yield attempt.awaited()
+            attempt.fetch()
+        unsent = _answer_at_once(exchange, lease, attempt, response)
+        if unsent is None:
+            yield from exchange.may_wait()
+            self._conclude(exchange, lease, attempt, response, upload)
+        elif unsent:
+            yield from exchange.may_wait()
+            exchange.client.send(unsent, exchange.generation.config.timeouts.client_write)
 
     def _conclude(
         self,
         exchange: Exchange,
         lease: Lease,
-        connection: UpstreamConnection,
+        attempt: Attempt,
         response: Response,
         upload: Upload | None,
     ) -> None:
-        """Pass the answer on and give the upstream back with what it deserves."""
+        """Pass the answer on and give the upstream back with what it deserves. Blocks."""
         outcome = Outcome.NONE
-        if exchange.record is not None:
-            exchange.record.first_byte_at = time.monotonic()
+        connection = attempt.connection
         try:
             if response.status == 101:
                 self._switch(exchange, connection, response, lease)
             else:
-                _answer(exchange, connection, response, upload)
+                _stream_answer(exchange, connection, response, upload)
                 outcome = exchange.generation.judge(response.status)
         except StreamError as error:
             connection.stream.close()
@@ -101,27 +123,10 @@ class Proxy:
         )
 
 
-def _ask_until_answered(
-    exchange: Exchange, upload: Upload | None
-) -> tuple[Lease, UpstreamConnection, Response]:
-    """Ask one upstream, and others after it if that is allowed, until one answers."""
-    balancer = exchange.generation.balancer
-    lease = balancer.lease(exchange.wish, is_gone=exchange.client.has_ended)
-    try:
-        if exchange.record is not None:
-            _note_choice(exchange.record, lease.upstream)
-        return lease, *ask(exchange, lease.upstream, upload)
-    except UpstreamError as error:
-        return _ask_others(exchange, lease, error, upload)
-    except BaseException:
-        lease.release()
-        raise
-
-
 def _ask_others(
     exchange: Exchange, lease: Lease, error: UpstreamError, upload: Upload | None
-) -> tuple[Lease, UpstreamConnection, Response]:
-    """Give `lease` back after `error` and ask other upstreams until one answers."""
+) -> tuple[Lease, Attempt, Response]:
+    """Give `lease` back after `error` and ask other upstreams until one answers. Blocks."""
     retries = Retries(exchange, upload)
     record = exchange.record
     try:
@@ -131,9 +136,10 @@ def _ask_others(
             lease = retries.next_lease(lease, error)
             if record is not None:
                 record.retries += 1
-                _note_choice(record, lease.upstream)
             try:
-                return lease, *ask(exchange, lease.upstream, upload)
+                attempt = Attempt(exchange, lease.upstream, upload)
+                attempt.begin()
+                return lease, attempt, attempt.finish()
             except UpstreamError as another:
                 error = another
             except BaseException:
@@ -143,9 +149,10 @@ def _ask_others(
         retries.close()
 
 
-def _note_choice(record: Record, upstream: Upstream) -> None:
-    record.upstream = upstream.name
-    record.chosen_at = time.monotonic()
+def _queue(exchange: Exchange) -> Lease:
+    """Wait for a place at an upstream. Blocks. Raises `NoUpstream`, `ClientGone`."""
+    balancer = exchange.generation.balancer
+    return balancer.lease(exchange.wish, is_gone=exchange.client.has_ended)
 
 
 def _begin_upload(exchange: Exchange) -> Upload:
@@ -163,14 +170,48 @@ def _begin_upload(exchange: Exchange) -> Upload:
         timeouts=config.timeouts,
     )
     upload.awaits_continue = exchange.request.expects_continue
+    upload.record = exchange.record
     return upload
 
 
-def _answer(
+def _answer_at_once(
+    exchange: Exchange, lease: Lease, attempt: Attempt, response: Response
+) -> bytes | None:
+    """The common road: the whole answer is here, and leaves without waiting.
+
+    Returns what the client did not take at once, or None where there is more to do than that.
+    """
+    connection, framing = attempt.connection, response.framing
+    stream = connection.stream
+    if (
+        len(stream.buffered) != framing.length
+        or framing is CHUNKED
+        or framing is UNTIL_CLOSE
+        or response.status == 101
+        or not attempt.is_sent
+    ):
+        return None
+    try:
+        answer = _build_head(exchange, connection, response, framing) + stream.buffered
+        stream.buffered = b""
+        exchange.start(response.status)
+        if exchange.record is not None:
+            exchange.record.body_out = framing.length
+        unsent = exchange.client.send_now(answer)
+        _give_back(exchange, connection, response)
+    except BaseException:
+        stream.close()
+        lease.release()
+        raise
+    lease.release(exchange.generation.judge(response.status))
+    return unsent
+
+
+def _stream_answer(
     exchange: Exchange, connection: UpstreamConnection, response: Response, upload: Upload | None
 ) -> None:
-    """Pass the final answer on and give the connection back if it may be used again."""
-    generation, stream = exchange.generation, connection.stream
+    """Pass the final answer on and give the connection back if it may be used again. Blocks."""
+    stream = connection.stream
     onward = framing = response.framing
     if framing is CHUNKED or framing is UNTIL_CLOSE:
         # A 1.0 client does not know chunks: its body ends with the connection (RFC 9112 §6.1).
@@ -179,34 +220,15 @@ def _answer(
     is_early = upload is not None and not upload.is_done
     if exchange.ends_by_closing or is_early:
         exchange.may_persist = False
-    head = generation.forwarder.build_response_head(
-        response, onward, persistence=exchange.persistence()
-    )
-    if mark := generation.affinity.mark(exchange.wish, connection.upstream):
-        head = head[:-2] + mark + b"\r\n"
-    if framing.length and len(stream.buffered) == framing.length and not is_early:
-        # The common road: the whole answer is here, and leaves at once.
-        head += stream.buffered
-        stream.buffered = b""
-        exchange.start(response.status)
-        if exchange.record is not None:
-            exchange.record.body_out = framing.length
-        exchange.client.send(head, generation.config.timeouts.client_write)
-        is_sent = True
-    else:
-        body = AnswerBody(stream, exchange.client, framing=framing, onward=onward)
-        rest = upload if is_early else None
-        is_sent = _stream_answer(exchange, response.status, head, body, rest)
-    if is_sent and response.keep_alive and not stream.buffered:
-        timeout = response.fields.keep_alive_timeout
-        if timeout is not None:
-            connection.note_keep_alive(timeout)
-        exchange.worker.pool.checkin(connection, generation.config.pool)
+    head = _build_head(exchange, connection, response, onward)
+    body = AnswerBody(stream, exchange.client, framing=framing, onward=onward)
+    if _send_answer(exchange, response.status, head, body, upload if is_early else None):
+        _give_back(exchange, connection, response)
     else:
         stream.close()
 
 
-def _stream_answer(
+def _send_answer(
     exchange: Exchange, status: int, head: bytes, body: AnswerBody, upload: Upload | None
 ) -> bool:
     """Send head and body while `upload`, if given, goes on; was the request sent whole too?"""
@@ -224,3 +246,27 @@ def _stream_answer(
         if exchange.record is not None:
             exchange.record.body_out = body.sent
     return is_sent
+
+
+def _build_head(
+    exchange: Exchange, connection: UpstreamConnection, response: Response, onward: Framing
+) -> bytes:
+    """The answer's head as the client gets it, with the cookie that keeps it where it is."""
+    generation = exchange.generation
+    head = generation.forwarder.build_response_head(
+        response, onward, persistence=exchange.persistence()
+    )
+    if mark := generation.affinity.mark(exchange.wish, connection.upstream):
+        head = head[:-2] + mark + b"\r\n"
+    return head
+
+
+def _give_back(exchange: Exchange, connection: UpstreamConnection, response: Response) -> None:
+    """Keep a connection on which both messages have ended, if it may be used again."""
+    if not response.keep_alive or connection.stream.buffered:
+        connection.stream.close()
+        return
+    timeout = response.fields.keep_alive_timeout
+    if timeout is not None:
+        connection.note_keep_alive(timeout)
+    exchange.worker.pool.checkin(connection, exchange.generation.config.pool)

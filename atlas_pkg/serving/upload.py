@@ -24,6 +24,7 @@ from atlas_pkg.http1.framing import LAST_CHUNK, BodyKind, ChunkedDecoder, Framin
 from atlas_pkg.net.pipe import SPLICE_FROM
 from atlas_pkg.net.relay import BUFFER_BYTES, Relay
 from atlas_pkg.net.stream import Stream, wait_until_either, wait_until_taken
+from atlas_pkg.record import Record
 
 # A client that waits for 100 (Continue) gets ours when the upstream has said nothing for so long.
 CONTINUE_DELAY = 1.0
@@ -48,6 +49,7 @@ class Upload:
         # The client holds its body back until it hears 100; answering that is done once.
         self.awaits_continue = False
         self.is_broken = False  # the upstream takes no more
+        self.record: Record | None = None  # which is to know what was taken
         # Has any part of the body been taken from the client? Then it cannot be sent again.
         self.has_taken_bytes = False
         self._replay: bytes | None = None  # a body that came with its head, kept for a retry
@@ -200,6 +202,8 @@ class Upload:
     def _note_taken(self, count: int) -> None:
         self.has_taken_bytes = True  # a last chunk counts too, though it holds no data
         self.taken += count
+        if self.record is not None:
+            self.record.body_in = self.taken
         if self._limit and self.taken > self._limit:
             raise ClientError(413, "the request body is too large")
 

@@ -22,6 +22,7 @@ from atlas_pkg.serving.clients import ClientConnection
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
 from atlas_pkg.serving.headroom import Headroom
+from atlas_pkg.serving.turns import Turns
 
 log = logging.getLogger("atlas.workers")
 
@@ -52,7 +53,7 @@ class Workers:
     def __init__(
         self,
         gate: Gate,
-        serve: Callable[[ClientConnection, Worker], None],
+        turns: Turns,
         *,
         on_expired: Callable[[ClientConnection], None],
         tidy: Callable[[Worker], None],
@@ -60,7 +61,7 @@ class Workers:
     ) -> None:
         """`tidy` is called by a worker with nothing to do, to look after its own pool."""
         self._gate = gate
-        self._serve = serve
+        self._turns = turns
         self._on_expired = on_expired
         self._tidy = tidy
         self._max_threads = max_threads
@@ -71,7 +72,6 @@ class Workers:
         self._running: set[Worker] = set()
         self._count = 0
         self._started = 0
-        self._was_full = False
         # The gatekeeper's own: it alone looks at them.
         self._headroom = Headroom()
         self._last_progress = (-1, 0.0)  # departures from the gate, and when they last changed
@@ -104,15 +104,8 @@ class Workers:
             first = self._started + 1
             self._count += wanted
             self._started += wanted
-            is_full = self._count >= self._max_threads
         for number in range(first, first + wanted):
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True).start()
-        if is_full and not self._was_full and wanted and self._max_threads > self._kept:
-            log.warning(
-                "all %d worker threads are busy (listen.max_threads); requests wait for one",
-                self._max_threads,
-            )
-        self._was_full = is_full
 
     def _work(self) -> None:
         worker = Worker()
@@ -120,18 +113,12 @@ class Workers:
             self._running.add(worker)
         while not self._stopping.is_set():
             is_kept = self._count <= self._kept
-            connection = self._gate.take(TIDY_INTERVAL if is_kept else RETIRE_AFTER)
-            if connection is not None:
-                try:
-                    self._serve(connection, worker)
-                except Exception:
-                    # Whatever went wrong, it costs this connection and not the worker.
-                    log.exception("a worker failed; its connection is closed")
-                    connection.stream.close()
-            elif self._may_retire():
+            if self._turns.take_one(worker, TIDY_INTERVAL if is_kept else RETIRE_AFTER):
+                continue
+            if self._may_retire():
                 break
-            else:
-                self._tidy(worker)
+            self._tidy(worker)
+        self._turns.leave(worker)
         with self._lock:
             self._running.discard(worker)
         worker.close()
@@ -160,7 +147,7 @@ class Workers:
                     self._on_expired(connection)
 
     def _is_crowded(self) -> bool:
-        return not self._gate.has_free_worker
+        return not self._gate.has_free_worker or self._turns.are_short_of_workers
 
     def _relieve(self) -> None:
         """Watch a gate without workers for one tick, and add some if that would help."""
@@ -172,7 +159,10 @@ class Workers:
                 self._gate.crowded.set()
             return
         is_stuck, has_spare = self._is_stuck(), self._headroom.has_spare()
-        if (is_stuck or has_spare) and self._gate.has_ready():
+        is_needed = self._turns.are_short_of_workers or self._gate.has_ready()
+        if is_needed and self._count >= self._max_threads:
+            self._turns.warn_that_full()
+        elif is_needed and (is_stuck or has_spare):
             # In proportion: with time to spare from 8 to 256 in about a sixth of a second, and
             # twice as many each time that all of them are stuck.
             self._add(self._count if is_stuck else max(1, self._count // 4))

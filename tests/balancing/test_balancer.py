@@ -12,8 +12,9 @@ from collections import Counter
 
 import pytest
 
-from atlas_pkg.balancing.balancer import TRICKLE, Balancer
+from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.lease import Lease, Outcome, Wish
+from atlas_pkg.balancing.recovery import TRICKLE
 from atlas_pkg.balancing.upstream import AdminState, Upstream
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from atlas_pkg.balancing.pool import Pool, UpstreamConnection, connect
+from atlas_pkg.balancing.pool import SURPLUS, Pool, UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import PoolConfig, UpstreamConfig
-from atlas_pkg.errors import Side, Stage, UpstreamError
+from atlas_pkg.errors import Side
 from atlas_pkg.net.stream import Stream
 
 FOREVER = 3600.0
@@ -73,6 +73,7 @@ def test_the_newest_is_taken_first_and_the_oldest_makes_room(pairs: Pairs) -> No
 
     for connection in (first, second, third):
         pool.checkin(connection, settings)
+        connection.idle_since -= 2 * SURPLUS
 
     assert not is_open(first)
     assert take(pool, pairs) is third
@@ -140,6 +141,24 @@ def test_a_connection_is_closed_after_its_last_request(pairs: Pairs) -> None:
     assert not is_open(connection)
 
 
+def test_what_was_all_in_use_a_moment_ago_is_kept_for_now(pairs: Pairs) -> None:
+    pool, settings = Pool(), PoolConfig(idle=1)
+    connections = [pairs.make()[0] for _ in range(3)]
+
+    for connection in connections:
+        pool.checkin(connection, settings)
+
+    assert all(is_open(connection) for connection in connections)
+
+    # One request at a time from now on: the others are needed no more.
+    connections[0].idle_since -= 2 * SURPLUS
+    connections[1].idle_since -= 2 * SURPLUS
+    assert take(pool, pairs) is connections[2]
+    pool.checkin(connections[2], settings)
+
+    assert [is_open(connection) for connection in connections] == [False, False, True]
+
+
 def test_with_no_room_for_idle_ones_each_is_closed(pairs: Pairs) -> None:
     pool, (connection, _) = Pool(), pairs.make()
 
@@ -185,58 +204,3 @@ def test_closing_the_pool_closes_all(pairs: Pairs) -> None:
     pool.close()
 
     assert not any(is_open(connection) for connection in connections)
-
-
-def reachable(*ports: int) -> Upstream:
-    """An upstream with several addresses, as a host name may have."""
-    upstream = Upstream(UpstreamConfig("a", "name.example", 80))
-    upstream.endpoints = tuple((socket.AF_INET, ("127.0.0.1", port)) for port in ports)
-    return upstream
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
-
-
-def test_each_address_is_tried_in_turn() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        connection = connect(reachable(closed_port(), listener.getsockname()[1]), 5.0)
-
-        assert connection.stream.sock.getpeername() == listener.getsockname()
-        connection.stream.close()
-
-
-def test_a_refusal_is_told_as_such() -> None:
-    with pytest.raises(UpstreamError) as caught:
-        connect(reachable(closed_port(), closed_port()), 5.0)
-
-    error = caught.value
-    assert (error.stage, error.reason) == (Stage.CONNECT, "connection refused")
-    assert (error.status, error.is_stale) == (502, False)
-
-
-def test_a_name_without_addresses_is_told_as_such() -> None:
-    with pytest.raises(UpstreamError) as caught:
-        connect(reachable(), 5.0)
-
-    assert caught.value.reason == "host name name.example is not resolved"
-    assert caught.value.status == 502
-
-
-def test_connecting_ends_in_time() -> None:
-    began = time.monotonic()
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as hole:
-        fillers = [socket.socket() for _ in range(4)]
-        for filler in fillers:
-            filler.setblocking(False)
-            filler.connect_ex(hole.getsockname())
-
-        with pytest.raises(UpstreamError) as caught:
-            connect(reachable(hole.getsockname()[1], hole.getsockname()[1]), 0.3)
-
-        for filler in fillers:
-            filler.close()
-    assert caught.value.status == 504
-    assert 0.2 < time.monotonic() - began < 2  # for all addresses together

@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atlas_pkg.config import Config, Timeouts
-from atlas_pkg.errors import Side
+from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
 from atlas_pkg.serving.admin import AdminApp
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.gate import PortableGate
+from atlas_pkg.serving.gates import PortableGate
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 from atlas_pkg.serving.status import ErrorLine, Event, Sample, Stats, Strip, Totals, UpstreamStats
 from atlas_pkg.serving.steering import Change, SteeringError
@@ -127,21 +127,50 @@ class FakeSource:
 
 
 class _Gate(PortableGate):
-    """A gate at which there is always a worker to spare, so a connection is served to its end."""
+    """A gate that only notes who was parked: their one worker waits for what they say next."""
 
-    has_free_worker = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.parked: set[ClientConnection] = set()
+
+    def park(self, connection: ClientConnection) -> None:
+        self.parked.add(connection)
+
+
+class _Service:
+    """The HTTP loop around `app`, with the default configuration but for `timeouts`."""
+
+    def __init__(self, app: AdminApp, timeouts: Timeouts | None) -> None:
+        self.gate = _Gate()
+        self.clients = Clients()
+        config = Config(Path("atlas.toml"), timeouts=timeouts or Timeouts())
+        self._http = HttpService(ConfigHolder(Generation(config)), self.gate, self.clients, app)
+
+    def serve(self, sock: socket.socket, address: str, patience: float) -> None:
+        """Serve one client until it leaves, or says nothing for so many seconds."""
+        stream = Stream(sock, Side.CLIENT)
+        self.clients.add(stream)
+        worker = Worker()
+        connection = ClientConnection(stream, address, math.inf)
+        self.gate.parked.add(connection)
+        while connection in self.gate.parked:
+            self.gate.parked.discard(connection)
+            for _ in self._http.serve(connection, worker):
+                raise AssertionError("only a worker that leads would have to pause")
+            if connection in self.gate.parked:
+                try:
+                    stream.wait_until_readable(patience)
+                except StreamError:
+                    break
+        worker.close()
 
 
 @contextlib.contextmanager
-def open_service(
-    app: AdminApp, timeouts: Timeouts | None = None
-) -> Iterator[tuple[HttpService, Clients]]:
-    """The HTTP loop around `app`, with the default configuration but for `timeouts`."""
-    gate = _Gate()
-    clients = Clients()
-    holder = ConfigHolder(Generation(Config(Path("atlas.toml"), timeouts=timeouts or Timeouts())))
-    yield HttpService(holder, gate, clients, app), clients
-    gate.close()
+def open_service(app: AdminApp, timeouts: Timeouts | None = None) -> Iterator[_Service]:
+    """The service, and its end."""
+    service = _Service(app, timeouts)
+    yield service
+    service.gate.close()
 
 
 def exchange_bytes(
@@ -152,7 +181,7 @@ def exchange_bytes(
     Unless `ends`, the client keeps its sending half open.
     """
     ours, theirs = socket.socketpair()
-    with open_service(app, timeouts) as (service, clients), ours, theirs:
+    with open_service(app, timeouts) as service, ours, theirs:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -161,11 +190,7 @@ def exchange_bytes(
         theirs.sendall(data)
         if ends:
             theirs.shutdown(socket.SHUT_WR)
-        stream = Stream(ours, Side.CLIENT)
-        clients.add(stream)
-        worker = Worker()
-        service.serve(ClientConnection(stream, "192.0.2.7", math.inf), worker)
-        worker.close()
+        service.serve(ours, "192.0.2.7", 0.02)
         ours.close()
         pieces = []
         while piece := theirs.recv(1 << 16):
@@ -217,15 +242,11 @@ def serve_page(app: AdminApp, port: int = 0) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", port))
     threads: list[threading.Thread] = []
 
-    with open_service(app) as (service, clients):
+    with open_service(app) as service:
 
         def serve(sock: socket.socket) -> None:
-            stream = Stream(sock, Side.CLIENT)
-            clients.add(stream)
-            worker = Worker()
-            service.serve(ClientConnection(stream, "127.0.0.1", math.inf), worker)
-            worker.close()
-            clients.close(stream)
+            service.serve(sock, "127.0.0.1", 20)
+            sock.close()
 
         def accept() -> None:
             while True:
@@ -242,7 +263,7 @@ def serve_page(app: AdminApp, port: int = 0) -> Iterator[int]:
         listener.shutdown(socket.SHUT_RDWR)
         accepting.join(20)
         listener.close()
-        clients.cut()
+        service.clients.cut()
         for thread in threads:
             thread.join(20)
 

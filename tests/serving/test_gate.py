@@ -13,7 +13,8 @@ import pytest
 from atlas_pkg.errors import Side
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.clients import ClientConnection
-from atlas_pkg.serving.gate import EpollGate, Gate, PortableGate, open_gate
+from atlas_pkg.serving.gate import PATIENCE, Gate
+from atlas_pkg.serving.gates import EpollGate, PortableGate, open_gate
 from tests.toolkit import wait_until
 
 LATER = float("inf")
@@ -35,6 +36,19 @@ class Ends:
             sock.close()
 
 
+def take(gate: Gate, timeout: float) -> ClientConnection | None:
+    """Take the first connection that is ready, as a worker that leads for a moment."""
+    if not gate.lead(timeout):
+        return None
+    try:
+        taken = gate.take(timeout)
+        for other in taken[1:]:
+            gate.park(other)
+        return taken[0] if taken else None
+    finally:
+        gate.step_down()
+
+
 @pytest.fixture
 def ends() -> Iterator[Ends]:
     made = Ends()
@@ -52,11 +66,11 @@ def gate(request: pytest.FixtureRequest) -> Iterator[Gate]:
 def test_a_connection_is_taken_when_it_says_something(gate: Gate, ends: Ends) -> None:
     connection, client = ends.make()
     gate.park(connection)
-    assert gate.take(0.02) is None
+    assert take(gate, 0.02) is None
 
     client.send(b"!")
 
-    assert gate.take(10) is connection
+    assert take(gate, 10) is connection
 
 
 @pytest.mark.parametrize("word", [b"!", b""], ids=["bytes", "end of input"])
@@ -66,19 +80,19 @@ def test_what_came_before_the_parking_is_not_missed(word: bytes, gate: Gate, end
 
     gate.park(connection)
 
-    assert gate.take(10) is connection
+    assert take(gate, 10) is connection
 
 
 def test_it_is_taken_once_until_it_is_parked_again(gate: Gate, ends: Ends) -> None:
     connection, client = ends.make()
     gate.park(connection)
     client.send(b"!")
-    assert gate.take(10) is connection
-    assert gate.take(0.02) is None  # although it is still readable
+    assert take(gate, 10) is connection
+    assert take(gate, 0.02) is None  # although it is still readable
 
     gate.park(connection)
 
-    assert gate.take(10) is connection
+    assert take(gate, 10) is connection
 
 
 def test_each_connection_goes_to_one_worker(gate: Gate, ends: Ends) -> None:
@@ -86,7 +100,7 @@ def test_each_connection_goes_to_one_worker(gate: Gate, ends: Ends) -> None:
     taken: list[ClientConnection] = []
 
     def work() -> None:
-        while connection := gate.take(0.3):
+        while connection := take(gate, 0.3):
             taken.append(connection)
 
     for connection, _ in pairs:
@@ -114,7 +128,7 @@ def test_those_whose_time_is_up_can_be_taken(gate: Gate, ends: Ends) -> None:
     assert gate.take_expired(10.0) == []
 
     client.send(b"!")
-    assert gate.take(10) is early
+    assert take(gate, 10) is early
 
 
 def test_one_that_has_expired_is_not_taken_by_a_worker(gate: Gate, ends: Ends) -> None:
@@ -124,7 +138,7 @@ def test_one_that_has_expired_is_not_taken_by_a_worker(gate: Gate, ends: Ends) -
 
     client.send(b"!")
 
-    assert gate.take(0.05) is None
+    assert take(gate, 0.05) is None
 
 
 def test_a_number_that_is_used_again_is_a_connection_of_its_own(gate: Gate, ends: Ends) -> None:
@@ -132,7 +146,7 @@ def test_a_number_that_is_used_again_is_a_connection_of_its_own(gate: Gate, ends
     for _ in range(5):
         old, _ = ends.make(deadline=10.0)
         gate.park(old)
-        gate.take(0.02)  # the gate knows it by now
+        take(gate, 0.02)  # the gate knows it by now
         gate.take_expired(10.0)
         number = old.stream.sock.fileno()
         old.stream.sock.close()
@@ -146,7 +160,7 @@ def test_a_number_that_is_used_again_is_a_connection_of_its_own(gate: Gate, ends
         gate.park(new)
         client.send(b"!")
 
-        assert gate.take(10) is new
+        assert take(gate, 10) is new
         ours.close()
         client.close()
 
@@ -162,7 +176,7 @@ def test_the_idle_are_those_without_a_word(gate: Gate, ends: Ends) -> None:
 
     assert gate.take_idle() == [idle]
     assert gate.take_idle() == []
-    assert gate.take(10) is speaking
+    assert take(gate, 10) is speaking
 
 
 def test_looking_for_the_idle_loses_nobody(gate: Gate, ends: Ends) -> None:
@@ -176,7 +190,7 @@ def test_looking_for_the_idle_loses_nobody(gate: Gate, ends: Ends) -> None:
 
     def work() -> None:
         while not is_over.is_set():
-            connection = gate.take(0.1)
+            connection = take(gate, 0.1)
             if connection is None:
                 continue
             if connection.stream.sock.recv(1):
@@ -202,20 +216,114 @@ def test_looking_for_the_idle_loses_nobody(gate: Gate, ends: Ends) -> None:
     assert len(closed) == len(pairs)
 
 
-def test_the_crowd_is_noticed_when_the_last_worker_leaves(gate: Gate, ends: Ends) -> None:
-    connection, client = ends.make()
-    gate.park(connection)
-    gate.crowded.clear()
-    worker = threading.Thread(target=gate.take, args=(20,))
+def test_the_crowd_is_noticed_when_nobody_is_left_to_lead(gate: Gate) -> None:
+    assert gate.lead(10)
+    worker = threading.Thread(target=take, args=(gate, 0.05))
     worker.start()
-    wait_until(lambda: gate.has_free_worker, "the worker to wait")
-    assert not gate.crowded.is_set()
+    wait_until(lambda: gate.has_free_worker, "another worker")
+    gate.crowded.clear()
 
-    client.send(b"!")
+    gate.step_down()  # the other one leads now, and steps down when nothing has come
+
     worker.join(10)
-
     assert gate.crowded.is_set()
     assert not gate.has_free_worker
+
+
+def test_one_worker_leads_at_a_time(gate: Gate) -> None:
+    assert gate.lead(10)
+    led: list[bool] = []
+    other = threading.Thread(target=lambda: led.append(gate.lead(0.05)))
+    other.start()
+    other.join(10)
+
+    gate.step_down()
+
+    assert led == [False]
+    assert gate.lead(0)
+
+
+def test_an_answer_is_awaited_at_the_gate(gate: Gate, ends: Ends) -> None:
+    connection, _ = ends.make()
+    upstream, far = ends.make()
+    assert gate.lead(10)
+
+    gate.await_answer(connection, upstream.stream)
+    assert gate.suspended() == 1
+    assert gate.take(0.02) == []
+    far.send(b"!")
+
+    assert gate.take(10) == [connection]
+    assert gate.suspended() == 0
+
+
+def test_the_next_answer_on_the_same_connection_is_awaited_as_well(gate: Gate, ends: Ends) -> None:
+    connection, _ = ends.make()
+    upstream, far = ends.make()
+    assert gate.lead(10)
+
+    for _ in range(3):
+        far.send(b"!")  # also one that is here before it is awaited
+        gate.await_answer(connection, upstream.stream)
+        assert gate.take(10) == [connection]
+        assert upstream.stream.sock.recv(10) == b"!"
+
+
+def test_what_an_upstream_says_unasked_concerns_nobody(gate: Gate, ends: Ends) -> None:
+    connection, _ = ends.make()
+    upstream, far = ends.make()
+    assert gate.lead(10)
+    gate.await_answer(connection, upstream.stream)
+    far.send(b"!")
+    assert gate.take(10) == [connection]
+
+    far.send(b"!")
+
+    assert gate.take(0.05) == []
+
+
+def test_nobody_is_told_of_a_connection_that_was_released(gate: Gate, ends: Ends) -> None:
+    connection, _ = ends.make()
+    upstream, far = ends.make()
+    assert gate.lead(10)
+    gate.await_answer(connection, upstream.stream)
+    assert gate.take_overdue() is connection
+
+    gate.release(connection)
+    far.send(b"!")
+
+    assert gate.take(0.05) == []
+    assert gate.suspended() == 0
+
+
+def test_the_one_that_has_waited_longest_is_overdue_first(gate: Gate, ends: Ends) -> None:
+    first, second = ends.make()[0], ends.make()[0]
+    assert gate.lead(10)
+    for connection in (first, second):
+        gate.await_answer(connection, ends.make()[0].stream)
+    assert not gate.has_overdue()
+
+    first.awaits_since -= PATIENCE
+
+    assert gate.has_overdue()
+    assert gate.take_overdue() is first
+    assert not gate.has_overdue()
+    assert gate.take_overdue() is second
+    assert gate.take_overdue() is None
+
+
+def test_what_is_handed_over_is_taken_in_turn(gate: Gate, ends: Ends) -> None:
+    first, second = ends.make()[0], ends.make()[0]
+    assert gate.lead(10)
+
+    gate.hand_over(first)
+    gate.hand_over(second)
+
+    assert gate.has_ready()
+    assert gate.suspended() == 2
+    assert gate.take_handed() is first
+    assert gate.take_handed() is second
+    assert gate.take_handed() is None
 
 
 def test_it_tells_that_somebody_waits_for_a_worker(gate: Gate, ends: Ends) -> None:
@@ -226,14 +334,14 @@ def test_it_tells_that_somebody_waits_for_a_worker(gate: Gate, ends: Ends) -> No
     client.send(b"!")
     wait_until(gate.has_ready, "the gate to see it")
 
-    assert gate.take(10) is connection
+    assert take(gate, 10) is connection
     assert not gate.has_ready()
 
 
 def test_taking_ends_in_time(gate: Gate) -> None:
     began = time.monotonic()
 
-    assert gate.take(0.1) is None
+    assert take(gate, 0.1) is None
     assert 0.05 < time.monotonic() - began < 5
 
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from atlas_pkg.serving.clients import ClientConnection
+from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.gate import EpollGate, Gate, PortableGate
+from atlas_pkg.serving.gate import Gate
+from atlas_pkg.serving.gates import EpollGate, PortableGate
+from atlas_pkg.serving.turns import Turns
 from atlas_pkg.serving.workers import KEPT_WORKERS, RETIRE_AFTER, Workers
 from tests.serving.test_gate import LATER, Ends
 from tests.toolkit import wait_until
@@ -48,8 +50,17 @@ def start(gate: Gate, ends: Ends, expired: list[ClientConnection]) -> Iterator[S
     started: list[Workers] = []
 
     def start_workers(serve: Serve, *, max_threads: int = 64) -> Workers:
+        def serve_in_steps(connection: ClientConnection, worker: Worker) -> Steps:
+            while worker.leads:  # as all that may wait for somebody
+                worker = yield None
+            serve(connection, worker)
+
         workers = Workers(
-            gate, serve, on_expired=expired.append, tidy=lambda _: None, max_threads=max_threads
+            gate,
+            Turns(gate, serve_in_steps, lambda failed: failed.stream.close(), max_threads),
+            on_expired=expired.append,
+            tidy=lambda _: None,
+            max_threads=max_threads,
         )
         started.append(workers)
         workers.start()
@@ -163,6 +174,7 @@ def test_there_are_never_more_threads_than_allowed(
     start(serve, max_threads=12)
     send_words(gate, ends, 50)
     wait_until(lambda: "listen.max_threads" in caplog.text, "the limit to be told")
+    wait_until(lambda: most >= 12, "all the threads")
     is_over.set()
     wait_until(lambda: not gate.has_ready(), "all to be taken")
 

@@ -1,0 +1,157 @@
+"""What a worker does with the connections that it takes at the gate.
+
+The leader serves each of them as far as that goes without waiting, and then leads on. A request
+whose answer is awaited waits at the gate. What a worker has to wait for (a body of some size, a
+place in the queue, an answer that does not come soon) is held: the leader steps down for it, so
+that the next worker leads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from atlas_pkg.logs import Throttle
+from atlas_pkg.serving.clients import ClientConnection, Steps
+from atlas_pkg.serving.exchange import Worker
+from atlas_pkg.serving.gate import Gate
+
+log = logging.getLogger("atlas.workers")
+
+
+class Turns:
+    """Serves connections for all workers of one gate, `most` requests at once."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        serve: Callable[[ClientConnection, Worker], Steps],
+        on_failed: Callable[[ClientConnection], None],
+        most: int,
+    ) -> None:
+        """`on_failed` closes a connection whose serving met an error of ours."""
+        self._gate = gate
+        self._serve = serve
+        self._on_failed = on_failed
+        self._most = most
+        self._throttle = Throttle(log)
+        # Guards _held.
+        self._lock = threading.Lock()
+        self._held = 0
+        # Those who came while `most` requests were under way.
+        self._backlog: deque[ClientConnection] = deque()
+        # Requests have waited at the gate for longer than they should, since no worker was free.
+        self.are_short_of_workers = False
+
+    def take_one(self, worker: Worker, timeout: float) -> bool:
+        """Do what there is to do next; False when there was nothing in time."""
+        if not worker.leads:
+            if not self._gate.lead(timeout):
+                return False
+            worker.leads = True
+        if handed := self._gate.take_handed():
+            self._hold(handed, worker)
+            return True
+        taken = self._gate.take(timeout)
+        slow = self._serve_quickly(taken, worker)
+        if not slow and (overdue := self._take_overdue()):
+            slow.append(overdue)
+        if slow:
+            for connection in slow[1:]:
+                self._gate.hand_over(connection)
+            self._hold(slow[0], worker)
+        return bool(taken or slow)
+
+    def leave(self, worker: Worker) -> None:
+        """Let somebody else lead."""
+        if worker.leads:
+            worker.leads = False
+            self._gate.step_down()
+
+    def _serve_quickly(
+        self, connections: list[ClientConnection], worker: Worker
+    ) -> list[ClientConnection]:
+        """Serve as the leader; returns those that have to be waited for by a worker."""
+        slow = []
+        room = self._most - self._held - self._gate.suspended()
+        for connection in connections:
+            if connection.steps is None:
+                if room <= 0:
+                    self._backlog.append(connection)
+                    self.warn_that_full()
+                    continue
+                room -= 1
+            if not self._advance(connection, worker):
+                slow.append(connection)
+        while self._backlog and self._has_room():
+            connection = self._backlog.popleft()
+            if not self._advance(connection, worker):
+                slow.append(connection)
+        return slow
+
+    def _has_room(self) -> bool:
+        return self._held + self._gate.suspended() < self._most
+
+    def warn_that_full(self) -> None:
+        """Say that requests wait because so many are being served; not too often."""
+        self._throttle.write(
+            logging.WARNING,
+            "full",
+            "%d requests are being served (listen.max_threads); others wait",
+            self._most,
+        )
+
+    def _take_overdue(self) -> ClientConnection | None:
+        """Take the one that has awaited its answer too long, if others can lead meanwhile."""
+        self.are_short_of_workers = False
+        if not self._gate.has_overdue():
+            return None
+        if not self._gate.has_free_worker:
+            self.are_short_of_workers = True
+            self._gate.crowded.set()
+            return None
+        return self._gate.take_overdue()
+
+    def _hold(self, connection: ClientConnection, worker: Worker) -> None:
+        """Serve to the end of what it says, waiting where that takes waiting."""
+        if connection.steps is not None:
+            self._gate.release(connection)
+        self.leave(worker)
+        with self._lock:
+            self._held += 1
+        try:
+            self._advance(connection, worker)
+            while self._backlog:
+                try:
+                    connection = self._backlog.popleft()
+                except IndexError:
+                    break  # the leader was quicker
+                self._advance(connection, worker)
+        finally:
+            with self._lock:
+                self._held -= 1
+
+    def _advance(self, connection: ClientConnection, worker: Worker) -> bool:
+        """Serve until it pauses or ends; False where it takes a worker that waits."""
+        steps = connection.steps
+        try:
+            if steps is None:
+                steps = self._serve(connection, worker)
+                awaited = next(steps)
+            else:
+                connection.steps = None
+                awaited = steps.send(worker)
+        except StopIteration:
+            return True
+        except Exception:
+            # Whatever went wrong, it costs this connection and not the worker.
+            log.exception("a worker failed; its connection is closed")
+            self._on_failed(connection)
+            return True
+        connection.steps = steps
+        if awaited is None:
+            return False
+        self._gate.await_answer(connection, awaited)
+        return True

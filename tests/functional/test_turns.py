@@ -1,0 +1,163 @@
+"""One worker serves many at once: whoever makes it wait must not make the others wait as well."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+import pytest
+
+from tests.fakes import Conversation, Upstream, named
+from tests.functional.conftest import Start
+from tests.toolkit import Atlas, Client, build_config
+
+# The ill one takes at least this long; everybody else must be served in a fraction of it.
+LONG = 3.0
+SOON = 1.0
+
+
+def ill(kind: str) -> Upstream:
+    """An upstream that makes Atlas wait: in the middle of something, on a connection of its own."""
+
+    def converse(conversation: Conversation) -> None:
+        while conversation.read_head():
+            match kind:
+                case "says nothing":
+                    conversation.wait_for_end()
+                case "half a head":
+                    conversation.send(b"HTTP/1.1 200 OK\r\nContent-")
+                    conversation.wait_for_end()
+                case "an interim answer":
+                    conversation.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")
+                    conversation.wait_for_end()
+                case "half a small body":
+                    conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
+                    conversation.wait_for_end()
+                case "half a chunked body":
+                    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    conversation.send(head + b"5\r\n12345\r\n")
+                    conversation.wait_for_end()
+            return
+
+    return Upstream(converse, name="ill")
+
+
+def assert_others_are_served(atlas: Atlas, good: Upstream, times: int = 40) -> None:
+    """Ask on several connections at once, so that a leader takes them in the same turns."""
+    before = good.requests
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(atlas.client()) for _ in range(8)]
+        for _ in range(times // 8):
+            for client in clients:
+                client.send_head()
+            for client in clients:
+                assert client.read_answer().text == "good"
+    assert time.monotonic() - began < SOON
+    assert good.requests - before == times
+
+
+def table_of(*upstreams: dict[str, object]) -> str:
+    """In turns, and nobody gives up during the test."""
+    return build_config(
+        *upstreams,
+        routing={"strategy": "round_robin"},
+        timeouts={"upstream_head": 30.0, "connect": 20.0},
+    )
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "says nothing",
+        "half a head",
+        "an interim answer",
+        "half a small body",
+        "half a chunked body",
+    ],
+)
+def test_an_upstream_that_stops_keeps_nobody_else(
+    kind: str, upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    bad, good = upstreams.enter_context(ill(kind)), upstreams.enter_context(named("good"))
+    atlas = start(table_of(bad.table(weight=1), good.table()), env=gate)
+
+    with contextlib.ExitStack() as stack:
+        stuck = [stack.enter_context(atlas.client()) for _ in range(4)]
+        for client in stuck:
+            client.send_head()
+            with atlas.client() as other:  # the good one's turn
+                assert other.get().text == "good"
+        atlas.reload(table_of(bad.table(weight=0), good.table()))
+        assert_others_are_served(atlas, good)
+
+
+def test_connecting_into_the_void_keeps_nobody_else(
+    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    hole = upstreams.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+    for _ in range(4):
+        filler = upstreams.enter_context(socket.socket())
+        filler.setblocking(False)
+        filler.connect_ex(hole.getsockname())
+    void = {"name": "void", "address": "127.0.0.1", "port": hole.getsockname()[1]}
+    good = upstreams.enter_context(named("good"))
+    atlas = start(table_of(void, good.table()), env=gate)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            stack.enter_context(atlas.client()).send_head()
+            with atlas.client() as other:
+                assert other.get().text == "good"
+        atlas.reload(table_of({**void, "weight": 0}, good.table()))
+        assert_others_are_served(atlas, good)
+
+
+def test_a_client_that_does_not_read_keeps_nobody_else(
+    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    good = upstreams.enter_context(named("good"))
+    atlas = start(table_of(good.table()), env=gate)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            deaf = socket.create_connection(("127.0.0.1", atlas.port))
+            stack.enter_context(deaf)
+            deaf.setblocking(False)
+            # Thousands of requests, and no answer is taken: sooner or later Atlas has to wait.
+            with contextlib.suppress(BlockingIOError):
+                while deaf.send(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n" * 200):
+                    pass
+        time.sleep(0.2)  # let it come to that
+        began = time.monotonic()
+        with atlas.client() as client:
+            for _ in range(20):
+                assert client.get().text == "good"
+        assert time.monotonic() - began < LONG
+
+
+def test_a_client_that_sends_its_body_slowly_keeps_nobody_else(
+    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    good = upstreams.enter_context(named("good"))
+    atlas = start(table_of(good.table()), env=gate)
+
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(atlas.client()) for _ in range(4)]
+        for client in slow:
+            client.send(b"POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 10\r\n\r\n12345")
+        before = good.requests
+        began = time.monotonic()
+        with atlas.client() as other:
+            for _ in range(40):
+                assert other.get().text == "good"
+        assert time.monotonic() - began < SOON
+        assert good.requests - before >= 40
+        finish_bodies(slow)
+
+
+def finish_bodies(clients: list[Client]) -> None:
+    for client in clients:
+        client.send(b"67890")
+        assert client.read_answer().status == 200

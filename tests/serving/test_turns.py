@@ -1,0 +1,227 @@
+"""What a leader serves by itself, what it hands over, and what has to wait for a place."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from atlas_pkg.serving.clients import ClientConnection, Steps
+from atlas_pkg.serving.exchange import Worker
+from atlas_pkg.serving.gate import PATIENCE, Gate
+from atlas_pkg.serving.gates import EpollGate, PortableGate
+from atlas_pkg.serving.turns import Turns
+from tests.serving.test_gate import Ends
+from tests.toolkit import Threads, wait_until
+
+Serve = Callable[[ClientConnection, Worker], Steps]
+
+
+class Scene:
+    """A gate, and one worker's turns at it that the test takes by hand."""
+
+    def __init__(self, gate: Gate, ends: Ends) -> None:
+        self.gate = gate
+        self.ends = ends
+        self.worker = Worker()
+        self.failed: list[ClientConnection] = []
+        self.events: list[str] = []
+
+    def turns(self, serve: Serve, most: int = 64) -> Turns:
+        return Turns(self.gate, serve, self.failed.append, most)
+
+    def arrive(self, *names: str) -> list[ClientConnection]:
+        """Park clients that have something to say."""
+        connections = []
+        for name in names:
+            connection, client = self.ends.make()
+            connection.address = name
+            client.send(b"!")
+            self.gate.park(connection)
+            connections.append(connection)
+        if names:
+            wait_until(self.gate.has_ready, "the gate to see them")
+        return connections
+
+    def take_all(self, turns: Turns) -> None:
+        while turns.take_one(self.worker, 0.05):
+            pass
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    made = Ends()
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=[EpollGate, PortableGate])
+def scene(request: pytest.FixtureRequest, ends: Ends) -> Iterator[Scene]:
+    gate: Gate = request.param()
+    yield Scene(gate, ends)
+    gate.close()
+
+
+def at_once(events: list[str]) -> Serve:
+    """Serve without ever having to wait."""
+
+    def serve(connection: ClientConnection, worker: Worker) -> Steps:
+        events.append(f"{connection.address} {'led' if worker.leads else 'held'}")
+        yield from ()
+
+    return serve
+
+
+def held(events: list[str]) -> Serve:
+    """Serve what takes a worker that waits."""
+
+    def serve(connection: ClientConnection, worker: Worker) -> Steps:
+        events.append(f"{connection.address} begun")
+        while worker.leads:
+            worker = yield None
+        events.append(f"{connection.address} held")
+
+    return serve
+
+
+def test_what_needs_no_waiting_is_served_by_the_leader(scene: Scene) -> None:
+    turns = scene.turns(at_once(scene.events))
+    scene.arrive("a", "b", "c")
+
+    scene.take_all(turns)
+
+    assert sorted(scene.events) == ["a led", "b led", "c led"]
+    assert scene.worker.leads
+    turns.leave(scene.worker)
+    assert scene.gate.lead(0)
+
+
+def test_the_leader_steps_down_for_what_has_to_be_waited_for(scene: Scene) -> None:
+    turns = scene.turns(held(scene.events))
+    scene.arrive("a")
+
+    assert turns.take_one(scene.worker, 10)
+
+    assert scene.events == ["a begun", "a held"]
+    assert not scene.worker.leads
+
+
+def test_all_are_begun_before_any_is_waited_for(scene: Scene) -> None:
+    turns = scene.turns(held(scene.events))
+    scene.arrive("a", "b", "c")
+
+    scene.take_all(turns)
+
+    # The portable gate may see them one after the other.
+    assert sorted(scene.events) == [f"{x} {y}" for x in "abc" for y in ("begun", "held")]
+
+
+def awaiting(scene: Scene, upstream: ClientConnection) -> Serve:
+    """Serve with an answer that is awaited at the gate, without a worker if that goes."""
+
+    def serve(connection: ClientConnection, worker: Worker) -> Steps:
+        scene.events.append(f"{connection.address} asked")
+        while worker.leads:
+            worker = yield upstream.stream
+            if worker.leads and upstream.stream.is_readable():
+                break
+        scene.events.append(f"{connection.address} {'led' if worker.leads else 'held'}")
+
+    return serve
+
+
+def test_an_answer_is_awaited_without_a_worker(scene: Scene) -> None:
+    upstream, far = scene.ends.make()
+    turns = scene.turns(awaiting(scene, upstream))
+    scene.arrive("a")
+    assert turns.take_one(scene.worker, 10)
+    assert scene.gate.suspended() == 1
+
+    far.send(b"!")
+    assert turns.take_one(scene.worker, 10)
+
+    assert scene.events == ["a asked", "a led"]
+    assert scene.gate.suspended() == 0
+
+
+def test_an_answer_that_takes_long_is_held_if_others_can_lead(scene: Scene) -> None:
+    upstream, _ = scene.ends.make()
+    turns = scene.turns(awaiting(scene, upstream))
+    (connection,) = scene.arrive("a")
+    turns.take_one(scene.worker, 10)
+    connection.awaits_since -= 2 * PATIENCE
+
+    turns.take_one(scene.worker, 0.01)
+    assert turns.are_short_of_workers  # nobody else is there to lead
+    assert scene.events == ["a asked"]
+
+    other = threading.Thread(target=scene.gate.lead, args=(20,))
+    other.start()
+    wait_until(lambda: scene.gate.has_free_worker, "another worker")
+    turns.take_one(scene.worker, 0.01)
+    other.join(20)
+
+    assert scene.events == ["a asked", "a held"]
+    assert not turns.are_short_of_workers
+
+
+def test_beyond_the_limit_others_wait_for_a_place(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream, far = scene.ends.make()
+    serve_waiting, serve_others = awaiting(scene, upstream), at_once(scene.events)
+    turns = scene.turns(lambda c, w: (serve_waiting if c.address == "a" else serve_others)(c, w), 1)
+    scene.arrive("a")
+    turns.take_one(scene.worker, 10)
+    scene.arrive("b")
+    turns.take_one(scene.worker, 10)
+    assert scene.events == ["a asked"]
+    assert "listen.max_threads" in caplog.text
+
+    far.send(b"!")
+    scene.take_all(turns)
+
+    assert scene.events == ["a asked", "a led", "b led"]
+
+
+def test_who_has_held_one_goes_on_with_those_that_wait(scene: Scene) -> None:
+    turns = scene.turns(held(scene.events), most=1)
+    threads = Threads()
+    scene.arrive("a", "b", "c")
+
+    def work() -> None:
+        worker = Worker()
+        while turns.take_one(worker, 0.2):
+            pass
+        turns.leave(worker)
+
+    for _ in range(3):
+        threads.start(work)
+    threads.join()
+
+    assert sorted(event for event in scene.events if "held" in event) == [
+        "a held",
+        "b held",
+        "c held",
+    ]
+
+
+def test_a_failure_costs_one_connection(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    good = at_once(scene.events)
+
+    def serve(connection: ClientConnection, worker: Worker) -> Steps:
+        if connection.address == "b":
+            raise RuntimeError("on purpose")
+        yield from good(connection, worker)
+
+    turns = scene.turns(serve)
+    _, bad, _ = scene.arrive("a", "b", "c")
+
+    scene.take_all(turns)
+
+    assert sorted(scene.events) == ["a led", "c led"]
+    assert scene.failed == [bad]
+    assert "a worker failed" in caplog.text
