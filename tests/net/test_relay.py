@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -156,6 +158,47 @@ def test_sides_that_both_send_before_they_read_do_not_lock_up(line: Line) -> Non
     line.client.close()
     line.upstream.close()
     tunnel.join(20)
+
+
+def test_bulk_and_messages_may_take_turns(line: Line) -> None:
+    # Large stretches go through a pipe, small ones do not, and no byte may overtake another.
+    sizes = [10, 3_000_000, 5, 65_536, 1, 2_000_000, 100]
+    data = [bytes([number]) * size for number, size in enumerate(sizes, start=65)]
+    tunnel = Running(line)
+    before = set(os.listdir("/proc/self/fd")) if sys.platform == "linux" else set()
+
+    for piece in data:
+        writing = threading.Thread(target=line.upstream.sendall, args=(piece,))
+        writing.start()
+        assert read_all(line.client, len(piece)) == piece
+        writing.join(20)
+    line.upstream.shutdown(socket.SHUT_WR)
+    line.client.shutdown(socket.SHUT_WR)
+    tunnel.join(20)
+
+    assert tunnel.error is None
+    if before:
+        assert set(os.listdir("/proc/self/fd")) <= before
+
+
+def test_a_side_that_does_not_read_leaves_the_other_way_open(line: Line) -> None:
+    tunnel = Running(line)
+    line.upstream.settimeout(0.2)
+    with pytest.raises(TimeoutError):  # nobody reads it: sooner or later no more fits
+        while True:
+            line.upstream.send(b"x" * 100_000)
+
+    began = time.monotonic()
+    for number in range(50):
+        word = b"%03d" % number
+        line.client.sendall(word)
+        assert read_all(line.upstream, 3) == word
+
+    assert time.monotonic() - began < 2
+    line.client.close()
+    line.upstream.close()
+    tunnel.join(20)
+    assert not tunnel.is_alive()
 
 
 def test_a_silent_tunnel_ends_in_time(line: Line) -> None:
