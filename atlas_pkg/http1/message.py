@@ -116,7 +116,7 @@ class MessageParser:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._requests: Memo[Request] = Memo()
-        self._request_fields: Memo[Fields] = Memo()
+        self._request_fields: Memo[Fields] = Memo(counts_hits=True)
         self._responses: Memo[Response] = Memo()  # except to HEAD, whose answers are framed apart
         self._response_fields: Memo[Fields] = Memo()
 
@@ -143,6 +143,7 @@ class MessageParser:
         if known_fields is None:
             self._request_fields.put(block, fields)
         else:
+            self._request_fields.hits += 1
             self._requests.put(head, request)
         return request
 
@@ -193,9 +194,10 @@ class MessageParser:
             raise MalformedMessage("two Host fields")
         if hosts:
             check_host(hosts[0])
-        fields.framing = frame_request(
-            notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
-        )
+        if b"content-length" in notable or b"transfer-encoding" in notable:
+            fields.framing = frame_request(
+                notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
+            )
         # True for nearly every request: then only the request line is left to be judged.
         fields.is_common = (
             bool(hosts) and fields.framing is not CHUNKED and b"expect" not in notable
