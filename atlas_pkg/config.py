@@ -241,10 +241,34 @@ def restart_changes(old: Config, new: Config) -> tuple[str, ...]:
 
 def live_changes(old: Config, new: Config) -> tuple[str, ...]:
     """Return a short phrase for the log per difference that a reload takes over."""
-    changes = wording.differences(old, new)
+    changes = wording.differences(old, _without_echoes(old, new))
     return tuple(
         f"{change.place}: {change.values}" for change in changes if not change.needs_restart
     )
+
+
+def _without_echoes(old: Config, new: Config) -> Config:
+    """Undo in the upstreams of `new` what is different only because `[health_check]` is."""
+    before = {upstream.name: upstream.health_check for upstream in old.upstreams}
+    upstreams = list(new.upstreams)
+    was, becomes = old.health_check, new.health_check
+    for index, upstream in enumerate(upstreams):
+        now = upstream.health_check
+        own = before.get(upstream.name, now)
+        if own == was and now == becomes:
+            now = own
+        elif own is not None and now is not None and was is not None and becomes is not None:
+            same_before, same_now = _agreeing(own, was), _agreeing(now, becomes)
+            echoes = {name: getattr(own, name) for name in same_before & same_now}
+            now = replace(now, **echoes)
+        upstreams[index] = replace(upstream, health_check=now)
+    return replace(new, upstreams=tuple(upstreams))
+
+
+def _agreeing(one: HealthCheck, other: HealthCheck) -> set[str]:
+    """Name the keys on which two agree."""
+    names = (key.name for key in keys.keys_of(one))
+    return {name for name in names if getattr(one, name) == getattr(other, name)}
 
 
 def reference() -> list[keys.KeyDoc]:

@@ -40,13 +40,16 @@ from atlas_pkg.control.process import (
     collect_rarely,
     count_processes,
     hold_to_one_cpu,
+    share_one_heap,
 )
-from atlas_pkg.control.service import Service, log_start
+from atlas_pkg.control.report import Part
+from atlas_pkg.control.service import Options, Service, log_start
 from atlas_pkg.control.supervisor import Supervisor
 from atlas_pkg.demo import Demo
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.listener import open_listener, open_listeners
+from atlas_pkg.serving.steering import MOST_ONE_IN
 from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")
@@ -62,12 +65,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _build_parser().parse_args(argv)
     if arguments.check:
         return check(arguments.config)
+    options = Options(arguments.log_level, arguments.explain)
     # Threads inherit it, so this comes before any is started.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     if arguments.demo:
         with Demo() as demo:
-            return run(demo.path, arguments.log_level, demo)
-    return run(arguments.config, arguments.log_level)
+            return run(demo.path, options, demo)
+    return run(arguments.config, options)
 
 
 def check(path: Path) -> int:
@@ -81,7 +85,7 @@ def check(path: Path) -> int:
     return EXIT_OK
 
 
-def run(path: Path, log_level: str | None, demo: Demo | None = None) -> int:
+def run(path: Path, options: Options, demo: Demo | None = None) -> int:
     """Serve with the configuration at `path` until a signal ends it."""
     try:
         seen = read_document(path)
@@ -89,7 +93,7 @@ def run(path: Path, log_level: str | None, demo: Demo | None = None) -> int:
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    logs.set_up(log_level or config.log.level)
+    logs.set_up(options.log_level or config.log.level)
     listen = config.listen
     listeners: list[socket.socket] = []
     try:
@@ -107,13 +111,14 @@ def run(path: Path, log_level: str | None, demo: Demo | None = None) -> int:
         where = show_endpoint(admin.settings.address, admin.listener.getsockname()[1])
         log.info("admin address http://%s", where)
     allow_many_descriptors(listen)
+    share_one_heap()
     collect_rarely()
     if demo is not None:
         print(demo.invitation(port), flush=True)
     if len(listeners) > 1:
-        is_finished = _serve_with_workers(listeners, config, seen, log_level, admin)
+        is_finished = _serve_with_workers(listeners, config, seen, options, admin)
     else:
-        is_finished = _serve_alone(listeners[0], config, seen, log_level, admin)
+        is_finished = _serve_alone(listeners[0], config, seen, options, admin)
     return EXIT_OK if is_finished else EXIT_FAILED
 
 
@@ -148,16 +153,20 @@ def _serve_alone(
     listener: socket.socket,
     config: Config,
     seen: bytes,
-    log_level: str | None,
+    options: Options,
     admin: _AdminParts | None,
 ) -> bool:
     """Serve in this process until a signal ends it; returns whether all was finished."""
     if config.listen.pin:
         hold_to_one_cpu()
-    service = Service(config, seen, log_level=log_level, board=admin and admin.board)
+    service = Service(config, seen, options=options, board=admin and admin.board)
     port = None
     if admin is not None:
-        port = AdminPort(admin.settings, admin.about, lambda: {1: service.report()}, admin.board)
+
+        def collect(*, explains: bool) -> dict[int, Part]:
+            return {1: service.report(explains=explains)}
+
+        port = AdminPort(admin.settings, admin.about, collect, admin.board)
         port.start(admin.listener)
     service.start(listener)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
@@ -177,7 +186,7 @@ def _serve_with_workers(
     listeners: list[socket.socket],
     config: Config,
     seen: bytes,
-    log_level: str | None,
+    options: Options,
     admin: _AdminParts | None,
 ) -> bool:
     """Serve in a process per listener; otherwise like `_serve_alone`."""
@@ -190,7 +199,7 @@ def _serve_with_workers(
         if config.listen.pin:
             hold_to_one_cpu(number - 1)
         board = admin and admin.board
-        service = Service(config, seen, log_level=log_level, secret=secret, board=board)
+        service = Service(config, seen, options=options, secret=secret, board=board)
         service.catch_up()
         service.start(listener)
         line = intercom.take_worker_end(number) if admin is not None else None
@@ -243,8 +252,24 @@ def _build_parser() -> argparse.ArgumentParser:
         choices=("debug", "info", "warning", "error"),
         help="how much to log, whatever the configuration says",
     )
+    parser.add_argument(
+        "--explain",
+        nargs="?",
+        type=_read_count,
+        const=1,
+        default=0,
+        metavar="N",
+        help="print why requests went where they went: each one, or one in N (--explain=N)",
+    )
     parser.add_argument("--version", action="version", version=f"atlas {atlas_pkg.__version__}")
     return parser
+
+
+def _read_count(text: str) -> int:
+    """Read N of --explain=N. A file's name that comes behind --explain lands here, too."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_ONE_IN:
+        raise argparse.ArgumentTypeError(f"N is a number from 1 to {MOST_ONE_IN}, not {text!r}")
+    return int(text)
 
 
 def _has_stop_signal() -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable
 
+from atlas_pkg.choice import Choice
+
 
 class End(enum.Enum):
     """How an exchange ended; the values stand in the access log."""
@@ -40,6 +42,7 @@ class Record:
         "began_at",
         "body_in",
         "body_out",
+        "choices",
         "chosen_at",
         "connected_at",
         "end",
@@ -70,6 +73,7 @@ class Record:
         self.retries = 0
         self.reused = False  # the upstream connection had been used before
         self.failures: list[tuple[str, str]] = []  # (upstream, stage) of each failed attempt
+        self.choices: list[Choice] | None = None  # why it went where; None: nobody has asked
         self.end = DONE
         self.began_at = head_at  # first byte of the head, where it was waited for
         self.head_at = head_at  # head complete

@@ -82,7 +82,9 @@ class Limits:
 class PoolConfig:
     """`[pool]`: connections kept open to upstreams, counted per thread and upstream."""
 
-    idle: Annotated[int, between(0, 1000), "kept at rest; 0 = a new connection each time"] = 1
+    idle: Annotated[
+        int, between(0, 1000), "kept at rest, beside those used within a second; 0 = none"
+    ] = 1
     max_age: Annotated[Seconds, "since it was opened; then closed"] = 3600.0
     max_requests: Annotated[
         int, between(1, 1_000_000_000), "sent over one connection; 1 = no reuse"

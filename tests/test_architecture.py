@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from its own rank and from lower ones. A room is ranked as a whole.
 RANKS = (
-    {"errors", "record", "metrics", "gauges", "prometheus", "logs"},
+    {"errors", "choice", "record", "metrics", "gauges", "prometheus", "logs"},
     {"schema", "config", "document", "keys", "rules", "tables", "wording"},
     {"http1"},
     {"net"},

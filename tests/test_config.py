@@ -587,6 +587,30 @@ def test_changed_upstreams_are_one_phrase() -> None:
     )
 
 
+def with_checks(interval: int, path: str = "", common: str = "/") -> Config:
+    """Two upstreams under common checks, the second perhaps with a path of its own."""
+    own = f'[upstreams.health_check]\npath = "{path}"\n' if path else ""
+    checks = f'[health_check]\ninterval = {interval}\npath = "{common}"\n'
+    return parse(checks + UPSTREAM + UPSTREAM.replace('"a"', '"b"') + own)
+
+
+def test_changed_health_checks_are_told_once() -> None:
+    told = "health_check.interval: 5.0 -> 10.0"
+
+    assert live_changes(with_checks(5), with_checks(10)) == (told,)
+    assert live_changes(with_checks(5, "/b"), with_checks(10, "/b")) == (told,)
+    assert live_changes(with_checks(5, "/b"), with_checks(10, "/c")) == (
+        "upstreams: changed b (health_check.path /b -> /c)",
+        told,
+    )
+    assert live_changes(with_checks(5), with_checks(5, "/b")) == (
+        "upstreams: changed b (health_check.path / -> /b)",
+    )
+    assert live_changes(parse(UPSTREAM), parse("[health_check]\n" + UPSTREAM)) == (
+        "health_check: added",
+    )
+
+
 def test_equal_configurations_have_no_changes() -> None:
     old, new = parse(UPSTREAM), parse(UPSTREAM)
 

@@ -20,12 +20,14 @@ import random
 import time
 from collections.abc import Callable
 
+from atlas_pkg.balancing.explaining import Explainer
 from atlas_pkg.balancing.lease import ANY, Lease, Ledger, Outcome, Waiter, Wish
 from atlas_pkg.balancing.member import START, Member, Position
 from atlas_pkg.balancing.recovery import MOST_SPARED, Recovery
 from atlas_pkg.balancing.strategies import STRATEGIES, Strategy
 from atlas_pkg.balancing.upstream import AdminState, Upstream, identity_of
 from atlas_pkg.balancing.verdict import Verdict
+from atlas_pkg.choice import Choice
 from atlas_pkg.config import Config, HealthCheck
 from atlas_pkg.errors import NoUpstream
 
@@ -69,6 +71,7 @@ class Balancer:
             position = previous.position if previous else START
         self._strategy: Strategy = STRATEGIES[config.routing.strategy](position, self._members)
         self._counts_matter = self._has_limits or self._strategy.wants_counts
+        self._explainer = Explainer(config.routing.strategy, self._members, self._strategy)
         if previous is None:
             self.activate()
 
@@ -117,6 +120,16 @@ class Balancer:
             self.ledger.serve_queue()  # a place may have become free since
         return self.ledger.wait(waiter, self._config.timeouts.queue, is_gone)
 
+    def lease_explained(self, wish: Wish = ANY) -> tuple[Lease | None, Choice]:
+        """As `lease_now`, and why. Without a lease, `Choice.waits` is empty where nobody is
+        available: then nothing is raised, so that the account is not lost."""
+        ledger = self.ledger
+        with ledger.lock:
+            chooser = ledger.chooser or self
+            if ledger.queue:
+                ledger.serve_queue()
+            return chooser.take_explained(wish)
+
     def take(self, wish: Wish) -> Lease | None:
         """Choose and count; None when nobody is available with room. Caller holds the lock."""
         if self._is_stale or (self._next_change < math.inf and self._clock() >= self._next_change):
@@ -135,6 +148,14 @@ class Balancer:
         if not upstream.breaker.may_try(now):
             self._is_stale = True  # half-open, and its trials are all given out
         return Lease(self.ledger, upstream, ticket)
+
+    def take_explained(self, wish: Wish) -> tuple[Lease | None, Choice]:
+        """As `take`, and why. Caller holds the lock."""
+        self.has_room()  # brings the list of those available up to date
+        account = self._explainer.look(self._available or (), wish, self._clock())
+        lease = self.take(wish)
+        chosen = None if lease is None else lease.upstream
+        return lease, account.conclude(chosen, waits=chosen is None and self.may_wait(wish))
 
     def has_room(self) -> bool:
         """Could anybody serve a client that belongs nowhere yet? Caller holds the lock."""

@@ -129,3 +129,28 @@ class ConsistentHash:
         # The bounds add up to more than all requests, so somebody is below; unless the one that
         # is has been excluded.
         return next(iter(passed_over), None)
+
+    def rank(self, key: bytes, excluded: Collection[Upstream]) -> Iterator[tuple[Upstream, str]]:
+        """Those below their bounds in the order of the walk, then those that have reached them."""
+        mean = math.inf
+        if self._bound is not None:
+            mean = self._bound * (self._in_flight + 1) / max(1, self._total_weight)
+        free = self._weights.keys() - set(excluded)
+        passed_over: list[tuple[Upstream, str]] = []
+        met: set[Upstream] = set()
+        walk = self._ring.walk(key) if free else iter(())
+        for upstream in walk:
+            if upstream not in free or upstream in met:
+                continue
+            met.add(upstream)
+            place = "first" if len(met) == 1 else f"number {len(met)}"
+            text = f"hash ring: {place} behind the key"
+            bound = mean * self._weights[upstream]
+            if bound == math.inf or upstream.in_flight < math.ceil(bound):
+                yield upstream, text
+            else:
+                text += f", but over its load bound: {upstream.in_flight} of {math.ceil(bound)}"
+                passed_over.append((upstream, text))
+            if len(met) == len(free):
+                break
+        yield from passed_over

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection
 from typing import NamedTuple, Protocol
 
 from atlas_pkg.balancing.upstream import Upstream
+from atlas_pkg.choice import Choice
 from atlas_pkg.errors import ClientGone, NoUpstream
 
 log = logging.getLogger("atlas.balancing")
@@ -56,6 +57,9 @@ class Chooser(Protocol):
 
     def take(self, wish: Wish) -> Lease | None:
         """Choose and count; None when nobody is available with room."""
+
+    def take_explained(self, wish: Wish) -> tuple[Lease | None, Choice]:
+        """As `take`, and why."""
 
     def has_room(self) -> bool:
         """Could anybody serve a client that belongs nowhere yet?"""

@@ -46,6 +46,12 @@ class Member:
         """May another request be sent to it now?"""
         return not self.max_connections or self.upstream.in_flight < self.max_connections
 
+    @property
+    def load(self) -> str:
+        """How much it has to do for its weight, in words; compared as by `load_of`."""
+        load = load_of(self.upstream, self.weight)
+        return f"{self.upstream.in_flight} in flight / weight {self.weight} = {load:.2f}"
+
     def is_alive(self, now: float) -> bool:
         """Can it be expected to answer: healthy, not in maintenance, breaker not open?"""
         upstream = self.upstream
@@ -73,3 +79,8 @@ class Member:
         if self.is_backup:
             facts.append("backup")
         return f"upstream {upstream.name}: {', '.join(facts)}"
+
+
+def load_of(upstream: Upstream, weight: int) -> float:
+    """Requests in flight for the weight: all that are idle are equal, as in HAProxy and nginx."""
+    return upstream.in_flight / weight

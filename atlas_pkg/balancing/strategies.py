@@ -1,4 +1,4 @@
-"""All ways to choose an upstream, one small class each, registered by name.
+"""The ways to choose an upstream, one small class each, registered by name.
 
 A strategy sees only the upstreams that are available and have room. `prepare` tells it who they
 are whenever that changes; `choose` is called for every request and has to be quick with a thousand
@@ -7,6 +7,9 @@ balancer calls all of it under its lock, so a strategy needs none.
 
 `excluded` are upstreams to leave out this once: those that a retry has tried already, or that are
 being spared after a recovery. It is nearly always empty.
+
+Where somebody asks why, `rank` tells what `choose` is about to do, without doing it. The strategies
+that throw dice are in `drawing.py`, those that hash in `hashing.py`.
 
 After a reload the new strategy is handed the `position` of the old one: a round robin that began
 anew with every reload would send all first requests to the first upstream. A position is the last
@@ -18,16 +21,13 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
-import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
+from atlas_pkg.balancing.drawing import PowerOfTwo, Random
 from atlas_pkg.balancing.hashing import LOAD_BOUND, ConsistentHash
-from atlas_pkg.balancing.member import START, Member, Position
+from atlas_pkg.balancing.member import START, Member, Position, load_of
 from atlas_pkg.balancing.upstream import Upstream
-
-# A random choice that hits an excluded upstream is drawn again so often before we list the rest.
-_DRAWS = 8
 
 
 class Strategy(Protocol):
@@ -51,6 +51,13 @@ class Strategy(Protocol):
 
     def note(self, upstream: Upstream) -> None:
         """Its requests in flight have changed."""
+
+    def rank(self, key: bytes, excluded: Collection[Upstream], /) -> Iterator[tuple[Upstream, str]]:
+        """Tell whom `choose` would pick now, whom if that one were excluded too, and so on.
+
+        Each comes with what speaks for it, in a few words. Changes nothing; while the iterator is
+        in use, nothing else may change either.
+        """
 
 
 class RoundRobin:
@@ -82,6 +89,14 @@ class RoundRobin:
 
     def note(self, upstream: Upstream) -> None:
         """Requests in flight do not matter here."""
+
+    def rank(self, _: bytes, excluded: Collection[Upstream]) -> Iterator[tuple[Upstream, str]]:
+        first = self._next % max(1, len(self._members))
+        turns = (*self._members[first:], *self._members[:first])
+        waiting = (member.upstream for member in turns if member.upstream not in excluded)
+        for before, upstream in enumerate(waiting):
+            others = f" after {before} other{'s' * (before > 1)}" if before else ""
+            yield upstream, f"its turn{others}"
 
 
 class WeightedRoundRobin:
@@ -139,35 +154,18 @@ class WeightedRoundRobin:
     def note(self, upstream: Upstream) -> None:
         """Requests in flight do not matter here."""
 
+    def rank(self, _: bytes, excluded: Collection[Upstream]) -> Iterator[tuple[Upstream, str]]:
+        turns = self._turns.copy()
+        cycle = int(turns[0][0]) if turns else 0  # the line is told from where we are
+        while turns:
+            place, _order, _turn, member = heapq.heappop(turns)
+            if member.upstream not in excluded:
+                yield member.upstream, f"turn at {place - cycle:.2f}, weight {member.weight}"
+
 
 def _turn_place(turn: int, weight: int) -> float:
     """Where the turn (1, 2, 3 …) lies; computed afresh each time, so that no error builds up."""
     return (2 * turn - 1) / (2 * weight)
-
-
-class Random:
-    """Any of them, each as likely as the others. Needs no coordination between machines."""
-
-    wants_counts = False
-
-    def __init__(
-        self, position: Position = START, *, generator: random.Random | None = None
-    ) -> None:
-        self.position = position
-        self._upstreams: list[Upstream] = []
-        self._random = (generator or random.Random()).random
-
-    def prepare(self, members: Sequence[Member]) -> None:
-        self._upstreams = [member.upstream for member in members]
-
-    def choose(self, _: bytes, excluded: Collection[Upstream]) -> Upstream | None:
-        upstreams = self._upstreams
-        if excluded:
-            upstreams = [upstream for upstream in upstreams if upstream not in excluded]
-        return upstreams[int(self._random() * len(upstreams))] if upstreams else None
-
-    def note(self, upstream: Upstream) -> None:
-        """Requests in flight do not matter here."""
 
 
 class LeastConnections:
@@ -198,7 +196,7 @@ class LeastConnections:
         if weight is None:
             return  # not available now; `prepare` will count it when it is
         number = self._latest[upstream] = next(self._counter)
-        heapq.heappush(self._heap, (_load(upstream, weight), number, upstream))
+        heapq.heappush(self._heap, (load_of(upstream, weight), number, upstream))
         if len(self._heap) > 4 * len(self._weights) + 64:
             latest = self._latest
             self._heap = [entry for entry in self._heap if latest[entry[2]] == entry[1]]
@@ -219,50 +217,13 @@ class LeastConnections:
             heapq.heappush(self._heap, entry)
         return chosen
 
-
-class PowerOfTwo:
-    """The less loaded of two drawn at random: nearly as even as looking at all of them.
-
-    Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12 (2001).
-    Draws follow the weights, and loads are compared for their weight, as in nginx.
-    """
-
-    wants_counts = False  # counts are read when they are needed
-
-    def __init__(
-        self, position: Position = START, *, generator: random.Random | None = None
-    ) -> None:
-        self.position = position
-        self._members: Sequence[Member] = ()
-        self._sums: list[int] = []  # running totals of the weights
-        self._random = (generator or random.Random()).random
-
-    def prepare(self, members: Sequence[Member]) -> None:
-        self._members = members
-        self._sums = list(itertools.accumulate(member.weight for member in members))
-
-    def choose(self, _: bytes, excluded: Collection[Upstream]) -> Upstream | None:
-        drawn: list[Member] = []
-        for _draw in range(_DRAWS if self._members else 0):
-            at = bisect.bisect(self._sums, self._random() * self._sums[-1])
-            member = self._members[min(at, len(self._members) - 1)]
-            if member not in drawn and member.upstream not in excluded:
-                drawn.append(member)
-            if len(drawn) == 2:
-                break
-        if not drawn:
-            drawn = [member for member in self._members if member.upstream not in excluded]
-        if not drawn:
-            return None
-        return min(drawn, key=lambda member: _load(member.upstream, member.weight)).upstream
-
-    def note(self, upstream: Upstream) -> None:
-        """Counts are read when they are needed."""
-
-
-def _load(upstream: Upstream, weight: int) -> float:
-    """Requests in flight for the weight: all that are idle are equal, as in HAProxy and nginx."""
-    return upstream.in_flight / weight
+    def rank(self, _: bytes, excluded: Collection[Upstream]) -> Iterator[tuple[Upstream, str]]:
+        heap = self._heap.copy()
+        while heap:
+            load, number, upstream = heapq.heappop(heap)
+            if self._latest[upstream] == number and upstream not in excluded:
+                weight = self._weights[upstream]
+                yield upstream, f"{upstream.in_flight} in flight / weight {weight} = {load:.2f}"
 
 
 # The names that `routing.strategy` accepts. Each maker takes the position to go on from and all

@@ -22,7 +22,7 @@ from atlas_pkg.control.board import Board
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.intercom import Asker, Intercom
 from atlas_pkg.control.orders import Order, Orders
-from atlas_pkg.control.overview import About, Overview
+from atlas_pkg.control.overview import About, Collect, Overview
 from atlas_pkg.control.report import Part
 from atlas_pkg.serving.admin import AdminApp
 from atlas_pkg.serving.clients import Clients
@@ -44,9 +44,7 @@ _TIMEOUTS = Timeouts(client_head=5.0, client_body=5.0, client_write=5.0, client_
 class AdminPort:
     """The admin address, served by threads of this process."""
 
-    def __init__(
-        self, settings: Admin, about: About, collect: Callable[[], Mapping[int, Part]], board: Board
-    ) -> None:
+    def __init__(self, settings: Admin, about: About, collect: Collect, board: Board) -> None:
         self._overview = Overview(about, collect, board)
         app = AdminApp(self._overview, token=settings.token, address=settings.address)
         # A configuration without upstreams: the HTTP loop wants one for its timeouts and limits.
@@ -82,8 +80,8 @@ def serve_admin(
         logs.set_process("admin")
         asker = Asker(intercom.take_asking_ends())
 
-        def collect() -> Mapping[int, Part]:
-            parts = asker.ask()
+        def collect(*, explains: bool) -> Mapping[int, Part]:
+            parts = asker.ask(explains=explains)
             for part in parts.values():
                 logs.set_level(part["log_level"])  # they follow the configuration, we follow them
             return parts

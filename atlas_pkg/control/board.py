@@ -1,4 +1,4 @@
-"""What an administrator has said of the upstreams, where every process can read it.
+"""What an administrator has said, of the upstreams and for explanations, where all can read it.
 
 It is a piece of memory that is made before any process is forked, so all of them share it. Who
 steers writes; worker processes read, when they are asked how they are, after each reload, and
@@ -24,7 +24,7 @@ import zlib
 from typing import NamedTuple
 
 from atlas_pkg.balancing.upstream import AdminState, Identity
-from atlas_pkg.serving.steering import Change
+from atlas_pkg.serving.steering import Asking, Change
 
 # Some ten thousand upstreams. Memory that is never written to is never taken.
 BOARD_BYTES = 2 * 1024 * 1024
@@ -47,6 +47,22 @@ class Word(NamedTuple):
 ORDINARY = Word()
 
 
+class Asked(NamedTuple):
+    """Which exchanges are to be explained."""
+
+    one_in: int | None = None  # None: as the process was started
+    next_from: str = ""  # the client whose next exchange was asked for last
+    orders: int = 0  # how often one was: each counts once, however often it is read
+
+
+class Told(NamedTuple):
+    """What is written on the board."""
+
+    version: int
+    words: dict[Identity, Word]  # without the upstreams that are as in the file
+    asked: Asked
+
+
 class Board:
     """The words for all upstreams. Made before forking; each process uses its copy of this."""
 
@@ -61,8 +77,8 @@ class Board:
         version: int = _HEAD.unpack_from(self._memory)[0]
         return version
 
-    def read(self) -> tuple[int, dict[Identity, Word]] | None:
-        """Return the version and what is written there, without those who are as in the file.
+    def read(self) -> Told | None:
+        """Return what is written there.
 
         None where it cannot be read, since a writer died halfway: until somebody writes again.
         """
@@ -70,37 +86,58 @@ class Board:
             version, length, checksum = _HEAD.unpack_from(self._memory)
             text = self._memory[_HEAD.size : _HEAD.size + length]
             if zlib.crc32(text) == checksum and version == self.version:
-                return version, _decode(text)
+                return Told(version, *_decode(text))
             time.sleep(_BETWEEN_LOOKS)
         return None
 
     def change(self, identity: Identity, change: Change) -> bool:
         """Write what is different from now on; False where there is no room left."""
         with self._lock:
-            version, words = self.read() or (self.version, {})
-            word = words.pop(identity, ORDINARY)
+            told = self._read_or_begin()
+            word = told.words.pop(identity, ORDINARY)
             if change.state is not None:
                 word = word._replace(state=change.state)
             if change.resets_weight or change.weight is not None:
                 word = word._replace(weight=change.weight)
             if word != ORDINARY:
-                words[identity] = word
-            text = _encode(words)
-            if _HEAD.size + len(text) > len(self._memory):
-                return False
-            self._memory[_HEAD.size : _HEAD.size + len(text)] = text
-            _HEAD.pack_into(self._memory, 0, version + 1, len(text), zlib.crc32(text))
-            return True
+                told.words[identity] = word
+            return self._write(told)
+
+    def ask(self, asking: Asking) -> bool:
+        """Write which exchanges are to be explained; False where there is no room left."""
+        with self._lock:
+            told = self._read_or_begin()
+            asked = told.asked
+            if asking.one_in is not None:
+                asked = asked._replace(one_in=asking.one_in)
+            if asking.next_from is not None:
+                asked = asked._replace(next_from=asking.next_from, orders=asked.orders + 1)
+            return self._write(told._replace(asked=asked))
+
+    def _read_or_begin(self) -> Told:
+        return self.read() or Told(self.version, {}, Asked())
+
+    def _write(self, told: Told) -> bool:
+        """Write all of it, as the next version. Caller holds the lock."""
+        text = _encode(told)
+        if _HEAD.size + len(text) > len(self._memory):
+            return False
+        self._memory[_HEAD.size : _HEAD.size + len(text)] = text
+        _HEAD.pack_into(self._memory, 0, told.version + 1, len(text), zlib.crc32(text))
+        return True
 
 
-def _encode(words: dict[Identity, Word]) -> bytes:
-    rows = [(*identity, word.state.value, word.weight) for identity, word in words.items()]
-    return json.dumps(rows).encode() if rows else b""
+def _encode(told: Told) -> bytes:
+    rows = [(*identity, word.state.value, word.weight) for identity, word in told.words.items()]
+    return json.dumps({"words": rows, "asked": told.asked}).encode()
 
 
-def _decode(text: bytes) -> dict[Identity, Word]:
-    rows = json.loads(text) if text else []
-    return {
+def _decode(text: bytes) -> tuple[dict[Identity, Word], Asked]:
+    if not text:
+        return {}, Asked()
+    document = json.loads(text)
+    words = {
         (name, address, port): Word(AdminState(state), weight)
-        for name, address, port, state, weight in rows
+        for name, address, port, state, weight in document["words"]
     }
+    return words, Asked(*document["asked"])

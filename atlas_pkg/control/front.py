@@ -18,6 +18,7 @@ from atlas_pkg.record import Observer
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Worker
+from atlas_pkg.serving.explaining import Tracer
 from atlas_pkg.serving.gates import open_gate
 from atlas_pkg.serving.generation import ConfigHolder
 from atlas_pkg.serving.server import POLL_INTERVAL, AtlasServer
@@ -56,9 +57,12 @@ class Front:
         """How many clients are connected."""
         return len(self._clients)
 
-    def watch(self, observers: Sequence[Observer]) -> None:
-        """Have `observers` told of every exchange from now on, instead of those before."""
-        self._http.watch(observers)
+    def watch(self, observers: Sequence[Observer], tracer: Tracer | None) -> None:
+        """Have `observers` told of every exchange from now on, instead of those before.
+
+        The `tracer` chooses which of them are explained; None: none of them.
+        """
+        self._http.watch(observers, tracer)
 
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over."""

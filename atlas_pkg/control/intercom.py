@@ -14,8 +14,8 @@ Either side may die in the middle of a line, or leave lines that nobody reads. H
 * A question says until when somebody waits; `time.monotonic` is the same in all processes. A worker
   process passes over those that it finds too late.
 
-There is one question only, so nothing can come in the wrong order: changes are on the board
-(`board.py`), and who is asked looks there first.
+There is one question only, with the last exchanges or without, so nothing can come in the wrong
+order: changes are on the board (`board.py`), and who is asked looks there first.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 from atlas_pkg.control.report import Part
 from atlas_pkg.logs import Throttle
@@ -40,6 +40,13 @@ log = logging.getLogger("atlas.intercom")
 PATIENCE = 1.0
 
 _PIECE = 1 << 16
+
+
+class Report(Protocol):
+    """Describes this process."""
+
+    def __call__(self, *, explains: bool) -> Part:
+        """With the last exchanges, if it `explains`."""
 
 
 class Intercom:
@@ -86,7 +93,7 @@ class _Lines:
                 yield value
 
 
-def answer_forever(line: socket.socket, report: Callable[[], Part]) -> None:
+def answer_forever(line: socket.socket, report: Report) -> None:
     """Answer questions on `line` until the other side is gone, for a thread of its own. Blocks."""
     lines = _Lines()
     try:
@@ -107,9 +114,9 @@ def say_farewell(line: socket.socket) -> None:
         log.debug("the line to the admin process is gone: %s", error)
 
 
-def _build_answer(question: dict[str, Any], report: Callable[[], Part]) -> bytes:
+def _build_answer(question: dict[str, Any], report: Report) -> bytes:
     try:
-        answer = {"number": question["number"], "part": report()}
+        answer = {"number": question["number"], "part": report(explains=question["explains"])}
         return json.dumps(answer).encode() + b"\n"
     except Exception:
         # A background thread: whatever is wrong now, the next question may go well.
@@ -151,13 +158,13 @@ class Asker:
         self._gone: set[int] = set()
         threading.Thread(target=self._listen, name="intercom", daemon=True).start()
 
-    def ask(self) -> dict[int, Part]:
+    def ask(self, *, explains: bool) -> dict[int, Part]:
         """Return the parts of those who answered in time, by their places. Blocks."""
         number = next(self._numbers)
         with self._lock:
             question = self._open[number] = _Question(self._lines.keys() - self._gone)
-        text = {"number": number, "until": time.monotonic() + self._patience}
-        data = json.dumps(text).encode() + b"\n"
+        until = time.monotonic() + self._patience
+        data = json.dumps({"number": number, "until": until, "explains": explains}).encode() + b"\n"
         for line in self._lines.values():
             try:
                 # So short a line is taken whole or not at all, so threads need not take turns.

@@ -1,10 +1,10 @@
-"""Who watches the exchanges of this process: the access log, the tallies, the list of errors.
+"""Who watches the exchanges of this process: access log, tallies, list of errors, explanations.
 
 With none of them configured nobody watches, and an exchange costs what it costs. The access log
 follows the configuration while Atlas runs: `follow` opens, changes and closes it. A file that
 cannot be opened is an error at the start, which `check_access_log` finds before anything serves;
-later it is logged, and the file in use stays. `[admin]` needs a restart, so its two observers are
-there from the start or never.
+later it is logged, and the file in use stays. `[admin]` needs a restart, so its observers are there
+from the start or never, and so is the writer that `--explain` needs.
 
 Not done here: making records (`serving/connection.py`) and what the observers do with them.
 """
@@ -14,13 +14,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from atlas_pkg.config import Config
 from atlas_pkg.errors import StartError
 from atlas_pkg.metrics import Tallies
-from atlas_pkg.record import Observer
-from atlas_pkg.serving.accesslog import AccessLog, open_log
+from atlas_pkg.record import Observer, Record
+from atlas_pkg.serving.accesslog import EXPLAINED, AccessLog, open_log
+from atlas_pkg.serving.explaining import Tracer
 from atlas_pkg.serving.journal import Journal
 
 log = logging.getLogger("atlas")
@@ -32,17 +34,33 @@ def check_access_log(config: Config) -> None:
         os.close(open_log(config.access_log))
 
 
+class Watch(Protocol):
+    """Has observers told of exchanges, and a tracer asked which to explain (None: none)."""
+
+    def __call__(self, observers: Sequence[Observer], tracer: Tracer | None) -> None:
+        """From now on, instead of those before."""
+
+
 class Observing:
     """The observers of one process. Its methods may be called by any thread."""
 
-    def __init__(self, watch: Callable[[Sequence[Observer]], None], *, is_counting: bool) -> None:
-        """`watch` is told who watches, each time that it changes."""
+    def __init__(self, watch: Watch, *, is_counting: bool, explain: int = 0) -> None:
+        """`watch` is told who watches, each time that it changes.
+
+        One in `explain` exchanges is explained on standard output; 0 = none.
+        """
         self.tallies = Tallies()
         self.journal = Journal()
+        self.tracer = Tracer(explain)
         self._watch = watch
+        self._may_explain = is_counting or explain > 0
         self._counters: tuple[Observer, ...] = ()
         if is_counting:
-            self._counters = (self.tallies.note, self.journal.observe)
+            self._counters = (self.tallies.note, self.journal.observe, self.tracer.observe)
+        self._terminal: AccessLog | None = None
+        if explain:
+            self._terminal = AccessLog("-", EXPLAINED, what="explanations")
+            self._counters += (self._print,)
         # Guards what follows. A file is opened under it, against our rule: nobody but a reload and
         # a SIGHUP ever want it, and two that open the same log must come one after the other.
         self._lock = threading.Lock()
@@ -71,25 +89,35 @@ class Observing:
     def close(self) -> None:
         """Write what still waits and end. Blocks for some seconds at most."""
         with self._lock:
-            self._watch(())
+            self._watch((), None)
             if self._access_log is not None:
                 self._access_log.close()
                 self._access_log = None
+            if self._terminal is not None:
+                self._terminal.close()
 
     def _turn_to(self, config: Config) -> None:
         """Open, change or close the access log; raises `StartError`. Caller holds the lock."""
         wanted, current = _target(config), self._access_log
         if wanted is None:
-            self._watch(self._counters)  # first, so that nothing comes to a closed log
+            self._tell(self._counters)  # first, so that nothing comes to a closed log
             if current is not None:
                 current.close()
             self._access_log = None
         elif current is None:
             self._access_log = AccessLog(*wanted)
-            self._watch((*self._counters, self._access_log.note))
+            self._tell((*self._counters, self._access_log.note))
         elif wanted != self._target:
             current.switch(*wanted)
         self._target = wanted
+
+    def _tell(self, observers: Sequence[Observer]) -> None:
+        self._watch(observers, self.tracer if self._may_explain else None)
+
+    def _print(self, record: Record) -> None:
+        """Have an explained exchange shown on standard output; an `Observer`."""
+        if self._terminal is not None and record.choices is not None:
+            self._terminal.note(record)
 
 
 def _target(config: Config) -> tuple[str, str] | None:

@@ -17,8 +17,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import atlas_pkg
 from atlas_pkg.control import merging
@@ -26,10 +27,12 @@ from atlas_pkg.control.board import Board
 from atlas_pkg.control.report import DRAINING, SERVING, Part
 from atlas_pkg.metrics import Snapshot, merge
 from atlas_pkg.prometheus import render_prometheus
+from atlas_pkg.serving.explaining import merge_timelines, select
 from atlas_pkg.serving.journal import Journal
 from atlas_pkg.serving.minute import Minute
 from atlas_pkg.serving.status import Stats, Totals
-from atlas_pkg.serving.steering import Change, SteeringError
+from atlas_pkg.serving.steering import Asking, Change, SteeringError
+from atlas_pkg.serving.timeline import Explained
 
 log = logging.getLogger("atlas.overview")
 
@@ -46,13 +49,17 @@ class About:
     processes: int  # that serve
 
 
-class Overview:
-    """Collects, merges and remembers; a `StatusSource`. Thread-safe."""
+class Collect(Protocol):
+    """Asks all processes."""
 
-    def __init__(
-        self, about: About, collect: Callable[[], Mapping[int, Part]], board: Board
-    ) -> None:
-        """`collect` asks all processes and returns the parts of those that answer, by place."""
+    def __call__(self, *, explains: bool) -> Mapping[int, Part]:
+        """Return the parts of those that answer, by place; with the last exchanges or without."""
+
+
+class Overview:
+    """Collects, merges and remembers; an `ExplainingSource` too. Thread-safe."""
+
+    def __init__(self, about: About, collect: Collect, board: Board) -> None:
         self._about = about
         self._ask = collect
         self._board = board
@@ -98,13 +105,35 @@ class Overview:
             if not self._board.change((name, item["address"], item["port"]), change):
                 raise SteeringError(503, "too many upstreams have been steered")
         self._journal.note("steering", f"{change}, by an administrator", upstream=name)
+        self._have_all_follow()
+        return True
+
+    def ask_for(self, asking: Asking) -> None:
+        """Have exchanges explained from now on, in every process."""
+        if not self._board.ask(asking):
+            raise SteeringError(503, "too many upstreams have been steered")
+        self._journal.note("steering", f"explain {asking}, by an administrator")
+        self._have_all_follow()
+
+    def explain(self, query: Mapping[str, str]) -> Explained:
+        """The document of `/explain.json` for the parameters of its query."""
+        parts = self._ask(explains=True).values()
+        wanted = [part["wanted"] for part in parts]
+        timelines = merge_timelines(part["timelines"] for part in parts)
+        return Explained(
+            time=time.time(),
+            one_in=max((item["one_in"] for item in wanted), default=0),
+            next_from=max((item["next_from"] for item in wanted), default=""),
+            exchanges=select(timelines, query),
+        )
+
+    def _have_all_follow(self) -> None:
+        """Have all processes look at the board; raises `SteeringError` if not all do."""
         parts, _ = self._collect()
-        missing = self._about.processes - len(parts)
-        if missing:
-            processes = self._about.processes
+        processes = self._about.processes
+        if missing := processes - len(parts):
             reason = f"{missing} of {processes} processes do not answer; they will follow later"
             raise SteeringError(503, reason)
-        return True
 
     def stats(self) -> Stats:
         """The document of `/stats.json`, made for the caller, who may change it."""
@@ -144,7 +173,7 @@ class Overview:
 
     def _collect(self) -> tuple[list[Part], Snapshot]:
         """Ask all processes; returns the parts that came, and the sum of everything counted."""
-        found = self._ask()
+        found = self._ask(explains=False)
         with self._lock:
             for place, part in found.items():
                 before = self._last.get(place)

@@ -26,6 +26,7 @@ from atlas_pkg.metrics import Snapshot
 from atlas_pkg.serving.generation import Generation
 from atlas_pkg.serving.minute import UpstreamNow
 from atlas_pkg.serving.status import ErrorLine, Reload, state_of
+from atlas_pkg.serving.timeline import Timeline, Wanted
 
 # An upstream in one of these states is sent requests of new clients, unless its weight is 0.
 _USABLE = frozenset({"up", "half-open"})
@@ -48,6 +49,8 @@ class Part(TypedDict):
     gauges: Gauges
     upstreams: list[UpstreamNow]
     errors: list[ErrorLine]
+    wanted: Wanted
+    timelines: list[Timeline]  # empty unless they were asked for
 
 
 def is_usable(upstream: UpstreamNow) -> bool:
@@ -87,8 +90,12 @@ class Reporter:
         self._observing = observing
         self._started = time.time()
 
-    def report(self, generation: Generation) -> Part:
-        """Describe this process; `generation` is what is in force."""
+    def report(self, generation: Generation, *, explains: bool) -> Part:
+        """Describe this process; `generation` is what is in force.
+
+        `explains`: with the last exchanges, which are much to say.
+        """
+        tracer = self._observing.tracer
         upstreams = _describe_upstreams(generation, self._front.idle_connections())
         counts, last = self.reloads.read()
         ledger = generation.balancer.ledger
@@ -122,6 +129,8 @@ class Reporter:
             ),
             upstreams=upstreams,
             errors=self._observing.journal.errors(),
+            wanted=tracer.wanted(),
+            timelines=tracer.timelines() if explains else [],
         )
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
@@ -20,7 +21,7 @@ from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
-from atlas_pkg.control.board import ORDINARY, Board
+from atlas_pkg.control.board import ORDINARY, Asked, Board
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.reload import ConfigWatcher
@@ -31,6 +32,7 @@ from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 from atlas_pkg.serving.proxy import Proxy
+from atlas_pkg.serving.steering import Asking
 from atlas_pkg.serving.tunnels import Tunnels
 from atlas_pkg.wording import show_endpoint
 
@@ -46,6 +48,13 @@ DRAIN_REPORT = 5.0
 CUT_GRACE = 1.0
 
 
+class Options(NamedTuple):
+    """What the command line says, beside the configuration."""
+
+    log_level: str | None = None  # instead of that in `[log]`
+    explain: int = 0  # one in so many exchanges on standard output; 0 = none
+
+
 class Service:
     """One Atlas process. Its methods are called from the main thread, unless said otherwise."""
 
@@ -54,16 +63,16 @@ class Service:
         config: Config,
         seen: bytes,
         *,
-        log_level: str | None = None,
+        options: Options = Options(),  # noqa: B008 - immutable
         secret: bytes = b"",
         board: Board | None = None,
     ) -> None:
-        """`seen` is the file as `config` was read from it; `log_level` overrides `[log]`.
+        """`seen` is the file as `config` was read from it.
 
         Processes that share a port are given the same `secret`; alone, one makes up its own. On
         `board` stands what an administrator wants of the upstreams.
         """
-        self._log_level = log_level
+        self._log_level = options.log_level
         self._resolver = Resolver()
         self._holder = ConfigHolder(Generation(config, secret=secret))
         clients = Clients()
@@ -74,13 +83,16 @@ class Service:
             tidy=self._tidy,
             max_threads=config.listen.max_threads,
         )
-        self._observing = Observing(self._front.watch, is_counting=config.admin is not None)
+        self._observing = Observing(
+            self._front.watch, is_counting=config.admin is not None, explain=options.explain
+        )
         self._reporter = Reporter(self._front, self._observing)
         self._board = board
         # Guards the reading of the board until it is carried out, so that what is newer wins. It is
         # memory, and the balancer's lock is taken inside this one, never the other way round.
         self._following = threading.Lock()
         self._followed = (0, 0)  # version of the board, number of the generation
+        self._answered = Asked()  # what was asked for there, as far as we have heard of it
         self._health = HealthChecker(self._note_probe)
         self._seen = seen
         self._watcher = self._build_watcher()
@@ -126,10 +138,13 @@ class Service:
         self._observing.follow(self._holder.current().config, reopen=True)
         self._watcher.trigger()
 
-    def report(self) -> Part:
-        """Say how this process is, once it has done what an administrator wants. Thread-safe."""
+    def report(self, *, explains: bool) -> Part:
+        """Say how this process is, once it has done what an administrator wants. Thread-safe.
+
+        `explains`: with the last exchanges.
+        """
         self._follow_board()
-        return self._reporter.report(self._holder.current())
+        return self._reporter.report(self._holder.current(), explains=explains)
 
     def reload(self, data: bytes) -> None:
         """Put the configuration in `data` in force, or keep the present one and log why.
@@ -222,15 +237,15 @@ class Service:
         return ConfigWatcher(path, self.reload, seen=self._seen)
 
     def _follow_board(self) -> None:
-        """Do with the upstreams what an administrator wants of them, where that is new."""
+        """Do what an administrator wants of the upstreams and of us, where that is new."""
         if self._board is None:
             return
         with self._following:
             generation, version = self._holder.current(), self._board.version
-            found = None if self._followed == (version, generation.number) else self._board.read()
-            if found is None or not version:
+            told = None if self._followed == (version, generation.number) else self._board.read()
+            if told is None or not version:
                 return
-            version, words = found
+            version, words = told.version, told.words
             balancer = generation.balancer
             # A balancer just put in force may have chosen its upstreams before it was told.
             is_new = generation.number != self._followed[1]
@@ -241,6 +256,11 @@ class Service:
                 if is_new or upstream.weight_override != word.weight:
                     balancer.set_weight(upstream, word.weight)
             self._followed = (version, generation.number)
+            asked, self._answered = self._answered, told.asked
+            if told.asked.one_in != asked.one_in:
+                self._observing.tracer.ask(Asking(one_in=told.asked.one_in))
+            if told.asked.orders != asked.orders:
+                self._observing.tracer.ask(Asking(next_from=told.asked.next_from))
 
     def _tidy(self, worker: Worker) -> None:
         """Let a worker with nothing to do look after its idle upstream connections."""

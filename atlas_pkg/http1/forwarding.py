@@ -204,6 +204,13 @@ class Forwarder:
             return b"".join(b"X-Request-Id: %b\r\n" % value for value in theirs)
         return b"X-Request-Id: %b\r\n" % request_id if request_id else b""
 
+    def kept_request_id(self, request: Request, hop: Hop) -> bytes:
+        """The X-Request-Id that the request came with, if it is passed on; else empty."""
+        if not hop.is_trusted and self.makes_request_ids:
+            return b""
+        theirs = request.fields.notable.get(b"x-request-id")
+        return theirs[0] if theirs else b""
+
     def _forwarded_lines(self, request: Request, hop: Hop, host: bytes) -> list[bytes]:
         """X-Forwarded-*: passed as they came, appended to, or set anew."""
         values = {name: request.fields.notable.get(name, []) for name in _FORWARDED}

@@ -28,8 +28,8 @@ from atlas_pkg.net.stream import set_patience
 # net.core.somaxconn (4096 since Linux 5.4).
 BACKLOG = 1024
 
-# How long a worker stays with a client that may say something more at once, before the client
-# goes back to the gate. Long enough for a client that answers at network speed.
+# How long a read of a client's body blocks before its upstream is watched as well. Long enough for
+# a client that sends at network speed.
 CLIENT_PATIENCE = 0.02
 
 # Sending to a slow client is watched more closely after this.

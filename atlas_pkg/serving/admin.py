@@ -1,4 +1,4 @@
-"""App: metrics, status, steering, and the page that shows them.
+"""App: metrics, status, steering, explanations, and the page that shows them.
 
 It runs on an address of its own, in the same HTTP loop as the proxy. Everything that it shows
 comes from a `StatusSource`; here is only who may ask for what, and how the answer is written.
@@ -12,6 +12,7 @@ Refusals are a sentence each, and never repeat what was sent.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import json
 import logging
@@ -25,7 +26,7 @@ from atlas_pkg.serving.origin import is_foreign_host, is_foreign_origin
 from atlas_pkg.serving.page import Page, judge
 from atlas_pkg.serving.reply import TEXT, Reply, read_small_body, send_reply
 from atlas_pkg.serving.status import ExplainingSource, StatusSource
-from atlas_pkg.serving.steering import SteeringError, parse_change
+from atlas_pkg.serving.steering import SteeringError, parse_asking, parse_change
 
 log = logging.getLogger("atlas.admin")
 
@@ -33,12 +34,17 @@ log = logging.getLogger("atlas.admin")
 MOST_BODY = 4096
 
 _STEER = "/-/upstreams/"
+_ASK = "/-/explain"
 _PROBES = frozenset({"/-/live", "/-/ready"})
 _JSON = "application/json"
 _METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _RETRY_AFTER = ("Retry-After", "5")
+_UNKNOWN = "there is no upstream of that name"
 
 _View = Callable[[Exchange], Reply]
+
+# Does what a request that may steer says in its body, and returns what was done.
+_Order = Callable[[Exchange, bytes], str]
 
 
 class AdminApp:
@@ -58,8 +64,9 @@ class AdminApp:
             "/metrics": self._show_metrics,
             "/stats.json": self._show_stats,
         }
-        if isinstance(source, ExplainingSource):
-            explain = source.explain
+        self._explainer = source if isinstance(source, ExplainingSource) else None
+        if self._explainer is not None:
+            explain = self._explainer.explain
             self._views["/explain.json"] = lambda exchange: _json_reply(explain(_query(exchange)))
 
     def __call__(self, exchange: Exchange) -> Steps:
@@ -67,12 +74,20 @@ class AdminApp:
         yield from exchange.may_wait()
         path = exchange.request.target.decode("ascii").partition("?")[0]
         refusal = None if path in _PROBES else self._refuse_foreign(exchange)
+        order = self._find_order(path)
         if refusal is not None:
             send_reply(exchange, refusal)
-        elif path.startswith(_STEER) and path != _STEER:
-            self._steer(exchange, path.removeprefix(_STEER))
+        elif order is not None:
+            self._steer(exchange, order)
         else:
             send_reply(exchange, self._view(exchange, path))
+
+    def _find_order(self, path: str) -> _Order | None:
+        if path.startswith(_STEER) and path != _STEER:
+            return functools.partial(self._change, path.removeprefix(_STEER))
+        if path == _ASK and self._explainer is not None:
+            return functools.partial(self._ask, self._explainer)
+        return None
 
     def _view(self, exchange: Exchange, path: str) -> Reply:
         view = self._views.get(path)
@@ -80,7 +95,10 @@ class AdminApp:
             return _sentence(404, "there is nothing at this path")
         if exchange.request.method not in {b"GET", b"HEAD"}:
             return _not_allowed("GET, HEAD")
-        return view(exchange)
+        try:
+            return view(exchange)
+        except SteeringError as error:
+            return _refused(error)
 
     def _refuse_foreign(self, exchange: Exchange) -> Reply | None:
         """Build the refusal of a request that a foreign page may be behind, or None."""
@@ -102,7 +120,8 @@ class AdminApp:
 
     def _show_page(self, _: Exchange) -> Reply:
         stats = self._source.stats()
-        body = self._page.render(stats, judge(stats))
+        explained = self._explainer.explain({}) if self._explainer is not None else None
+        body = self._page.render(stats, judge(stats), explained)
         return Reply(200, body, "text/html; charset=utf-8", self._page.policy)
 
     def _show_stats(self, _: Exchange) -> Reply:
@@ -123,14 +142,18 @@ class AdminApp:
             return _sentence(200, f"ready: {reason}" if reason else "ready")
         return _sentence(503, f"not ready: {reason}", _RETRY_AFTER)
 
-    def _steer(self, exchange: Exchange, quoted: str) -> None:
-        """Change an upstream, if the request may do so and says how."""
+    def _steer(self, exchange: Exchange, order: _Order) -> None:
+        """Carry out `order`, if the request may steer and says how."""
         refusal = self._refuse_steering(exchange)
         if refusal is not None:
             send_reply(exchange, refusal)
             return
         body = read_small_body(exchange, MOST_BODY)
-        send_reply(exchange, self._change(exchange, quoted, body), has_read_body=True)
+        try:
+            reply = _sentence(200, f"done: {order(exchange, body)}")
+        except SteeringError as error:
+            reply = _refused(error)
+        send_reply(exchange, reply, has_read_body=True)
 
     def _refuse_steering(self, exchange: Exchange) -> Reply | None:
         """Build the refusal of whoever may not steer, or None."""
@@ -150,19 +173,24 @@ class AdminApp:
             return _unauthorized("this is not the token", ', error="invalid_token"')
         return None
 
-    def _change(self, exchange: Exchange, quoted: str, body: bytes) -> Reply:
+    def _change(self, quoted: str, exchange: Exchange, body: bytes) -> str:
+        """Change an upstream."""
         try:
             name = urllib.parse.unquote(quoted, errors="strict")
-            change = parse_change(exchange.request.fields.get(b"content-type") or b"", body)
-            if not self._source.steer(name, change):
-                return _sentence(404, "there is no upstream of that name")
         except UnicodeDecodeError:
-            return _sentence(404, "there is no upstream of that name")
-        except SteeringError as error:
-            retry = (_RETRY_AFTER,) if error.status == 503 else ()
-            return _sentence(error.status, error.reason, *retry)
+            raise SteeringError(404, _UNKNOWN) from None
+        change = parse_change(_content_type(exchange), body)
+        if not self._source.steer(name, change):
+            raise SteeringError(404, _UNKNOWN)
         log.info("upstream %s: %s, by %s", name, change, _client(exchange))
-        return _sentence(200, f"done: {change}")
+        return str(change)
+
+    def _ask(self, explainer: ExplainingSource, exchange: Exchange, body: bytes) -> str:
+        """Have exchanges explained from now on."""
+        asking = parse_asking(_content_type(exchange), body)
+        explainer.ask_for(asking)
+        log.info("to be explained: %s, by %s", asking, _client(exchange))
+        return f"explaining {asking}"
 
     def _note_refusal(self, exchange: Exchange, cause: str) -> None:
         self._throttle.write(logging.WARNING, cause, "%s: refused for %s", _client(exchange), cause)
@@ -170,6 +198,11 @@ class AdminApp:
 
 def _sentence(status: int, text: str, *fields: tuple[str, str]) -> Reply:
     return Reply(status, f"{text}\n".encode(), TEXT, fields=fields)
+
+
+def _refused(error: SteeringError) -> Reply:
+    retry = (_RETRY_AFTER,) if error.status == 503 else ()
+    return _sentence(error.status, error.reason, *retry)
 
 
 def _not_allowed(methods: str) -> Reply:
@@ -182,6 +215,10 @@ def _unauthorized(text: str, error: str) -> Reply:
 
 def _json_reply(document: object) -> Reply:
     return Reply(200, json.dumps(document, separators=(",", ":"), allow_nan=False).encode(), _JSON)
+
+
+def _content_type(exchange: Exchange) -> bytes:
+    return exchange.request.fields.get(b"content-type") or b""
 
 
 def _query(exchange: Exchange) -> dict[str, str]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import socket
 import time
-import uuid
 
 from atlas_pkg.balancing.opening import Opening, connect
 from atlas_pkg.balancing.pool import FRESH, UpstreamConnection
@@ -79,7 +78,7 @@ class Attempt:
             exchange.request,
             exchange.hop,
             fallback_host=self._upstream.host_field,
-            request_id=uuid.uuid4().hex.encode() if forwarder.makes_request_ids else b"",
+            request_id=exchange.make_request_id() if forwarder.makes_request_ids else b"",
         )
         # What may not be repeatable is not trusted to a connection that may just be going stale.
         idle_limit = generation.config.timeouts.upstream_idle

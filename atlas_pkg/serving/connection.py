@@ -15,15 +15,15 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from atlas_pkg.errors import ClientError, ClientGone, NoUpstream, StreamError, UpstreamError
+from atlas_pkg.errors import ClientError, ClientGone, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
-from atlas_pkg.http1.message import Request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.stream import RECEIVE_BYTES
 from atlas_pkg.record import End, Observer, Record
 from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.exchange import Exchange, Worker, build_answer
-from atlas_pkg.serving.failures import Failure, explain
+from atlas_pkg.serving.explaining import Tracer
+from atlas_pkg.serving.failures import explain, log_failure
 from atlas_pkg.serving.farewell import Farewell
 from atlas_pkg.serving.gate import Gate
 from atlas_pkg.serving.generation import ConfigHolder, Generation
@@ -54,10 +54,15 @@ class HttpService:
         self._throttle = Throttle(log)
         # Told of every exchange when it has ended; empty while nobody watches.
         self._observers: tuple[Observer, ...] = ()
+        self._tracer: Tracer | None = None
 
-    def watch(self, observers: Sequence[Observer]) -> None:
-        """Have `observers` told of every exchange from now on, instead of those before."""
+    def watch(self, observers: Sequence[Observer], tracer: Tracer | None) -> None:
+        """Have `observers` told of every exchange from now on, instead of those before.
+
+        The `tracer` chooses which of them are explained; None: none of them.
+        """
         self._observers = tuple(observers)
+        self._tracer = tracer
 
     def serve(self, client: ClientConnection, worker: Worker) -> Steps:
         """Serve `client` until it has nothing more to say; then it is parked or closed."""
@@ -161,7 +166,9 @@ class HttpService:
             request, client, clients=self._clients, generation=generation, worker=worker
         )
         if self._observers:
-            exchange.record = exchange.begin_record()
+            exchange.record = record = exchange.begin_record()
+            if self._tracer is not None and self._tracer.wants(record.address):
+                record.choices = []
         if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
         return exchange
@@ -200,7 +207,7 @@ class HttpService:
             if exchange.has_started and isinstance(error, UpstreamError):
                 exchange.record.end = End.UPSTREAM_CUT
             exchange.record.status = exchange.record.status or failure.status
-        self._log_failure(exchange.request, error, failure)
+        log_failure(self._throttle, exchange.request.line, error, failure)
         if exchange.has_started:
             self._observe(exchange.record)
             self._farewell.cut(client, exchange)
@@ -219,25 +226,6 @@ class HttpService:
         if is_gone:
             self._farewell.close(client)
         return not is_gone
-
-    def _log_failure(self, request: Request, error: Exception, failure: Failure) -> None:
-        """Log what is not the client's fault; that is logged where it is refused."""
-        line = request.line.decode("latin-1")
-        if isinstance(error, NoUpstream):
-            self._throttle.write(logging.WARNING, "none", "503 for %s: %s", line, error)
-        elif isinstance(error, UpstreamError):
-            upstream = error.upstream or "an upstream"
-            self._throttle.write(
-                logging.WARNING,
-                f"{upstream} {error}",
-                "%d for %s: upstream %s %s",
-                failure.status,
-                line,
-                upstream,
-                error,
-            )
-        elif not isinstance(error, ClientError):
-            log.error("500 for %s: an error in Atlas", line, exc_info=error)
 
     def _observe(self, record: Record | None) -> None:
         """Tell the observers of an exchange that has ended.

@@ -15,9 +15,11 @@ import email.utils
 import html
 import http.client
 import time
+import uuid
 
-from atlas_pkg.balancing.lease import Wish
+from atlas_pkg.balancing.lease import Lease, Wish
 from atlas_pkg.balancing.pool import Pool
+from atlas_pkg.errors import NoUpstream
 from atlas_pkg.http1.forwarding import Hop
 from atlas_pkg.http1.message import Request
 from atlas_pkg.net.relay import Relay
@@ -58,6 +60,7 @@ class Exchange:
         "may_persist",
         "record",
         "request",
+        "request_id",
         "wish",
         "worker",
     )
@@ -80,6 +83,8 @@ class Exchange:
         self.has_started = False
         # Has the client been sent anything, an interim answer included?
         self.has_sent = False
+        # Ours for this request, if we make one: the same for each attempt.
+        self.request_id = b""
         # What ties this client to an upstream, for the balancer.
         self.wish: Wish = generation.affinity.wish(request, self.hop)
         # What the observers are told of this exchange; None while nobody watches.
@@ -90,6 +95,27 @@ class Exchange:
         self.ends_by_closing = False
         # Both connections now belong to a tunnel; nobody else may touch them.
         self.is_tunnel = False
+
+    def lease_now(self, wish: Wish) -> Lease | None:
+        """Reserve an upstream for one attempt; None where it takes waiting for a place.
+
+        Raises `NoUpstream`. Notes why, if somebody asked for that.
+        """
+        balancer, record = self.generation.balancer, self.record
+        if record is None or record.choices is None:
+            return balancer.lease_now(wish)
+        lease, choice = balancer.lease_explained(wish)
+        record.choices.append(choice)
+        if lease is None and not choice.waits:
+            raise NoUpstream
+        return lease
+
+    def lease(self, wish: Wish) -> Lease:
+        """As `lease_now`, but wait for a place. Blocks. Raises `ClientGone` as well."""
+        lease = self.lease_now(wish)
+        if lease is not None:
+            return lease
+        return self.generation.balancer.lease(wish, is_gone=self.client.has_ended)
 
     def may_wait(self) -> Steps:
         """Pause until a worker goes on that may wait."""
@@ -102,7 +128,16 @@ class Exchange:
         address = self.generation.forwarder.client_address(request, self.hop)
         record = Record(address.decode("ascii"), request.line, time.monotonic())
         record.referer, record.user_agent = request.fields.origin()
+        record.request_id = self.generation.forwarder.kept_request_id(request, self.hop)
         return record
+
+    def make_request_id(self) -> bytes:
+        """The id that is sent on unless the request has one that is kept (UUID 4, RFC 9562)."""
+        if not self.request_id:
+            self.request_id = uuid.uuid4().hex.encode()
+            if self.record is not None and not self.record.request_id:
+                self.record.request_id = self.request_id
+        return self.request_id
 
     def start(self, status: int) -> None:
         """The final answer is about to be sent: from here on a failure can only cut it."""

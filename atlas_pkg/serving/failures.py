@@ -7,10 +7,14 @@ is nobody's business.
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from atlas_pkg.errors import ClientError, NoUpstream, Stage, UpstreamError
+from atlas_pkg.logs import Throttle
 from atlas_pkg.record import End
+
+log = logging.getLogger("atlas.connection")
 
 
 class Failure(NamedTuple):
@@ -39,3 +43,25 @@ def _end_of(error: UpstreamError) -> End:
     if error.stage is Stage.CONNECT:
         return End.CONNECT_TIMEOUT if error.timed_out else End.CONNECT_FAILED
     return End.UPSTREAM_TIMEOUT if error.timed_out else End.UPSTREAM_FAILED
+
+
+def log_failure(
+    throttle: Throttle, request_line: bytes, error: Exception, failure: Failure
+) -> None:
+    """Log what is not the client's fault; that is logged where it is refused."""
+    line = request_line.decode("latin-1")
+    if isinstance(error, NoUpstream):
+        throttle.write(logging.WARNING, "none", "503 for %s: %s", line, error)
+    elif isinstance(error, UpstreamError):
+        upstream = error.upstream or "an upstream"
+        throttle.write(
+            logging.WARNING,
+            f"{upstream} {error}",
+            "%d for %s: upstream %s %s",
+            failure.status,
+            line,
+            upstream,
+            error,
+        )
+    elif not isinstance(error, ClientError):
+        log.error("500 for %s: an error in Atlas", line, exc_info=error)

@@ -19,12 +19,10 @@ from collections.abc import Callable, Mapping
 
 from atlas_pkg.record import DONE, End, Record
 from atlas_pkg.serving.status import ErrorLine, Event, State
+from atlas_pkg.serving.timeline import show_line
 
 MOST_EVENTS = 50
 MOST_ERRORS = 20
-
-# A request line may be 8 KiB; this much of it tells which one it was.
-MOST_LINE = 160
 
 # The answers that Atlas makes itself, and what had failed.
 _FAILED = {
@@ -38,6 +36,9 @@ _FAILED = {
     End.ERROR: "an error in Atlas; the log has the traceback",
 }
 _WELL = frozenset(End) - _FAILED.keys()
+
+# A breaker that is not closed.
+_BREAKER_KINDS = frozenset({"open", "half-open"})
 
 
 class Journal:
@@ -72,7 +73,7 @@ class Journal:
         line = ErrorLine(
             time=self._clock() - age,
             client=record.address,
-            line=_show_line(record.line),
+            line=show_line(record.line),
             upstream=record.upstream,
             status=record.status,
             text=_FAILED[end],
@@ -93,7 +94,7 @@ class Journal:
             for name, state in states.items():
                 before, since = known.get(name, (state, now))
                 if before.kind != state.kind:
-                    text = f"{state.words}: {state.why}" if state.why else state.words
+                    text = _tell_change(before, state)
                     self._events.append(Event(time=now, kind="state", upstream=name, text=text))
                     since = now
                 self._states[name] = (state, since)
@@ -115,12 +116,8 @@ class Journal:
             return list(reversed(self._errors))
 
 
-def _show_line(line: bytes) -> str:
-    """A request line for people. Queries are left out: they carry secrets, and anybody may look."""
-    before, mark, after = line.decode("latin-1").partition("?")
-    text = before
-    if mark:
-        version = after.rpartition(" ")[2] if " " in after else ""
-        text = f"{before}?… {version}".rstrip()
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-    return text if len(text) <= MOST_LINE else text[: MOST_LINE - 1] + "…"
+def _tell_change(before: State, state: State) -> str:
+    text = f"{state.words}: {state.why}" if state.why else state.words
+    if before.kind in _BREAKER_KINDS and state.kind == "up":
+        text = f"circuit breaker closed, {text}"
+    return text

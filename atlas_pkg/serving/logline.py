@@ -11,7 +11,7 @@ byte that is not UTF-8 stands there as the four characters `\\xHH`. What is miss
 
 Most values come again and again, so how they are written is remembered; request lines do not.
 
-Pure, but for the time zone. An instance keeps the last second's time stamp, so one thread uses it.
+Pure, but for the time zone, and thread-safe.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class Combined:
     """`ADDRESS - - [10/Oct/2000:13:55:36 +0000] "LINE" STATUS BYTES "REFERER" "USER-AGENT"`."""
 
     def __init__(self) -> None:
-        self._second = -1
-        self._stamp = b""
+        self._stamp = (-1, b"")  # of the last second; replaced as a whole
         self._show = functools.lru_cache(_REMEMBERED)(_show)
         self._show_word = functools.lru_cache(_REMEMBERED)(_show_word)
 
     def format(self, record: Record, ended_at: float) -> bytes:
         """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
-        second = int(ended_at)
-        if second != self._second:
-            self._second = second
-            self._stamp = _show_local(second).encode()
+        second, stamp = self._stamp
+        if int(ended_at) != second:
+            second = int(ended_at)
+            stamp = _show_local(second).encode()
+            self._stamp = (second, stamp)
         return b'%b - - [%b] "%b" %03d %d "%b" "%b"\n' % (
             self._show_word(record.address),
-            self._stamp,
+            stamp,
             _show(record.line),
             record.status,
             record.body_out,
@@ -75,9 +75,7 @@ class Json:
     """One object a line."""
 
     def __init__(self) -> None:
-        self._second = -1
-        self._date = ""
-        self._offset = ""
+        self._stamp = (-1, "", "")  # of the last second: it, its date, its offset
         self._quote = functools.lru_cache(_REMEMBERED)(_quote)
         self._quote_text = functools.lru_cache(_REMEMBERED)(_quote_text)
 
@@ -108,13 +106,14 @@ class Json:
         """Write an instant as ISO 8601 has it, in local time."""
         # Rounded before it is split: 0.9996 s belong to the next second.
         second, thousandths = divmod(round(instant * 1000), 1000)
-        if second != self._second:
-            self._second = second
+        stamped, date, offset = self._stamp
+        if second != stamped:
             local = time.localtime(second)
-            self._date = time.strftime("%Y-%m-%dT%H:%M:%S", local)
+            date = time.strftime("%Y-%m-%dT%H:%M:%S", local)
             offset = _show_offset(local)
-            self._offset = f"{offset[:3]}:{offset[3:]}"
-        return f"{self._date}.{thousandths:03d}{self._offset}"
+            offset = f"{offset[:3]}:{offset[3:]}"
+            self._stamp = (second, date, offset)
+        return f"{date}.{thousandths:03d}{offset}"
 
 
 def _show_local(second: int) -> str:
@@ -133,7 +132,9 @@ def _show_offset(local: time.struct_time) -> str:
 
 def _show(value: bytes) -> bytes:
     """Write a value so that it stays where it belongs."""
-    return _UNSAFE.sub(_escape, value) or b"-"
+    if not _UNSAFE.search(value):  # nearly all
+        return value or b"-"
+    return _UNSAFE.sub(_escape, value)
 
 
 def _show_word(text: str) -> bytes:

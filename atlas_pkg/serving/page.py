@@ -1,7 +1,8 @@
 """The status page: `page.html`, filled in so that it can be read without scripts.
 
-The file has names in double braces; they are replaced in one pass, so a value that holds braces is
-not looked at again. Every value that comes from outside goes through `_text`. The page's policy
+A line `/* include FILE */` stands for a file beside it. Then there are names in double braces; they
+are replaced in one pass, so a value that holds braces is not looked at again. Every value that
+comes from outside goes through `_text`. The page's policy
 allows exactly the style and the script in the file, by their hashes (CSP 3 §2.3.1), so even
 markup that got through could run nothing.
 
@@ -25,8 +26,11 @@ from atlas_pkg.serving.status import (
     UpstreamStats,
     Verdict,
 )
+from atlas_pkg.serving.timeline import Explained
+from atlas_pkg.serving.waterfall import show_section
 from atlas_pkg.wording import show_endpoint
 
+_INCLUDE = re.compile(r"^/\* include ([a-z.]+) \*/$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{\{([a-z]+)\}\}")
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
@@ -48,9 +52,8 @@ class Page:
     """The page and its Content-Security-Policy. Immutable, thread-safe."""
 
     def __init__(self) -> None:
-        """Read the file, which must not change under a running program. Blocks on the disk."""
-        source = importlib.resources.files("atlas_pkg.serving").joinpath("page.html")
-        self._template = source.read_text(encoding="utf-8")
+        """Read the files, which must not change under a running program. Blocks on the disk."""
+        self._template = _INCLUDE.sub(lambda match: _read(match[1]), _read("page.html"))
         self.policy = "; ".join(
             (
                 "default-src 'none'",
@@ -64,8 +67,8 @@ class Page:
             )
         )
 
-    def render(self, stats: Stats, verdict: Verdict) -> bytes:
-        """Fill the page with `stats`."""
+    def render(self, stats: Stats, verdict: Verdict, explained: Explained | None = None) -> bytes:
+        """Fill the page with `stats`, and with the last exchanges, if there is who knows them."""
         values: dict[str, Callable[[], str]] = {
             "title": lambda: _text(f"{verdict['text']} – Atlas"),
             "version": lambda: _text(stats["version"]),
@@ -77,6 +80,7 @@ class Page:
             "rows": lambda: "\n".join(_row(item, stats["time"]) for item in stats["upstreams"]),
             "events": lambda: _list(map(_event, stats["events"]), "None yet."),
             "errors": lambda: _list(map(_error, stats["errors"]), "None so far."),
+            "exchanges": lambda: show_section(explained),
         }
         return _PLACEHOLDER.sub(lambda match: values[match[1]](), self._template).encode()
 
@@ -103,6 +107,11 @@ def judge(stats: Stats) -> Verdict:
     number = len(upstreams) - len(troubles)
     text = f"{number} of {len(upstreams)} upstreams {'is' if number == 1 else 'are'} up"
     return Verdict(level="warn", text=text, details=details)
+
+
+def _read(name: str) -> str:
+    file = importlib.resources.files("atlas_pkg.serving").joinpath(name)
+    return file.read_text(encoding="utf-8")
 
 
 def _hashes(pattern: re.Pattern[str], template: str) -> str:

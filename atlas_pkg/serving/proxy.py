@@ -40,10 +40,12 @@ class Proxy:
         client's side.
         """
         upload = _begin_upload(exchange) if exchange.request.has_body else None
-        lease = exchange.generation.balancer.lease_now(exchange.wish)
+        lease = exchange.lease_now(exchange.wish)
         if lease is None:
             yield from exchange.may_wait()
-            lease = _queue(exchange)
+            lease = exchange.generation.balancer.lease(
+                exchange.wish, is_gone=exchange.client.has_ended
+            )
         try:
             attempt = Attempt(exchange, lease.upstream, upload)
             attempt.begin()
@@ -147,12 +149,6 @@ def _ask_others(
                 raise
     finally:
         retries.close()
-
-
-def _queue(exchange: Exchange) -> Lease:
-    """Wait for a place at an upstream. Blocks. Raises `NoUpstream`, `ClientGone`."""
-    balancer = exchange.generation.balancer
-    return balancer.lease(exchange.wish, is_gone=exchange.client.has_ended)
 
 
 def _begin_upload(exchange: Exchange) -> Upload:

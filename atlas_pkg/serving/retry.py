@@ -50,7 +50,7 @@ class Retries:
         self._left -= 1
         wish = Wish(exchange.wish.key, None, tuple(self._tried))
         try:
-            return balancer.lease(wish, is_gone=exchange.client.has_ended)
+            return exchange.lease(wish)
         except NoUpstream:
             raise error from None
 

@@ -15,11 +15,9 @@ from collections.abc import Mapping
 from typing import NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
 
 from atlas_pkg.balancing.breaker import BreakerState
-from atlas_pkg.balancing.upstream import AdminState, Upstream
-from atlas_pkg.serving.steering import Change
-
-# What a balancer says of an upstream that a reload has added and no probe has passed yet.
-_UNPROBED = "waits for its first probe"
+from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream
+from atlas_pkg.serving.steering import Asking, Change
+from atlas_pkg.serving.timeline import Explained
 
 
 class State(NamedTuple):
@@ -170,10 +168,19 @@ class StatusSource(Protocol):
 
 @runtime_checkable
 class ExplainingSource(Protocol):
-    """A source that can also say how a request would be, or was, treated."""
+    """A source that can also say why requests went where they went."""
 
-    def explain(self, query: Mapping[str, str]) -> dict[str, object]:
-        """The document of `/explain.json` for the parameters of its query."""
+    def explain(self, query: Mapping[str, str]) -> Explained:
+        """The document of `/explain.json` for the parameters of its query.
+
+        Raises `SteeringError` for parameters that are not known.
+        """
+
+    def ask_for(self, asking: Asking) -> None:
+        """Have exchanges explained from now on, in every process.
+
+        Raises `SteeringError` where that could not be done.
+        """
 
 
 def state_of(upstream: Upstream, now: float, *, is_checked: bool) -> State:
@@ -194,8 +201,8 @@ def state_of(upstream: Upstream, now: float, *, is_checked: bool) -> State:
 def _state_by_itself(upstream: Upstream, now: float, is_checked: bool) -> State:
     """The state without regard to an administrator's word."""
     if not upstream.is_up:
-        if upstream.health_reason == _UNPROBED:
-            return State("checking", "checking", _UNPROBED)
+        if upstream.health_reason == UNPROBED:
+            return State("checking", "checking", UNPROBED)
         return State("down", "down", upstream.health_reason)
     breaker = upstream.breaker
     state = breaker.state(now) if breaker is not None else BreakerState.CLOSED

@@ -1,17 +1,18 @@
-"""What an administrator asks of an upstream: another state, another weight.
+"""What an administrator asks for: another state or weight of an upstream, explanations.
 
-A request's body, form or JSON, becomes a `Change`, or a `SteeringError` with a sentence. Exactly
-what is documented is taken: a key that is unknown or given twice is refused, since whoever
-steers a load balancer should not learn later that half of it was ignored.
+A request's body, form or JSON, becomes a `Change` or an `Asking`, or a `SteeringError` with a
+sentence. Exactly what is documented is taken: a key that is unknown or given twice is refused,
+since whoever steers a load balancer should not learn later that half of it was ignored.
 
 Not done here: who may steer (`admin.py`), and carrying it out (`StatusSource.steer`).
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from atlas_pkg.balancing.upstream import AdminState
@@ -20,6 +21,12 @@ from atlas_pkg.http1 import syntax
 
 # As the configuration has it.
 MOST_WEIGHT = 1000
+
+# One in more than these need not be explained at all.
+MOST_ONE_IN = 1_000_000
+
+# A form knows only text; these are numbers in it.
+_NUMBERS = ("weight", "one_in")
 
 _STATES = {state.value: state for state in AdminState}
 
@@ -50,8 +57,53 @@ class Change:
         return ", ".join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Which exchanges are to be explained from now on; None is what stays."""
+
+    one_in: int | None = None  # 0 = none
+    next_from: str | None = None  # the address of a client; empty = wait for nobody
+
+    def __str__(self) -> str:
+        parts = []
+        if self.one_in is not None:
+            parts.append(f"one in {self.one_in}" if self.one_in else "none of all")
+        if self.next_from is not None:
+            parts.append(f"the next from {self.next_from or 'nobody'}")
+        return ", ".join(parts)
+
+
 def parse_change(content_type: bytes, body: bytes) -> Change:
     """Read a request's body: JSON if it says so, else a form. Raises `SteeringError`."""
+    return _build_change(_read_values(content_type, body, ("state", "weight")))
+
+
+def parse_asking(content_type: bytes, body: bytes) -> Asking:
+    """As `parse_change`, for explanations."""
+    values = _read_values(content_type, body, ("one_in", "next_from"))
+    return Asking(
+        _read_count(values["one_in"]) if "one_in" in values else None,
+        _read_address(values["next_from"]) if "next_from" in values else None,
+    )
+
+
+def _read_count(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ONE_IN:
+        return value
+    raise SteeringError(400, f"one_in must be an integer from 0 to {MOST_ONE_IN}")
+
+
+def _read_address(value: object) -> str:
+    try:
+        if isinstance(value, str):
+            return str(ipaddress.ip_address(value)) if value else ""
+    except ValueError:
+        pass
+    raise SteeringError(400, "next_from must be an IP address, or empty to wait for nobody")
+
+
+def _read_values(content_type: bytes, body: bytes, known: Sequence[str]) -> dict[str, object]:
+    """Read a body that sets at least one of the keys `known`, and none that is unknown."""
     kind = content_type.partition(b";")[0].strip().lower()
     if kind == b"application/json":
         values = _parse_json(body)
@@ -59,12 +111,11 @@ def parse_change(content_type: bytes, body: bytes) -> Change:
         values = _parse_form(body)
     else:
         raise SteeringError(400, "the body must be a form or application/json")
-    unknown = sorted(values.keys() - {"state", "weight"})
-    if unknown:
-        raise SteeringError(400, "only the keys state and weight are known")
+    if values.keys() - set(known):
+        raise SteeringError(400, f"only the keys {' and '.join(known)} are known")
     if not values:
-        raise SteeringError(400, "the body must set state or weight")
-    return _build_change(values)
+        raise SteeringError(400, f"the body must set {' or '.join(known)}")
+    return values
 
 
 def _build_change(values: Mapping[str, object]) -> Change:
@@ -98,10 +149,11 @@ def _parse_form(body: bytes) -> dict[str, object]:
     except ValueError:  # UnicodeDecodeError is one
         raise SteeringError(400, "the form is malformed") from None
     values: dict[str, object] = dict(_without_twins(pairs))
-    weight = values.get("weight")
-    # A form knows only text. `int()` would take "+5" and "0_5" as well.
-    if isinstance(weight, str) and len(weight) <= 4 and syntax.DIGITS.fullmatch(weight.encode()):
-        values["weight"] = int(weight)
+    for key in _NUMBERS:
+        text = values.get(key)
+        # `int()` would take "+5" and "0_5" as well.
+        if isinstance(text, str) and len(text) <= 7 and syntax.DIGITS.fullmatch(text.encode()):
+            values[key] = int(text)
     return values
 
 

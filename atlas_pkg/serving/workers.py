@@ -1,10 +1,10 @@
 """The threads that serve, and the gatekeeper who decides how many there are.
 
-Few threads are best while upstreams answer fast: the interpreter lock makes every further runnable
-thread an expense. Many are needed while upstreams are slow, since each waiting request holds one.
-So a handful of workers is always kept. The gatekeeper adds more only when a connection is ready,
-nobody is at the gate, and there is CPU time to spare (`headroom.py`) or no worker has come back at
-all. Workers that find nothing to do for half a second leave again.
+Few threads are best: the interpreter lock makes every further runnable one an expense, and one that
+leads serves all that needs no waiting (`turns.py`). More are needed for what does: large bodies,
+answers that take long. So a handful of workers is always kept. The gatekeeper adds more only when
+something is ready, nobody is at the gate, and there is CPU time to spare (`headroom.py`) or no
+worker has come back at all. Workers that find nothing to do for half a second leave again.
 
 The gatekeeper also enforces the deadlines of the connections that wait. It sleeps while there are
 free workers, so an idle Atlas uses no CPU.

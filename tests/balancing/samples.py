@@ -42,6 +42,7 @@ def build_config(
 def seed(balancer: Balancer, dice: random.Random) -> None:
     """Have a strategy that throws dice use these, so that a test can be repeated."""
     if hasattr(balancer._strategy, "_random"):
+        balancer._strategy._dice = dice
         balancer._strategy._random = dice.random
 
 

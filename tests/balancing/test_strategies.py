@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from atlas_pkg.balancing.drawing import PowerOfTwo, Random
 from atlas_pkg.balancing.member import START, Member
 from atlas_pkg.balancing.strategies import (
     STRATEGIES,
     LeastConnections,
-    PowerOfTwo,
-    Random,
     RoundRobin,
     Strategy,
     WeightedRoundRobin,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 
 import pytest
 
@@ -141,17 +140,6 @@ def test_upstreams_are_only_for_post(app: AdminApp, method: str) -> None:
 
     assert answer.status == 405
     assert answer.fields["Allow"] == "POST"
-
-
-def test_explanations_are_there_only_if_the_source_has_them(app: AdminApp) -> None:
-    class Explaining(FakeSource):
-        def explain(self, query: Mapping[str, str]) -> dict[str, object]:
-            return dict(query)
-
-    explaining = AdminApp(Explaining(), token="", address="127.0.0.1")
-
-    assert ask(app, "/explain.json").status == 404
-    assert json.loads(ask(explaining, "/explain.json?path=/a%20b").body) == {"path": "/a b"}
 
 
 # Foreign pages

@@ -8,8 +8,9 @@ from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.balancing.upstream import AdminState, Upstream
 from atlas_pkg.config import CircuitBreaker, UpstreamConfig
 from atlas_pkg.record import End, Record
-from atlas_pkg.serving.journal import MOST_ERRORS, MOST_EVENTS, MOST_LINE, Journal
+from atlas_pkg.serving.journal import MOST_ERRORS, MOST_EVENTS, Journal
 from atlas_pkg.serving.status import State, mark_of, state_of
+from atlas_pkg.serving.timeline import MOST_LINE
 
 UP = State("up", "up", "HTTP 200")
 DOWN = State("down", "down", "refused")
@@ -45,6 +46,14 @@ def build_record(end: End, line: bytes = b"GET / HTTP/1.1", **more: object) -> R
     for name, value in more.items():
         setattr(record, name, value)
     return record
+
+
+@pytest.mark.parametrize("kind", ["open", "half-open"])
+def test_a_breaker_that_has_closed_is_told(journal: Journal, kind: str) -> None:
+    journal.watch({"a": State(kind, kind, "")})
+    journal.watch({"a": UP})
+
+    assert [event["text"] for event in journal.events()] == ["circuit breaker closed, up: HTTP 200"]
 
 
 def test_events_are_told_newest_first(journal: Journal, clock: Clock) -> None:

@@ -141,6 +141,7 @@ def test_nothing_is_loaded_from_outside() -> None:
     assert {link for link in links if not link.startswith(("#", "data:"))} == {
         "stats.json",
         "metrics",
+        "explain.json",
         "-/ready",
     }
     assert "@import" not in text
@@ -299,7 +300,7 @@ def test_numbers_are_for_people(text: str, expected: str) -> None:
 # In a browser
 
 
-def open_in_browser(port: int, folder: Path) -> str:
+def open_in_browser(port: int, folder: Path, *options: str) -> str:
     """What the page has become after its script has run for a few seconds."""
     assert BROWSER is not None
     process = subprocess.Popen(
@@ -310,6 +311,7 @@ def open_in_browser(port: int, folder: Path) -> str:
             "--disable-gpu",
             f"--user-data-dir={folder}",
             "--virtual-time-budget=5000",
+            *options,
             "--dump-dom",
             f"http://127.0.0.1:{port}/",
         ],
@@ -341,6 +343,12 @@ def test_the_script_shows_the_same_as_the_page_without_it(tmp_path: Path) -> Non
 
     before, after = Tree(render(stats)), Tree(text)
     assert after.tags.count("path") > 10, "the script has drawn nothing"
+    # Where there is no room for the heads of the columns, a list offers the same orders.
+    heads, orders = (
+        [value for tag, name, value in after.attributes if (tag, name) == key]
+        for key in (("th", "data-sort"), ("option", "value"))
+    )
+    assert orders == ["", *heads]
     assert "img" not in after.tags
     # All but the last minute, which only the script draws, and the buttons.
     told, shown = (

@@ -57,6 +57,9 @@ class FakeExchange:
         """How many are counted as retries now."""
         return self.generation.balancer.ledger.retries
 
+    def lease(self, wish: Wish) -> Lease:
+        return self.generation.balancer.lease(wish, is_gone=self.client.has_ended)
+
     def begin(self, upload: Upload | None = None) -> tuple[Retries, Lease]:
         return Retries(self, upload), self.generation.balancer.lease()  # type: ignore[arg-type]
 
