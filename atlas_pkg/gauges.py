@@ -4,7 +4,7 @@
 it in when somebody asks, so nothing is kept up to date in between. Like a snapshot, `Gauges` are
 plain enough to be sent to another process as JSON, and `merge_gauges` makes one of several, for
 worker processes that share a port: what each has for itself is added up, what all have in common
-is taken once, and an upstream is up where all of them find it so.
+is taken once, and of an upstream the worst opinion counts: it is up where all of them find it so.
 
 `read_process` reads what the kernel keeps in /proc. Where there is none (macOS, BSD) it knows less,
 and says nothing instead of something wrong.
@@ -20,11 +20,16 @@ from typing import TypedDict
 
 _PROC = Path("/proc")
 
+# What an upstream can be, from bad to good, for processes that disagree. `serving/status.py` puts
+# these into words; both are for the same reader, so a new one needs its place in both.
+STATES = ("maintenance", "drain", "down", "open", "checking", "half-open", "up")
+
 
 class UpstreamGauges(TypedDict):
     """The state of one upstream."""
 
     up: bool  # may be given requests
+    state: str  # one of `STATES`
     active: int  # requests in flight
     idle: int  # connections at rest in the pools
     weight: int  # as configured or steered
@@ -35,6 +40,8 @@ class Gauges(TypedDict):
 
     version: str
     connections: int  # clients connected
+    connections_limit: int  # and how many there may be
+    queue: int  # requests that wait for a place at an upstream
     upstreams: dict[str, UpstreamGauges]
     reloads: dict[str, int]  # how often, by result: "success" or "failure"
     last_reload_success: bool  # true before the first one
@@ -54,6 +61,8 @@ def merge_gauges(parts: Sequence[Gauges]) -> Gauges:
     return Gauges(
         version=parts[0]["version"],
         connections=sum(part["connections"] for part in parts),
+        connections_limit=sum(part["connections_limit"] for part in parts),
+        queue=sum(part["queue"] for part in parts),
         upstreams=upstreams,
         reloads=reloads,
         last_reload_success=all(part["last_reload_success"] for part in parts),
@@ -64,6 +73,7 @@ def merge_gauges(parts: Sequence[Gauges]) -> Gauges:
 def _join(one: UpstreamGauges, other: UpstreamGauges) -> UpstreamGauges:
     return UpstreamGauges(
         up=one["up"] and other["up"],
+        state=min(one["state"], other["state"], key=STATES.index),
         active=one["active"] + other["active"],
         idle=one["idle"] + other["idle"],
         weight=other["weight"],

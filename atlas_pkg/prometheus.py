@@ -3,7 +3,7 @@
 Pure: a snapshot and gauges in, text out. Metrics come in the order of this file, upstreams in that
 of their names, so two scrapes can be compared line by line. A series is there from the
 first scrape on, with a zero, or the step to its first count would not be seen: every upstream has
-all its code classes and buckets before its first request.
+all its code classes, buckets and usual failures before its first request.
 
 No label holds anything that a client can choose, and `metrics.py` bounds the upstreams' names, so
 the number of series is bounded.
@@ -14,10 +14,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
-from atlas_pkg.gauges import Gauges
+from atlas_pkg.errors import Stage
+from atlas_pkg.gauges import STATES, Gauges
 from atlas_pkg.metrics import BUCKET_BOUNDS, CODE_CLASSES, NOBODY, Snapshot, UpstreamCounts, merge
+from atlas_pkg.record import End
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# What fails now and then: attempts at an upstream, its answers, and the search for one. The rest
+# is rare enough to have no zeros.
+_USUAL_FAILURES = (
+    *(stage.value for stage in (Stage.CONNECT, Stage.SEND, Stage.HEAD)),
+    End.UPSTREAM_CUT.value,
+)
+_OWN_FAILURES = (End.NO_UPSTREAM.value,)
 
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
@@ -40,9 +50,15 @@ def render_prometheus(snapshot: Snapshot, gauges: Gauges) -> str:
 
 def _with_everybody(snapshot: Snapshot, gauges: Gauges) -> dict[str, UpstreamCounts]:
     """Return the counters by name, with zeros for whom nothing was counted yet."""
-    nothing = UpstreamCounts(
+    known = dict.fromkeys(gauges["upstreams"], _zeros(_USUAL_FAILURES))
+    known[NOBODY] = _zeros(_OWN_FAILURES)
+    return merge([snapshot, Snapshot(upstreams=known)])["upstreams"]
+
+
+def _zeros(failures: Iterable[str]) -> UpstreamCounts:
+    return UpstreamCounts(
         requests={},
-        failures={},
+        failures=dict.fromkeys(failures, 0),
         retries=0,
         reused=0,
         bytes_in=0,
@@ -50,8 +66,6 @@ def _with_everybody(snapshot: Snapshot, gauges: Gauges) -> dict[str, UpstreamCou
         duration_buckets=[0] * (len(BUCKET_BOUNDS) + 1),
         duration_sum=0.0,
     )
-    known = Snapshot(upstreams=dict.fromkeys((NOBODY, *gauges["upstreams"]), nothing))
-    return merge([snapshot, known])["upstreams"]
 
 
 def _requests(counts: dict[str, UpstreamCounts]) -> Iterator[str]:
@@ -93,6 +107,16 @@ def _states(gauges: Gauges) -> Iterator[str]:
     )
     for key, text, values in metrics:
         yield from _metric(f"atlas_upstream_{key}", "gauge", text, zip(names, values, strict=True))
+    yield from _metric(
+        "atlas_upstream_state",
+        "gauge",
+        "1 for the state that the upstream is in, as the status page has it.",
+        (
+            ({"upstream": name, "state": state}, at["state"] == state)
+            for name, at in upstreams
+            for state in reversed(STATES)
+        ),
+    )
 
 
 def _troubles(counts: dict[str, UpstreamCounts]) -> Iterator[str]:
@@ -121,6 +145,18 @@ def _whole(counts: dict[str, UpstreamCounts], gauges: Gauges) -> Iterator[str]:
     reloads = {"failure": 0, "success": 0, **gauges["reloads"]}
     yield from _metric(
         "atlas_connections", "gauge", "Clients connected.", [({}, gauges["connections"])]
+    )
+    yield from _metric(
+        "atlas_connections_limit",
+        "gauge",
+        "Clients that may be connected.",
+        [({}, gauges["connections_limit"])],
+    )
+    yield from _metric(
+        "atlas_queue",
+        "gauge",
+        "Requests that wait for a place at an upstream.",
+        [({}, gauges["queue"])],
     )
     yield from _metric(
         "atlas_bytes_total",

@@ -8,7 +8,7 @@ a stage was not reached; an observer that wants the time of day adds the differe
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from atlas_pkg.choice import Choice
 
@@ -34,54 +34,35 @@ DONE = End.DONE
 
 
 class Record:
-    """One exchange. Written by its worker, then handed to the observers, who only read it."""
+    """One exchange. Written by its worker, then handed to the observers, who only read it.
 
-    __slots__ = (
-        "address",
-        "asked_at",
-        "began_at",
-        "body_in",
-        "body_out",
-        "choices",
-        "chosen_at",
-        "connected_at",
-        "end",
-        "ended_at",
-        "failures",
-        "first_byte_at",
-        "head_at",
-        "line",
-        "referer",
-        "request_id",
-        "retries",
-        "reused",
-        "status",
-        "upstream",
-        "user_agent",
-    )
+    Most values are the usual ones, which stand in the class: writing all of them down for each
+    exchange would cost three times as much.
+    """
+
+    referer = b""
+    user_agent = b""
+    request_id = b""
+    upstream = "-"  # the name of the last one tried; "-" if none
+    status = 0  # what the client was sent; 499 if it was gone before
+    body_in = 0  # bytes of the request's body, decoded
+    body_out = 0  # bytes of the answer's body, decoded
+    retries = 0
+    reused = False  # the upstream connection had been used before
+    failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
+    choices: list[Choice] | None = None  # why it went where; None: nobody has asked
+    end = DONE
+    chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue
+    connected_at = 0.0  # a connection was at hand
+    asked_at = 0.0  # the head was written
+    first_byte_at = 0.0  # the answer's head was read
+    ended_at = 0.0
 
     def __init__(self, address: str, line: bytes, head_at: float) -> None:
         self.address = address  # the client's, as far as it can be trusted
         self.line = line  # the request line as received; may hold anything
-        self.referer = b""
-        self.user_agent = b""
-        self.request_id = b""
-        self.upstream = "-"  # the name of the last one tried; "-" if none
-        self.status = 0  # what the client was sent; 499 if it was gone before
-        self.body_in = 0  # bytes of the request's body, decoded
-        self.body_out = 0  # bytes of the answer's body, decoded
-        self.retries = 0
-        self.reused = False  # the upstream connection had been used before
-        self.failures: list[tuple[str, str]] = []  # (upstream, stage) of each failed attempt
-        self.choices: list[Choice] | None = None  # why it went where; None: nobody has asked
-        self.end = DONE
         self.began_at = head_at  # first byte of the head, where it was waited for
         self.head_at = head_at  # head complete
-        self.chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue
-        self.connected_at = 0.0  # a connection was at hand
-        self.asked_at = 0.0  # the head was written
-        self.first_byte_at = 0.0  # the answer's head was read
-        self.ended_at = 0.0
 
 
 Observer = Callable[[Record], None]

@@ -9,6 +9,7 @@ answers with its name and counts.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import socket
 import struct
@@ -198,6 +199,20 @@ class Upstream:
             with self._lock:
                 self._open.discard(sock)
             conversation.close()
+
+
+@contextlib.contextmanager
+def black_hole() -> Iterator[int]:
+    """A port on which connecting takes for ever.
+
+    The backlog is full, so the kernel drops what comes, as a machine that is gone would.
+    """
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(hole.getsockname())
+        yield hole.getsockname()[1]
 
 
 def build_answer(body: bytes = b"", *, status: str = "200 OK", fields: str = "") -> bytes:

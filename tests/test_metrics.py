@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from atlas_pkg import gauges, metrics
-from atlas_pkg.gauges import Gauges, UpstreamGauges, merge_gauges, read_process
+from atlas_pkg.gauges import STATES, Gauges, UpstreamGauges, merge_gauges, read_process
 from atlas_pkg.metrics import (
     BUCKET_BOUNDS,
     MOST_NAMES,
@@ -330,6 +330,8 @@ def make_gauges(**upstreams: UpstreamGauges) -> Gauges:
     return Gauges(
         version="1.2.3",
         connections=7,
+        connections_limit=4096,
+        queue=2,
         upstreams=upstreams,
         reloads={"success": 2},
         last_reload_success=True,
@@ -337,7 +339,8 @@ def make_gauges(**upstreams: UpstreamGauges) -> Gauges:
     )
 
 
-UP = UpstreamGauges(up=True, active=3, idle=2, weight=5)
+UP = UpstreamGauges(up=True, state="up", active=3, idle=2, weight=5)
+DRAINED = UpstreamGauges(up=False, state="drain", active=1, idle=0, weight=5)
 
 
 def parse(text: str) -> Samples:
@@ -372,12 +375,26 @@ def test_the_text_says_what_was_counted() -> None:
     assert found["atlas_bytes_total", (("direction", "in"),)] == 5
     assert found["atlas_bytes_total", (("direction", "out"),)] == 123_456_789_012
     assert found["atlas_connections", ()] == 7
+    assert found["atlas_connections_limit", ()] == 4096
+    assert found["atlas_queue", ()] == 2
     assert found["atlas_config_reloads_total", (("result", "success"),)] == 2
     assert found["atlas_config_reloads_total", (("result", "failure"),)] == 0
     assert found["atlas_config_last_reload_success", ()] == 1
     assert found["atlas_build_info", (("version", "1.2.3"),)] == 1
-    states = [found[f"atlas_upstream_{key}", (("upstream", "a"),)] for key in UP]
+    keys = ("up", "active", "idle", "weight")
+    states = [found[f"atlas_upstream_{key}", (("upstream", "a"),)] for key in keys]
     assert states == [1, 3, 2, 5]
+
+
+def test_of_all_states_the_present_one_is_marked() -> None:
+    found = parse(render_prometheus(Tallies().snapshot(), make_gauges(a=UP, b=DRAINED)))
+
+    marks: dict[str, dict[str, float]] = {"a": {}, "b": {}}
+    for (name, labels), value in found.items():
+        if name == "atlas_upstream_state":
+            marks[dict(labels)["upstream"]][dict(labels)["state"]] = value
+    nothing = dict.fromkeys(STATES, 0.0)
+    assert marks == {"a": nothing | {"up": 1}, "b": nothing | {"drain": 1}}
 
 
 def test_the_histogram_grows_towards_its_end() -> None:
@@ -402,7 +419,27 @@ def test_series_are_there_before_the_first_request() -> None:
     assert found["atlas_requests_total", (("code_class", "5xx"), ("upstream", "-"))] == 0
     assert found["atlas_retries_total", (("upstream", "new"),)] == 0
     assert found["atlas_request_duration_seconds_count", (("upstream", "new"),)] == 0
-    assert not any(name == "atlas_upstream_failures_total" for name, _ in found)
+
+
+def test_usual_failures_are_there_before_the_first_one() -> None:
+    tallies = Tallies()
+    record = make_record("gone", 502, end=End.UPSTREAM_FAILED)
+    record.failures = [("gone", "head")]
+    tallies.note(record)
+
+    found = parse(render_prometheus(tallies.snapshot(), make_gauges(new=UP)))
+
+    failures = {
+        (dict(labels)["upstream"], dict(labels)["reason"]): value
+        for (name, labels), value in found.items()
+        if name == "atlas_upstream_failures_total"
+    }
+    usual = dict.fromkeys(("connect", "send", "head", "upstream-cut"), 0)
+    assert failures == {
+        **{("new", reason): value for reason, value in usual.items()},
+        ("-", "no-upstream"): 0,
+        ("gone", "head"): 1,  # no longer in the configuration: only what was counted
+    }
 
 
 def test_requests_without_an_answer_are_told_when_there_are_any() -> None:
@@ -478,16 +515,17 @@ def test_without_proc_less_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_several_processes_are_described_as_one() -> None:
     one = make_gauges(a=UP, b=UP)
-    other = make_gauges(a=UpstreamGauges(up=False, active=1, idle=0, weight=5))
+    other = make_gauges(a=DRAINED)
     one["process"] = {"threads": 3, "start_time": 20.5, "open_fds": 4}
     other["process"] = {"threads": 4, "start_time": 10.5}
     other["reloads"], other["last_reload_success"] = {"success": 1, "failure": 1}, False
 
     merged = merge_gauges([one, json.loads(json.dumps(other))])
 
-    assert merged["connections"] == 14
+    assert (merged["connections"], merged["connections_limit"]) == (14, 8192)
+    assert merged["queue"] == 4
     assert merged["upstreams"] == {
-        "a": UpstreamGauges(up=False, active=4, idle=2, weight=5),
+        "a": UpstreamGauges(up=False, state="drain", active=4, idle=2, weight=5),
         "b": UP,
     }
     assert merged["reloads"] == {"success": 2, "failure": 1}

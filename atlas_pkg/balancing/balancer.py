@@ -196,9 +196,8 @@ class Balancer:
         with self.ledger.lock:
             breaker = upstream.breaker
             has_closed = verdict.has_passed and breaker is not None and breaker.pass_probe()
-            has_changed = has_closed or verdict.is_up != upstream.is_up
-            upstream.is_up, upstream.health_reason = verdict.is_up, verdict.reason
-            if has_changed:
+            has_changed = upstream.note_health(verdict.is_up, verdict.reason)
+            if has_changed or has_closed:
                 if verdict.is_up:
                     self._recovery.begin(upstream, self._clock())
                 self._changed()

@@ -56,6 +56,7 @@ class Upstream:
         "health_reason",
         "host_field",
         "in_flight",
+        "is_checked",
         "is_up",
         "name",
         "port",
@@ -68,6 +69,7 @@ class Upstream:
         self.address = config.address
         self.port = config.port
         self.in_flight = 0
+        self.is_checked = False  # the configuration in force has it probed
         self.is_up = True  # the verdict of its health checks
         self.health_reason = ""
         self.breaker: Breaker | None = None
@@ -102,10 +104,22 @@ class Upstream:
             self.breaker = Breaker(breaker)
         else:
             self.breaker.reconfigure(breaker)
-        if config.health_check is None:
+        self.is_checked = config.health_check is not None
+        if not self.is_checked:
             self.is_up, self.health_reason = True, ""
         elif is_new:
             self.is_up, self.health_reason = False, UNPROBED
+
+    def note_health(self, is_up: bool, reason: str) -> bool:
+        """Take over a verdict; False where nothing is different. Caller holds the balancer's lock.
+
+        One that comes when a reload has just ended the checks is too late: nobody would correct it.
+        """
+        if not self.is_checked:
+            return False
+        was_up = self.is_up
+        self.is_up, self.health_reason = is_up, reason
+        return was_up != is_up
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {self.address}:{self.port}>"

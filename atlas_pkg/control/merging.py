@@ -10,17 +10,12 @@ Not done here: asking for parts (`overview.py`), and rates (`serving/minute.py`)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import itemgetter
 
 import atlas_pkg
 from atlas_pkg.control.report import DRAINING, SERVING, Part, is_usable
-from atlas_pkg.gauges import Gauges, merge_gauges
-from atlas_pkg.serving.journal import MOST_ERRORS
+from atlas_pkg.gauges import STATES, Gauges, merge_gauges
 from atlas_pkg.serving.minute import UpstreamNow
-from atlas_pkg.serving.status import ErrorLine, Reload
-
-# From bad to good, for those who disagree.
-_KINDS = ("maintenance", "drain", "down", "open", "checking", "half-open", "up")
+from atlas_pkg.serving.status import Reload
 
 
 def merge_upstreams(parts: Sequence[Part]) -> list[UpstreamNow]:
@@ -34,7 +29,7 @@ def merge_upstreams(parts: Sequence[Part]) -> list[UpstreamNow]:
 
 def _join(items: list[UpstreamNow]) -> UpstreamNow:
     kinds = [item["kind"] for item in items]
-    joined = min(items, key=lambda item: _KINDS.index(item["kind"])).copy()
+    joined = min(items, key=lambda item: STATES.index(item["kind"])).copy()
     if len(set(kinds)) > 1:
         joined["state"] += f" in {kinds.count(joined['kind'])} of {len(items)} processes"
     joined["in_flight"] = sum(item["in_flight"] for item in items)
@@ -68,6 +63,8 @@ def merge_all_gauges(parts: Sequence[Part]) -> Gauges:
     return Gauges(
         version=atlas_pkg.__version__,
         connections=0,
+        connections_limit=0,
+        queue=0,
         upstreams={},
         reloads={},
         last_reload_success=False,
@@ -82,8 +79,3 @@ def last_reload(parts: Sequence[Part]) -> Reload | None:
     latest = max(reloads, key=lambda reload: (not reload["ok"], reload["time"]), default=None)
     return None if latest is None else Reload(**{**latest, "generation": generation})
 
-
-def merge_errors(parts: Sequence[Part]) -> list[ErrorLine]:
-    """The last errors of all processes, the newest first."""
-    errors = [error for part in parts for error in part["errors"]]
-    return sorted(errors, key=itemgetter("time"), reverse=True)[:MOST_ERRORS]

@@ -28,7 +28,7 @@ from atlas_pkg.control.report import DRAINING, SERVING, Part
 from atlas_pkg.metrics import Snapshot, merge
 from atlas_pkg.prometheus import render_prometheus
 from atlas_pkg.serving.explaining import merge_timelines, select
-from atlas_pkg.serving.journal import Journal
+from atlas_pkg.serving.journal import Journal, merge_errors
 from atlas_pkg.serving.minute import Minute
 from atlas_pkg.serving.status import Stats, Totals
 from atlas_pkg.serving.steering import Asking, Change, SteeringError
@@ -142,10 +142,10 @@ class Overview:
         gauges = merging.merge_all_gauges(parts)
         present = self._minute.present()
         present["connections"] = gauges["connections"]
-        present["queue"] = sum(part["queue"] for part in parts)
+        present["queue"] = gauges["queue"]
         totals = Totals(
             **present,
-            max_connections=sum(part["max_connections"] for part in parts),
+            max_connections=gauges["connections_limit"],
             requests=sum(
                 sum(counts["requests"].values()) for counts in snapshot["upstreams"].values()
             ),
@@ -168,7 +168,7 @@ class Overview:
             history=self._minute.samples(),
             upstreams=self._minute.rows(merging.merge_upstreams(parts), snapshot),
             events=self._journal.events(),
-            errors=merging.merge_errors(parts),
+            errors=merge_errors(error for part in parts for error in part["errors"]),
         )
 
     def _collect(self) -> tuple[list[Part], Snapshot]:
@@ -199,12 +199,13 @@ class Overview:
         if not parts:
             return
         self._note_reloads(parts)
+        gauges = merging.merge_all_gauges(parts)
         self._minute.tick(
             time.monotonic(),
             snapshot,
             merging.merge_upstreams(parts),
-            connections=merging.merge_all_gauges(parts)["connections"],
-            queue=sum(part["queue"] for part in parts),
+            connections=gauges["connections"],
+            queue=gauges["queue"],
         )
 
     def _note_processes(self, pids: set[int]) -> None:

@@ -41,8 +41,6 @@ class Part(TypedDict):
     started: float  # seconds since the epoch
     state: str  # starting | serving | draining
     generation: int
-    max_connections: int
-    queue: int
     last_reload: Reload | None
     log_level: str
     snapshot: Snapshot
@@ -106,17 +104,18 @@ class Reporter:
             started=self._started,
             state=self.state,
             generation=generation.number,
-            max_connections=generation.config.listen.max_connections,
-            queue=queue,
             last_reload=last,
             log_level=logs.level(),
             snapshot=self._observing.tallies.snapshot(),
             gauges=Gauges(
                 version=atlas_pkg.__version__,
                 connections=self._front.connected,
+                connections_limit=generation.config.listen.max_connections,
+                queue=queue,
                 upstreams={
                     item["name"]: UpstreamGauges(
                         up=is_usable(item),
+                        state=item["kind"],
                         active=item["in_flight"],
                         idle=item["idle"],
                         weight=item["weight"],

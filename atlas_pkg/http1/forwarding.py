@@ -40,10 +40,11 @@ _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
 class Hop:
     """What forwarding needs to know of one client connection; built once for it."""
 
-    __slots__ = ("address", "is_trusted", "scheme", "tail")
+    __slots__ = ("address", "is_trusted", "scheme", "tail", "text")
 
     def __init__(self, address: bytes, scheme: bytes, *, is_trusted: bool, tail: bytes) -> None:
         self.address = address
+        self.text = address.decode("ascii")
         self.scheme = scheme
         self.is_trusted = is_trusted
         # What ends every HTTP/1.1 head from this client; empty where heads differ.

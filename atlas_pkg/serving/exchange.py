@@ -124,11 +124,14 @@ class Exchange:
 
     def begin_record(self) -> Record:
         """Begin to take down what happens in this exchange."""
-        request = self.request
-        address = self.generation.forwarder.client_address(request, self.hop)
-        record = Record(address.decode("ascii"), request.line, time.monotonic())
+        request, hop, forwarder = self.request, self.hop, self.generation.forwarder
+        address = hop.text
+        if hop.is_trusted:
+            address = forwarder.client_address(request, hop).decode("ascii")
+        record = Record(address, request.line, time.monotonic())
         record.referer, record.user_agent = request.fields.origin()
-        record.request_id = self.generation.forwarder.kept_request_id(request, self.hop)
+        if b"x-request-id" in request.fields.notable:
+            record.request_id = forwarder.kept_request_id(request, hop)
         return record
 
     def make_request_id(self) -> bytes:

@@ -22,6 +22,11 @@ def count(value: float) -> str:
     return f"{value:.1f}"
 
 
+def rate(value: float) -> str:
+    """`0 /s`, `7.5 /s`, `1,240 /s`."""
+    return f"{count(value)} /s"
+
+
 def percent(value: float) -> str:
     """`0 %`, `0.4 %`, `23 %`; what is there at all is never shown as none."""
     if 0 < value < 0.1:

@@ -1,7 +1,9 @@
 """What happened lately, in words: the last events, and the last errors that Atlas answered with.
 
-Both lists are short and bounded; who wants all of it reads the log. The journal is an `Observer` of
-records: of an exchange that went well it costs one look into a set.
+Both lists are short and bounded; who wants all of it reads the log. Errors that are alike but for
+the time and the client are one line with their number, or an outage would fill the list with the
+same line. The journal is an `Observer` of records: of an exchange that went well it costs one look
+into a set.
 
 Changes of upstreams are noticed by comparing: once a second their states are handed in, and
 what differs from the second before becomes an event. So the one place knows since when a state
@@ -15,7 +17,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from operator import itemgetter
 
 from atlas_pkg.record import DONE, End, Record
 from atlas_pkg.serving.status import ErrorLine, Event, State
@@ -37,6 +40,9 @@ _FAILED = {
 }
 _WELL = frozenset(End) - _FAILED.keys()
 
+# See `_kind_of`.
+_Kind = tuple[int, str, str, str]
+
 # A breaker that is not closed.
 _BREAKER_KINDS = frozenset({"open", "half-open"})
 
@@ -55,7 +61,7 @@ class Journal:
         # Guards everything below.
         self._lock = threading.Lock()
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
-        self._errors: deque[ErrorLine] = deque(maxlen=MOST_ERRORS)
+        self._errors: dict[_Kind, ErrorLine] = {}  # in the order of their times
         self._states: dict[str, tuple[State, float]] = {}  # and since when its kind lasts
 
     def note(self, kind: str, text: str, *, upstream: str = "") -> None:
@@ -77,9 +83,15 @@ class Journal:
             upstream=record.upstream,
             status=record.status,
             text=_FAILED[end],
+            count=1,
         )
+        kind = _kind_of(line)
         with self._lock:
-            self._errors.append(line)
+            if (before := self._errors.pop(kind, None)) is not None:
+                line["count"] += before["count"]
+            elif len(self._errors) >= MOST_ERRORS:
+                del self._errors[next(iter(self._errors))]
+            self._errors[kind] = line
 
     def watch(self, states: Mapping[str, State]) -> None:
         """Compare the states of all upstreams with those before, and note what is different.
@@ -113,7 +125,24 @@ class Journal:
     def errors(self) -> list[ErrorLine]:
         """The last errors, the newest first."""
         with self._lock:
-            return list(reversed(self._errors))
+            return list(reversed(self._errors.values()))
+
+
+def merge_errors(errors: Iterable[ErrorLine]) -> list[ErrorLine]:
+    """Make one list, the newest first, of those of several processes."""
+    found: dict[_Kind, ErrorLine] = {}
+    for error in sorted(errors, key=itemgetter("time"), reverse=True):
+        kind = _kind_of(error)
+        if kind in found:
+            found[kind]["count"] += error["count"]
+        else:
+            found[kind] = error.copy()
+    return list(found.values())[:MOST_ERRORS]
+
+
+def _kind_of(error: ErrorLine) -> _Kind:
+    """What is the same in errors that are one line."""
+    return error["status"], error["line"], error["upstream"], error["text"]
 
 
 def _tell_change(before: State, state: State) -> str:

@@ -50,8 +50,9 @@ class Combined:
 
     def __init__(self) -> None:
         self._stamp = (-1, b"")  # of the last second; replaced as a whole
-        self._show = functools.lru_cache(_REMEMBERED)(_show)
-        self._show_word = functools.lru_cache(_REMEMBERED)(_show_word)
+        self._begin = functools.lru_cache(_REMEMBERED)(_begin_line)
+        self._tell = functools.lru_cache(_REMEMBERED)(_tell_answer)
+        self._end = functools.lru_cache(_REMEMBERED)(_end_line)
 
     def format(self, record: Record, ended_at: float) -> bytes:
         """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
@@ -60,15 +61,28 @@ class Combined:
             second = int(ended_at)
             stamp = _show_local(second).encode()
             self._stamp = (second, stamp)
-        return b'%b - - [%b] "%b" %03d %d "%b" "%b"\n' % (
-            self._show_word(record.address),
-            stamp,
-            _show(record.line),
-            record.status,
-            record.body_out,
-            self._show(record.referer),
-            self._show(record.user_agent),
+        return b"".join(
+            (
+                self._begin(record.address),
+                stamp,
+                b'] "',
+                _show(record.line),
+                self._tell(record.status, record.body_out),
+                self._end(record.referer, record.user_agent),
+            )
         )
+
+
+def _begin_line(address: str) -> bytes:
+    return b"%b - - [" % _show_word(address)
+
+
+def _tell_answer(status: int, size: int) -> bytes:
+    return b'" %03d %d ' % (status, size)
+
+
+def _end_line(referer: bytes, user_agent: bytes) -> bytes:
+    return b'"%b" "%b"\n' % (_show(referer), _show(user_agent))
 
 
 class Json:

@@ -44,10 +44,6 @@ _LEVELS = {
 }
 _GLYPHS = {"good": "✓", "warn": "!", "bad": "✕", "off": "–"}
 
-# More than these, and the summary is no longer one.
-_MOST_DETAILS = 4
-
-
 class Page:
     """The page and its Content-Security-Policy. Immutable, thread-safe."""
 
@@ -85,30 +81,6 @@ class Page:
         return _PLACEHOLDER.sub(lambda match: values[match[1]](), self._template).encode()
 
 
-def judge(stats: Stats) -> Verdict:
-    """Say in a sentence how Atlas is, and in a few more what is not as it should be."""
-    upstreams = stats["upstreams"]
-    troubles = [item for item in upstreams if item["kind"] != "up"]
-    details = [f"{item['name']}: {_in_words(item)}" for item in troubles[:_MOST_DETAILS]]
-    if len(troubles) > _MOST_DETAILS:
-        details.append(f"and {len(troubles) - _MOST_DETAILS} more")
-    if stats["state"] == "draining":
-        return Verdict(level="warn", text="Draining: no new clients", details=details)
-    if not upstreams:
-        details = ["every request is answered 503"]
-        return Verdict(level="bad", text="No upstreams are configured", details=details)
-    if not stats["ready"]:
-        return Verdict(level="bad", text=f"Not ready: {stats['ready_reason']}", details=details)
-    if not troubles:
-        text = f"All {len(upstreams)} upstreams are up"
-        if len(upstreams) == 1:
-            text = "The upstream is up"
-        return Verdict(level="good", text=text, details=[])
-    number = len(upstreams) - len(troubles)
-    text = f"{number} of {len(upstreams)} upstreams {'is' if number == 1 else 'are'} up"
-    return Verdict(level="warn", text=text, details=details)
-
-
 def _read(name: str) -> str:
     file = importlib.resources.files("atlas_pkg.serving").joinpath(name)
     return file.read_text(encoding="utf-8")
@@ -121,10 +93,6 @@ def _hashes(pattern: re.Pattern[str], template: str) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value))
-
-
-def _in_words(upstream: UpstreamStats) -> str:
-    return ", ".join(part for part in (upstream["state"], upstream["why"]) if part)
 
 
 def _facts(stats: Stats) -> str:

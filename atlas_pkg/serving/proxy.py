@@ -63,7 +63,8 @@ class Proxy:
             exchange.record.first_byte_at = time.monotonic()
         while exchange.worker.leads and attempt.lacks_little(response):
             exchange.worker = yield attempt.awaited()
-            attempt.fetch()
+            if not attempt.fetch():
+                break
         unsent = _answer_at_once(exchange, lease, attempt, response)
         if unsent is None:
             yield from exchange.may_wait()
@@ -134,7 +135,8 @@ def _ask_others(
     try:
         while True:
             if record is not None:
-                record.failures.append((lease.upstream.name, error.stage.value))
+                failure = (lease.upstream.name, error.stage.value)
+                record.failures = (*record.failures, failure)
             lease = retries.next_lease(lease, error)
             if record is not None:
                 record.retries += 1
@@ -175,6 +177,7 @@ def _answer_at_once(
 ) -> bytes | None:
     """The common road: the whole answer is here, and leaves without waiting.
 
+    The upstream is given back first: who has read the answer finds it counted as finished.
     Returns what the client did not take at once, or None where there is more to do than that.
     """
     connection, framing = attempt.connection, response.framing
@@ -190,17 +193,16 @@ def _answer_at_once(
     try:
         answer = _build_head(exchange, connection, response, framing) + stream.buffered
         stream.buffered = b""
-        exchange.start(response.status)
-        if exchange.record is not None:
-            exchange.record.body_out = framing.length
-        unsent = exchange.client.send_now(answer)
         _give_back(exchange, connection, response)
     except BaseException:
         stream.close()
         lease.release()
         raise
     lease.release(exchange.generation.judge(response.status))
-    return unsent
+    exchange.start(response.status)
+    if exchange.record is not None:
+        exchange.record.body_out = framing.length
+    return exchange.client.send_now(answer)
 
 
 def _stream_answer(

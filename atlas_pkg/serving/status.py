@@ -6,7 +6,8 @@ the process; durations are seconds, sizes are bytes, and every other unit is par
 A latency is None where nothing was measured.
 
 `StatusSource` is what the admin app asks. It is implemented where all parts are at hand, for one
-process and for several. `state_of` puts one upstream's state into words, the same everywhere.
+process and for several. `state_of` puts one upstream's state into words, the same everywhere, and
+`judge` all of it into a sentence.
 """
 
 from __future__ import annotations
@@ -18,6 +19,10 @@ from atlas_pkg.balancing.breaker import BreakerState
 from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream
 from atlas_pkg.serving.steering import Asking, Change
 from atlas_pkg.serving.timeline import Explained
+
+
+# More than these, and the summary is no longer one.
+_MOST_DETAILS = 4
 
 
 class State(NamedTuple):
@@ -104,14 +109,15 @@ class Event(TypedDict):
 
 
 class ErrorLine(TypedDict):
-    """One error answer that Atlas made itself, or an answer that it had to cut."""
+    """Error answers that Atlas made itself, or answers that it had to cut, as far as they are alike."""
 
-    time: float
-    client: str
+    time: float  # of the last one
+    client: str  # of the last one
     line: str  # the request line, without the query
     upstream: str  # "-" if none was tried
     status: int
     text: str
+    count: int  # how many there were
 
 
 class Verdict(TypedDict):
@@ -212,6 +218,44 @@ def _state_by_itself(upstream: Upstream, now: float, is_checked: bool) -> State:
         left = max(1, round(breaker.reopens_at - now))
         return State("open", f"breaker open, {left} s left", "too many failures in a row")
     return State("half-open", "half-open", "a few requests are sent as trials")
+
+
+def judge(stats: Stats) -> Verdict:
+    """Say in a sentence how Atlas is, and in a few more what is not as it should be."""
+    level, text, details = _judge_service(stats)
+    reload = stats["last_reload"]
+    if reload is not None and not reload["ok"]:
+        refused = "configuration file was refused"
+        if level == "good":
+            level, text, details = "warn", f"The {refused}", [text]
+        else:
+            details = [f"the {refused}", *details]
+    return Verdict(level=level, text=text, details=details)
+
+
+def _judge_service(stats: Stats) -> tuple[str, str, list[str]]:
+    """Level, text and details, without regard to what became of the last reload."""
+    upstreams = stats["upstreams"]
+    troubles = [item for item in upstreams if item["kind"] != "up"]
+    details = [f"{item['name']}: {_in_words(item)}" for item in troubles[:_MOST_DETAILS]]
+    if len(troubles) > _MOST_DETAILS:
+        details.append(f"and {len(troubles) - _MOST_DETAILS} more")
+    if stats["state"] == "draining":
+        return "warn", "Draining: no new clients", details
+    if not upstreams:
+        return "bad", "No upstreams are configured", ["every request is answered 503"]
+    if not stats["ready"]:
+        return "bad", f"Not ready: {stats['ready_reason']}", details
+    if not troubles:
+        text = f"All {len(upstreams)} upstreams are up"
+        return "good", "The upstream is up" if len(upstreams) == 1 else text, []
+    number = len(upstreams) - len(troubles)
+    text = f"{number} of {len(upstreams)} upstreams {'is' if number == 1 else 'are'} up"
+    return "warn", text, details
+
+
+def _in_words(upstream: UpstreamStats) -> str:
+    return ", ".join(part for part in (upstream["state"], upstream["why"]) if part)
 
 
 def mark_of(kind: str) -> str:

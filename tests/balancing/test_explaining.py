@@ -342,7 +342,7 @@ def test_a_sticky_client_stays_with_one_that_is_drained() -> None:
 
 
 def test_a_sticky_client_whose_upstream_is_gone_hears_why() -> None:
-    balancer = build(build_upstream("a"), build_upstream("b"))
+    balancer = build(build_upstream("a"), build_upstream("b", health_check=HealthCheck()))
     judge(balancer, "b", is_up=False, reason="connect refused")
 
     choice = ask(balancer, Wish(sticky=balancer.by_name["b"]))
@@ -377,7 +377,7 @@ def test_a_sticky_client_waits_for_its_own_upstream() -> None:
 
 
 def test_where_nobody_is_available_the_account_is_not_lost() -> None:
-    balancer = build(build_upstream("a"))
+    balancer = build(build_upstream("a", health_check=HealthCheck()))
     judge(balancer, "a", is_up=False, reason="status 503")
 
     lease, choice = balancer.lease_explained()
@@ -442,3 +442,12 @@ def test_those_who_waited_before_are_served_before() -> None:
     assert lease is None
     assert choice.waits
     assert len(got) == 1
+
+
+def test_a_verdict_that_comes_after_the_checks_have_ended_is_too_late() -> None:
+    # A probe was under way when a reload took the checks away: nobody would correct its verdict.
+    balancer = build(build_upstream("a"), build_upstream("b"))
+
+    judge(balancer, "a", is_up=False, reason="status 503")
+
+    assert [balancer.lease().upstream.name for _ in range(4)] == ["a", "b", "a", "b"]

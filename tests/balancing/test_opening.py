@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,6 +12,7 @@ from atlas_pkg.balancing.pool import UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import UpstreamConfig
 from atlas_pkg.errors import Stage, UpstreamError
+from tests.fakes import black_hole
 from tests.toolkit import wait_until
 
 
@@ -53,17 +52,6 @@ def test_a_name_without_addresses_is_told_as_such() -> None:
 
     assert caught.value.reason == "host name name.example is not resolved"
     assert caught.value.status == 502
-
-
-@contextlib.contextmanager
-def black_hole() -> Iterator[int]:
-    """A port on which nobody is accepted any more, so that connecting takes forever."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, contextlib.ExitStack() as stack:
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(hole.getsockname())
-        yield hole.getsockname()[1]
 
 
 def test_connecting_ends_in_time() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, answering, build_answer, named, silent
+from tests.fakes import Conversation, Upstream, answering, black_hole, build_answer, named, silent
 from tests.functional.conftest import Start
 from tests.toolkit import (
     ROOT,
@@ -191,14 +191,8 @@ def has_ended(conversation: Conversation) -> bool:
 
 
 def test_a_connection_that_nobody_answers_is_504(start: Start, a: Upstream) -> None:
-    # A full backlog: the kernel drops what comes, as a machine that is gone would.
-    with contextlib.ExitStack() as stack:
-        hole = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(hole.getsockname())
-        table = {"name": "hole", "address": "127.0.0.1", "port": hole.getsockname()[1]}
+    with black_hole() as port:
+        table = {"name": "hole", "address": "127.0.0.1", "port": port}
         atlas = start(
             build_config(table, a.table(), routing=ROUND_ROBIN, timeouts={"connect": 0.5})
         )

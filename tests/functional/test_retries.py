@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, build_answer
+from tests.fakes import Conversation, Upstream, black_hole, build_answer
 from tests.functional.conftest import Start
 from tests.functional.moody import Moody
 from tests.functional.test_failure import closed_port
@@ -107,13 +107,8 @@ def test_so_many_are_tried_as_are_allowed(good: Moody, start: Start) -> None:
 
 
 def test_a_connect_that_times_out_is_tried_elsewhere(good: Moody, start: Start) -> None:
-    with contextlib.ExitStack() as stack:
-        hole = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-        for _ in range(4):  # a full backlog: the kernel drops what comes
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(hole.getsockname())
-        table = {"name": "hole", "address": "127.0.0.1", "port": hole.getsockname()[1]}
+    with black_hole() as port:
+        table = {"name": "hole", "address": "127.0.0.1", "port": port}
         atlas = start(config(table, good.table(), timeouts={"connect": 0.3}))
 
         assert ask(atlas, "POST", b"body").status == 200

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, named
+from tests.fakes import Conversation, Upstream, black_hole, named
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Client, build_config
 
@@ -96,12 +96,8 @@ def test_an_upstream_that_stops_keeps_nobody_else(
 def test_connecting_into_the_void_keeps_nobody_else(
     upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
 ) -> None:
-    hole = upstreams.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
-    for _ in range(4):
-        filler = upstreams.enter_context(socket.socket())
-        filler.setblocking(False)
-        filler.connect_ex(hole.getsockname())
-    void = {"name": "void", "address": "127.0.0.1", "port": hole.getsockname()[1]}
+    port = upstreams.enter_context(black_hole())
+    void = {"name": "void", "address": "127.0.0.1", "port": port}
     good = upstreams.enter_context(named("good"))
     atlas = start(table_of(void, good.table()), env=gate)
 

@@ -6,7 +6,6 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,25 +14,8 @@ from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.clients import ClientConnection
 from atlas_pkg.serving.gate import PATIENCE, Gate
 from atlas_pkg.serving.gates import EpollGate, PortableGate, open_gate
+from tests.serving.conftest import LATER, Ends
 from tests.toolkit import wait_until
-
-LATER = float("inf")
-
-
-class Ends:
-    """Makes connections, and keeps the clients' ends of them."""
-
-    def __init__(self) -> None:
-        self._sockets: list[socket.socket] = []
-
-    def make(self, deadline: float = LATER) -> tuple[ClientConnection, socket.socket]:
-        ours, theirs = socket.socketpair()
-        self._sockets += [ours, theirs]
-        return ClientConnection(Stream(ours, Side.CLIENT), "192.0.2.7", deadline), theirs
-
-    def close(self) -> None:
-        for sock in self._sockets:
-            sock.close()
 
 
 def take(gate: Gate, timeout: float) -> ClientConnection | None:
@@ -47,20 +29,6 @@ def take(gate: Gate, timeout: float) -> ClientConnection | None:
         return taken[0] if taken else None
     finally:
         gate.step_down()
-
-
-@pytest.fixture
-def ends() -> Iterator[Ends]:
-    made = Ends()
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[EpollGate, PortableGate])
-def gate(request: pytest.FixtureRequest) -> Iterator[Gate]:
-    gate: Gate = request.param()
-    yield gate
-    gate.close()
 
 
 def test_a_connection_is_taken_when_it_says_something(gate: Gate, ends: Ends) -> None:

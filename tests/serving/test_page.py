@@ -17,8 +17,8 @@ import pytest
 
 from atlas_pkg.serving import figures
 from atlas_pkg.serving.admin import AdminApp
-from atlas_pkg.serving.page import Page, judge
-from atlas_pkg.serving.status import ErrorLine, Event, Stats
+from atlas_pkg.serving.page import Page
+from atlas_pkg.serving.status import ErrorLine, Event, Stats, judge
 from tests.serving.admin_support import (
     NOW,
     TOKEN,

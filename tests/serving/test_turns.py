@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import PATIENCE, Gate
-from atlas_pkg.serving.gates import EpollGate, PortableGate
 from atlas_pkg.serving.turns import Turns
-from tests.serving.test_gate import Ends
+from tests.serving.conftest import Ends
 from tests.toolkit import Threads, wait_until
 
 Serve = Callable[[ClientConnection, Worker], Steps]
@@ -51,17 +50,8 @@ class Scene:
 
 
 @pytest.fixture
-def ends() -> Iterator[Ends]:
-    made = Ends()
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[EpollGate, PortableGate])
-def scene(request: pytest.FixtureRequest, ends: Ends) -> Iterator[Scene]:
-    gate: Gate = request.param()
-    yield Scene(gate, ends)
-    gate.close()
+def scene(gate: Gate, ends: Ends) -> Scene:
+    return Scene(gate, ends)
 
 
 def at_once(events: list[str]) -> Serve:

@@ -12,7 +12,8 @@ import pytest
 from atlas_pkg.choice import Candidate, Choice
 from atlas_pkg.record import End
 from atlas_pkg.serving.admin import AdminApp
-from atlas_pkg.serving.page import Page, judge
+from atlas_pkg.serving.page import Page
+from atlas_pkg.serving.status import judge
 from atlas_pkg.serving.timeline import STAGES, Explained, build_timeline
 from tests.serving.admin_support import NOW, TOKEN, build_stats, build_upstream, serve_page
 from tests.serving.explain_support import CHOICE, ExplainingFake, build_record, explained

@@ -13,28 +13,13 @@ import pytest
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
-from atlas_pkg.serving.gates import EpollGate, PortableGate
 from atlas_pkg.serving.turns import Turns
 from atlas_pkg.serving.workers import KEPT_WORKERS, RETIRE_AFTER, Workers
-from tests.serving.test_gate import LATER, Ends
+from tests.serving.conftest import LATER, Ends
 from tests.toolkit import wait_until
 
 Serve = Callable[[ClientConnection, Worker], None]
 StartWorkers = Callable[..., Workers]
-
-
-@pytest.fixture
-def ends() -> Iterator[Ends]:
-    made = Ends()
-    yield made
-    made.close()
-
-
-@pytest.fixture(params=[EpollGate, PortableGate])
-def gate(request: pytest.FixtureRequest) -> Iterator[Gate]:
-    gate: Gate = request.param()
-    yield gate
-    gate.close()
 
 
 @pytest.fixture
