@@ -20,7 +20,7 @@ from typing import Protocol
 from atlas_pkg.config import Config
 from atlas_pkg.errors import StartError
 from atlas_pkg.metrics import Tallies
-from atlas_pkg.record import Observer, Record
+from atlas_pkg.record import DONE, Observer, Record
 from atlas_pkg.serving.accesslog import EXPLAINED, AccessLog, open_log
 from atlas_pkg.serving.explaining import Tracer
 from atlas_pkg.serving.journal import Journal
@@ -56,7 +56,7 @@ class Observing:
         self._may_explain = is_counting or explain > 0
         self._counters: tuple[Observer, ...] = ()
         if is_counting:
-            self._counters = (self.tallies.note, self.journal.observe, self.tracer.observe)
+            self._counters = (self._count,)
         self._terminal: AccessLog | None = None
         if explain:
             self._terminal = AccessLog("-", EXPLAINED, what="explanations")
@@ -66,6 +66,15 @@ class Observing:
         self._lock = threading.Lock()
         self._access_log: AccessLog | None = None
         self._target: tuple[str, str] | None = None  # path and format in use
+
+    def _count(self, record: Record) -> None:
+        """Tell all who count of an exchange; an `Observer`. One call, since each one costs."""
+        self.tallies.note(record)
+        self.tracer.keep(record)
+        if record.end is not DONE:
+            self.journal.observe(record)
+        if record.choices is not None:
+            self.tracer.keep_explained(record)
 
     def start(self, config: Config) -> None:
         """Begin to watch; raises `StartError` where the access log cannot be opened."""

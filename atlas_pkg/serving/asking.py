@@ -157,8 +157,8 @@ class Attempt:
         self.connection, self._opening = connection, None
         record = self._exchange.record
         if record is not None:
-            record.connected_at = time.monotonic()
             record.reused = connection.is_reused
+            record.connected_at = record.chosen_at if record.reused else time.monotonic()
         self._unsent = self._head
         if self._upload is not None:
             self._unsent += self._take_body(self._upload)

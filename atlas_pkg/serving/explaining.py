@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from operator import itemgetter
 
-from atlas_pkg.record import Record
+from atlas_pkg.record import Observer, Record
 from atlas_pkg.serving.steering import Asking, SteeringError
 from atlas_pkg.serving.timeline import Timeline, Wanted, build_timeline
 
@@ -41,6 +41,9 @@ class Tracer:
         # Rings that the workers append to; they need no lock, and `timelines` copes with that.
         self._last: deque[Record] = deque(maxlen=MOST_KEPT)
         self._explained: deque[Record] = deque(maxlen=MOST_KEPT)
+        # The two halves of `observe`, for whoever knows which exchanges are explained.
+        self.keep: Observer = self._last.append
+        self.keep_explained: Observer = self._explained.append
 
     def wants(self, address: str) -> bool:
         """Is this exchange, of the client at `address`, to be explained? To be asked once."""
@@ -48,9 +51,9 @@ class Tracer:
 
     def observe(self, record: Record) -> None:
         """Keep an exchange that has ended; an `Observer`, called by the workers."""
-        self._last.append(record)
+        self.keep(record)
         if record.choices is not None:
-            self._explained.append(record)
+            self.keep_explained(record)
 
     def ask(self, asking: Asking) -> None:
         """Explain others from now on."""
