@@ -200,7 +200,7 @@ def test_screenshots_are_small_and_shown() -> None:
     pictures = sorted((EXAMPLE / "screenshots").iterdir())
 
     assert {picture.stem for picture in pictures} == {
-        *("healthy", "one-down", "refused-reload", "narrow", "dark")
+        *("healthy", "one-down", "refused-reload", "narrow", "dark", "explained")
     }
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG\r\n")

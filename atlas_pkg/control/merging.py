@@ -78,4 +78,3 @@ def last_reload(parts: Sequence[Part]) -> Reload | None:
     generation = max((part["generation"] for part in parts), default=0)
     latest = max(reloads, key=lambda reload: (not reload["ok"], reload["time"]), default=None)
     return None if latest is None else Reload(**{**latest, "generation": generation})
-

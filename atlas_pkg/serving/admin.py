@@ -25,7 +25,7 @@ from atlas_pkg.serving.exchange import Exchange
 from atlas_pkg.serving.origin import is_foreign_host, is_foreign_origin
 from atlas_pkg.serving.page import Page
 from atlas_pkg.serving.reply import TEXT, Reply, read_small_body, send_reply
-from atlas_pkg.serving.status import ExplainingSource, StatusSource
+from atlas_pkg.serving.status import ExplainingSource, StatusSource, judge
 from atlas_pkg.serving.steering import SteeringError, parse_asking, parse_change
 
 log = logging.getLogger("atlas.admin")

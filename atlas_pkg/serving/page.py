@@ -44,6 +44,7 @@ _LEVELS = {
 }
 _GLYPHS = {"good": "✓", "warn": "!", "bad": "✕", "off": "–"}
 
+
 class Page:
     """The page and its Content-Security-Policy. Immutable, thread-safe."""
 
@@ -100,15 +101,16 @@ def _facts(stats: Stats) -> str:
     told = "none"
     if reload is not None:
         ago = figures.span(stats["time"] - reload["time"])
-        told = f"{'done' if reload['ok'] else 'refused'} {ago} ago"
+        told = f"done {ago} ago" if reload["ok"] else f'<span class="bad">refused {ago} ago</span>'
+    path, generation = _text(stats["config_path"]), stats["generation"]
     facts = (
-        ("Listening", f"{', '.join(stats['listen'])} ({stats['mode']})"),
-        ("Configuration", f"{stats['config_path']}, generation {stats['generation']}"),
+        ("Listening", _text(f"{', '.join(stats['listen'])} ({stats['mode']})")),
+        ("Configuration", f"{path}, generation&nbsp;{generation}"),
         ("Last reload", told),
         ("Up for", figures.span(stats["uptime"])),
         ("Processes" if len(stats["pids"]) > 1 else "Process", ", ".join(map(str, stats["pids"]))),
     )
-    return "".join(f"<div><dt>{name}</dt><dd>{_text(value)}</dd></div>" for name, value in facts)
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
 
 
 def _verdict(verdict: Verdict) -> str:
@@ -127,7 +129,7 @@ def _refused(stats: Stats) -> str:
     return (
         '<section class="notice"><strong>The last configuration was refused</strong> '
         f"{figures.span(stats['time'] - reload['time'])} ago; "
-        f"generation {reload['generation']} stays in force."
+        f"generation&nbsp;{reload['generation']} stays in force."
         f"<pre>{_text(reload['error'])}</pre></section>"
     )
 
@@ -138,7 +140,7 @@ def _tiles(stats: Stats) -> str:
     tiles = (
         (
             "Requests",
-            f"{figures.count(totals['rate'])} /s",
+            figures.rate(totals["rate"]),
             f"{figures.count(totals['requests'])} in all",
         ),
         (
@@ -176,7 +178,7 @@ def _row(upstream: UpstreamStats, now: float) -> str:
         lasted = f"<small> for {figures.span(now - upstream['since'])}</small>"
     weight = f"weight {upstream['weight']}"
     if upstream["weight"] != upstream["configured_weight"]:
-        weight += f", file: {upstream['configured_weight']}"
+        weight += f", file:\u00a0{upstream['configured_weight']}"
     room = (
         f" of {figures.count(upstream['max_connections'])}" if upstream["max_connections"] else ""
     )
@@ -191,20 +193,27 @@ def _row(upstream: UpstreamStats, now: float) -> str:
             f"{_text(upstream['state'])}</span>{lasted}{_sub(upstream['why'])}",
             "why",
         ),
-        _cell("Share", figures.percent(upstream["share_percent"]) + _sub(weight)),
+        _cell(
+            "Share, 1\u00a0min", figures.percent(upstream["share_percent"]) + _sub(weight), "share"
+        ),
         _cell(
             "In flight",
             f"{figures.count(upstream['in_flight'])}{room}"
             + _sub(f"{figures.count(upstream['idle'])} idle"),
+            "flight",
         ),
         _cell(
             "Requests",
-            f"{figures.count(upstream['rate'])}/s"
-            + _sub(f"{figures.count(upstream['total'])} in all"),
+            figures.rate(upstream["rate"]) + _sub(f"{figures.count(upstream['total'])} in all"),
+            "rate",
         ),
         _cell("Answers", _counts(upstream["classes"]) or "none yet", "classes"),
         _cell("Failures", (_counts(upstream["failures"]) or "none") + _sub(retries), "failures"),
-        _cell("p50 / p95 / p99, ms", " / ".join(map(figures.milliseconds, latencies)), "latency"),
+        _cell(
+            "p50 / p95 / p99, ms, 1\u00a0min",
+            " / ".join(map(figures.milliseconds, latencies)),
+            "latency",
+        ),
         _cell("Last minute", f"{figures.count(sum(upstream['strip']['failed']))} failed", "minute"),
     )
     backup = ", backup" if upstream["backup"] else ""
@@ -239,10 +248,13 @@ def _event(event: Event) -> str:
 
 
 def _error(error: ErrorLine) -> str:
-    more = f"{error['text']}; client {error['client']}"
+    times, who = "", "client"
+    if error["count"] > 1:
+        times, who = f'<b class="times">&times; {figures.count(error["count"])}</b>', "last client"
+    more = f"{error['text']}; {who} {error['client']}"
     if error["upstream"] != "-":
         more += f", upstream {error['upstream']}"
-    line = f"<b>{error['status']} </b><code>{_text(error['line'])}</code>{_sub(more)}"
+    line = f"<b>{error['status']} </b><code>{_text(error['line'])}</code>{times}{_sub(more)}"
     return _line(error["time"], line)
 
 

@@ -20,7 +20,6 @@ from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream
 from atlas_pkg.serving.steering import Asking, Change
 from atlas_pkg.serving.timeline import Explained
 
-
 # More than these, and the summary is no longer one.
 _MOST_DETAILS = 4
 
@@ -109,7 +108,7 @@ class Event(TypedDict):
 
 
 class ErrorLine(TypedDict):
-    """Error answers that Atlas made itself, or answers that it had to cut, as far as they are alike."""
+    """Errors that are alike: answers that Atlas made itself, or that it had to cut."""
 
     time: float  # of the last one
     client: str  # of the last one

@@ -123,10 +123,12 @@ def show_death(atlas: support.Atlas, admin: Admin) -> None:
 
 
 def show_drain(atlas: support.Atlas, admin: Admin) -> None:
-    """Another is taken out by hand, which looks the same in metrics, and is put back."""
+    """Another is taken out by hand, which no alert takes for a death, and is put back."""
     support.expect("steering one", admin.steer("one", "state=drain"), "done: state drain")
     support.expect("9 requests", dict(support.fetch_often(atlas.url, 9)), {"Hello from three": 9})
     admin.wait_until_metric('atlas_upstream_up{upstream="one"}', 0)
+    admin.wait_until_metric('atlas_upstream_state{upstream="one",state="drain"}', 1)
+    admin.wait_until_metric('atlas_upstream_state{upstream="two",state="down"}', 1)
     kinds = {
         row["name"]: row["kind"] for row in json.loads(admin.fetch("/stats.json"))["upstreams"]
     }

@@ -3,10 +3,11 @@
 For developers, after the page has changed. It wants Chromium, the development packages (for
 `websockets`), and the ports of `atlas.toml` free. Three upstreams and Atlas run for a minute with
 some forty requests a second, so that the curves have something to show; then one upstream is
-killed, comes back, and a configuration is refused. All of it takes a minute and a half.
+killed, which has some requests sent elsewhere, comes back, and a configuration is refused. It all
+takes a minute and a half.
 
 Chromium is told what to do over its DevTools protocol, since its command line can neither make a
-narrow window nor take a picture of a whole page. The demo and Atlas itself need none of this.
+narrow window nor take a picture of a part of a page. The demo and Atlas itself need none of this.
 """
 
 from __future__ import annotations
@@ -14,30 +15,24 @@ from __future__ import annotations
 import base64
 import contextlib
 import http.client
-import itertools
-import json
 import math
 import random
-import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
+import urllib.request
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from websockets.sync.client import ClientConnection, connect
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import _support as support
 
+from tests.browser import Tab, open_tab
+
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "screenshots"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 UPSTREAMS = {"one": 3001, "two": 3002, "three": 3003}
 PAGE = "http://127.0.0.1:9191/"
@@ -46,8 +41,31 @@ CLIENTS = 12
 REQUESTS_A_SECOND = 40.0
 MINUTE = 62.0  # and a little more, so that the history is full
 
+TOKEN = "open-sesame"  # that of atlas.toml
+
 # The page's own script has drawn all curves and rows.
 IS_DRAWN = "document.querySelectorAll('.spark path').length > 6"
+
+# Opens an exchange of whose two choices the candidates are known, and brings it in sight. Without
+# the script all of those would be open already.
+OPEN = """(() => {
+  const closed = [...document.querySelectorAll("#exchanges details:not([open])")];
+  const found = closed.find((item) => item.querySelectorAll(".candidates").length > 1);
+  if (!found) return false;
+  found.open = true;
+  const list = document.getElementById("exchanges");
+  list.scrollTop = found.offsetTop - list.offsetTop;
+  return true;
+})()"""
+# What is above the exchanges, which have a picture of their own; and these.
+NUMBERS = """(() => {
+  const {top} = document.getElementById("thinking").getBoundingClientRect();
+  return {x: 0, y: 0, width: document.documentElement.clientWidth, height: top, scale: 1};
+})()"""
+EXCHANGES = """(() => {
+  const {x, y, width, height} = document.getElementById("thinking").getBoundingClientRect();
+  return {x: x - 16, y: y - 16, width: width + 32, height: height + 32, scale: 1};
+})()"""
 
 
 class View(NamedTuple):
@@ -57,87 +75,50 @@ class View(NamedTuple):
     scheme: str = "light"
 
 
-class Browser:
-    """A Chromium without a window, and one page in it."""
+class Camera:
+    """Takes pictures of the page."""
 
-    def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._numbers = itertools.count(1)
-        self._session: dict[str, str] = {}
-        target = self._order("Target.createTarget", url="about:blank")["targetId"]
-        attached = self._order("Target.attachToTarget", targetId=target, flatten=True)
-        self._session = {"sessionId": attached["sessionId"]}
+    def __init__(self, tab: Tab) -> None:
+        self._tab = tab
 
     def take_picture(self, name: str, view: View) -> None:
-        """Open the page afresh and keep a picture of all of it."""
+        """Open the page afresh and keep a picture of its numbers, whole."""
+        self._show(view)
+        self._keep(name, NUMBERS)
+        wide = self._tab.evaluate("document.documentElement.scrollWidth") - view.width
+        if wide > 0:
+            print(f"{name}.png is {wide} pixels too wide")
+
+    def take_picture_of_exchanges(self, name: str) -> None:
+        """Keep a picture of the part that tells why requests went where they went."""
+        self._show(View())
+        self._tab.wait_for(OPEN, "no exchange with a retry is explained")
+        self._keep(name, EXCHANGES)
+
+    def _show(self, view: View) -> None:
+        """Open the page afresh in a window that is as high as the page."""
         features = [{"name": "prefers-color-scheme", "value": view.scheme}]
-        self._order("Emulation.setEmulatedMedia", features=features)
+        self._tab.order("Emulation.setEmulatedMedia", features=features)
         self._resize(view, 400)  # lower than the page, so that its own height can be measured
-        self._order("Page.navigate", url=PAGE)
-        deadline = time.monotonic() + support.PATIENCE
-        while not self._evaluate(IS_DRAWN):
-            if time.monotonic() > deadline:
-                raise support.DemoFailed("the page's script has drawn nothing")
-            time.sleep(0.1)
-        self._resize(view, int(self._evaluate("document.documentElement.scrollHeight")))
-        wide = self._evaluate("document.documentElement.scrollWidth") - view.width
-        picture = base64.b64decode(self._order("Page.captureScreenshot", format="png")["data"])
+        self._tab.go(PAGE)
+        self._tab.wait_for(IS_DRAWN, "the page's script has drawn nothing")
+        self._resize(view, int(self._tab.evaluate("document.documentElement.scrollHeight")))
+
+    def _keep(self, name: str, part: str) -> None:
+        clip = self._tab.evaluate(part)
+        answer = self._tab.order("Page.captureScreenshot", format="png", clip=clip)
+        picture = base64.b64decode(answer["data"])
         (PICTURES / f"{name}.png").write_bytes(picture)
-        remark = f", {wide} pixels too wide" if wide > 0 else ""
-        print(f"{name}.png: {len(picture) / 1024:.0f} KB{remark}")
+        print(f"{name}.png: {len(picture) / 1024:.0f} KB")
 
     def _resize(self, view: View, height: int) -> None:
-        self._order(
+        self._tab.order(
             "Emulation.setDeviceMetricsOverride",
             width=view.width,
             height=height,
             deviceScaleFactor=1,
             mobile=view.width < 600,
         )
-
-    def _evaluate(self, expression: str) -> Any:
-        return self._order("Runtime.evaluate", expression=expression)["result"].get("value")
-
-    def _order(self, method: str, **parameters: object) -> dict[str, Any]:
-        """Have Chromium do something, and wait for what comes of it."""
-        number = next(self._numbers)
-        order = {"id": number, "method": method, "params": parameters, **self._session}
-        self._socket.send(json.dumps(order))
-        while True:
-            answer = json.loads(self._socket.recv(support.PATIENCE))
-            if answer.get("id") != number:
-                continue  # an event, which nobody has asked for
-            if "error" in answer:
-                raise support.DemoFailed(f"{method}: {answer['error']['message']}")
-            result: dict[str, Any] = answer["result"]
-            return result
-
-
-@contextlib.contextmanager
-def open_browser() -> Iterator[Browser]:
-    """Start Chromium, and end it."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        raise support.DemoFailed("Chromium is not installed")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
-        process = subprocess.Popen(
-            [program, *options, "--remote-debugging-port=0", f"--user-data-dir={folder}"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert process.stderr is not None
-            found = (re.search(r"ws://\S+", line) for line in process.stderr)
-            address = next(filter(None, found), None)
-            if address is None:
-                raise support.DemoFailed("Chromium does not come up")
-            with connect(address[0], max_size=None, proxy=None) as socket:
-                yield Browser(socket)
-        finally:
-            process.terminate()
-            process.wait(support.PATIENCE)
 
 
 class Traffic:
@@ -191,6 +172,13 @@ class Traffic:
         client.getresponse().read()
 
 
+def explain_some() -> None:
+    """Have the candidates of every other exchange noted from now on."""
+    request = urllib.request.Request(f"{PAGE}-/explain", b"one_in=2")
+    request.add_header("Authorization", f"Bearer {TOKEN}")
+    support.OPENER.open(request, timeout=support.PATIENCE).close()
+
+
 def main() -> None:
     """Run it all, and take the pictures."""
     PICTURES.mkdir(exist_ok=True)
@@ -204,16 +192,18 @@ def main() -> None:
         text = text.replace('access = "-"', 'access = "access.log"')
         atlas = stack.enter_context(support.Atlas(text))
         stack.enter_context(Traffic(atlas.port))
-        browser = stack.enter_context(open_browser())
+        camera = Camera(stack.enter_context(open_tab()))
         time.sleep(MINUTE)
-        browser.take_picture("healthy", View())
-        browser.take_picture("dark", View(scheme="dark"))
+        camera.take_picture("healthy", View())
+        camera.take_picture("dark", View(scheme="dark"))
 
+        explain_some()
         programs["two"].kill()
         atlas.wait_until_said("upstream two is down")
+        camera.take_picture_of_exchanges("explained")
         time.sleep(8.0)
-        browser.take_picture("one-down", View())
-        browser.take_picture("narrow", View(width=400))
+        camera.take_picture("one-down", View())
+        camera.take_picture("narrow", View(width=400))
 
         stack.enter_context(support.start_upstream("two", UPSTREAMS["two"]))
         atlas.wait_until_said("upstream two is up")
@@ -221,7 +211,7 @@ def main() -> None:
         atlas.path.write_text(f"{text}weigth = 2\n", encoding="utf-8")
         atlas.wait_until_said("Configuration refused")
         time.sleep(4.0)
-        browser.take_picture("refused-reload", View())
+        camera.take_picture("refused-reload", View())
 
 
 if __name__ == "__main__":

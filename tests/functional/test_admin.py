@@ -155,6 +155,8 @@ def test_connections_and_idle_connections_are_told(open_admin: Open, a: Upstream
         metrics = admin.metrics()
 
     assert metrics["atlas_connections"] == 1
+    assert metrics["atlas_connections_limit"] == 4096
+    assert metrics["atlas_queue"] == 0
     assert metrics["atlas_upstream_idle a"] == 1
     assert metrics["process_open_fds"] > 5
 
@@ -262,6 +264,9 @@ def test_a_drained_upstream_gets_nothing_new_and_finishes_what_it_has(
     assert slow.requests == before
     row = admin.upstream("slow")
     assert (row["kind"], row["in_flight"]) == ("drain", 0)
+    metrics = admin.metrics()
+    assert (metrics["atlas_upstream_up slow"], metrics["atlas_upstream_state slow drain"]) == (0, 1)
+    assert (metrics["atlas_upstream_state slow up"], metrics["atlas_upstream_state b up"]) == (0, 1)
 
 
 def test_the_weight_is_steered_and_given_back(open_admin: Open, a: Upstream, b: Upstream) -> None:
@@ -452,6 +457,7 @@ def test_reloads_are_told_once(open_admin: Open, a: Upstream, b: Upstream, worke
     assert metrics["atlas_config_reloads_total failure"] == 1
     assert metrics["atlas_config_last_reload_success"] == 0
     assert "listen.port" in admin.stats()["last_reload"]["error"]
+    assert admin.stats()["verdict"]["text"] == "The configuration file was refused"
     assert kinds(admin).count("reload") == kinds(admin).count("refused") == 1
 
 
@@ -462,9 +468,10 @@ def kinds(admin: AdminClient) -> list[str]:
 def test_errors_are_listed(open_admin: Open, workers: int) -> None:
     atlas, admin = open_admin(dead(), workers=workers)
 
-    assert atlas.get("/path?secret=1").status == 502
+    assert [atlas.get(f"/path?secret={number}").status for number in range(5)] == [502] * 5
 
-    (error,) = wait_until(lambda: admin.stats()["errors"], "the error")
+    wait_until(lambda: sum(item["count"] for item in admin.stats()["errors"]) == 5, "the errors")
+    (error,) = admin.stats()["errors"]
     assert (error["status"], error["upstream"]) == (502, "dead")
     assert "secret" not in error["line"]
 

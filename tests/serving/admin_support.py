@@ -414,14 +414,16 @@ def make_ill(stats: Stats, now: float) -> None:
             upstream=upstream,
             status=status,
             text=text,
+            count=count,
         )
-        for age, status, line, upstream, text in (
+        for age, status, line, upstream, text, count in (
             (
                 2.2,
                 504,
                 "POST /api/orders HTTP/1.1",
                 "backend3",
                 "the upstream did not answer in time",
+                1,
             ),
             (
                 3.0,
@@ -429,6 +431,7 @@ def make_ill(stats: Stats, now: float) -> None:
                 "GET /api/items/8812?… HTTP/1.1",
                 "backend3",
                 "the upstream failed before its answer had begun",
+                2,
             ),
             (
                 35.1,
@@ -436,6 +439,7 @@ def make_ill(stats: Stats, now: float) -> None:
                 "GET /assets/app.9f1c2e.js HTTP/1.1",
                 "backend2",
                 "the upstream could not be reached",
+                1,
             ),
             (
                 36.9,
@@ -443,6 +447,7 @@ def make_ill(stats: Stats, now: float) -> None:
                 "GET / HTTP/1.1",
                 "-",
                 "no upstream was available, or had room in time",
+                1234,
             ),
         )
     ]

@@ -7,13 +7,24 @@ import pytest
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.balancing.upstream import AdminState, Upstream
 from atlas_pkg.config import CircuitBreaker, UpstreamConfig
+from atlas_pkg.gauges import STATES
 from atlas_pkg.record import End, Record
-from atlas_pkg.serving.journal import MOST_ERRORS, MOST_EVENTS, Journal
+from atlas_pkg.serving.journal import MOST_ERRORS, MOST_EVENTS, Journal, merge_errors
 from atlas_pkg.serving.status import State, mark_of, state_of
 from atlas_pkg.serving.timeline import MOST_LINE
 
 UP = State("up", "up", "HTTP 200")
 DOWN = State("down", "down", "refused")
+
+MARKS = {
+    "up": "u",
+    "half-open": "u",
+    "down": "d",
+    "open": "d",
+    "checking": "d",
+    "drain": "o",
+    "maintenance": "o",
+}
 
 
 class Clock:
@@ -70,11 +81,13 @@ def test_events_are_told_newest_first(journal: Journal, clock: Clock) -> None:
 def test_both_lists_are_bounded(journal: Journal) -> None:
     for number in range(200):
         journal.note("reload", str(number))
-        journal.observe(build_record(End.ERROR))
+        journal.observe(build_record(End.ERROR, b"GET /%d HTTP/1.1" % number))
 
     assert len(journal.events()) == MOST_EVENTS
     assert journal.events()[0]["text"] == "199"
     assert len(journal.errors()) == MOST_ERRORS
+    assert journal.errors()[0]["line"] == "GET /199 HTTP/1.1"
+    assert journal.errors()[-1]["line"] == f"GET /{200 - MOST_ERRORS} HTTP/1.1"
 
 
 def test_a_change_of_state_is_an_event_with_its_cause(journal: Journal, clock: Clock) -> None:
@@ -134,8 +147,54 @@ def test_an_error_says_who_what_and_when(journal: Journal) -> None:
             "upstream": "a",
             "status": 502,
             "text": "the upstream failed before its answer had begun",
+            "count": 1,
         }
     ]
+
+
+def test_errors_that_are_alike_are_one_line_with_the_time_of_the_last(
+    journal: Journal, clock: Clock
+) -> None:
+    other = build_record(End.NO_UPSTREAM, b"GET /other HTTP/1.1", ended_at=1000.0)
+    for number in range(17):
+        clock.now += 1
+        alike = build_record(End.NO_UPSTREAM, ended_at=clock.now, address=f"192.0.2.{number}")
+        journal.observe(alike)
+        if not number:
+            journal.observe(other)
+
+    errors = journal.errors()
+
+    assert [(error["line"], error["count"]) for error in errors] == [
+        ("GET / HTTP/1.1", 17),
+        ("GET /other HTTP/1.1", 1),
+    ]
+    assert (errors[0]["time"], errors[0]["client"]) == (1001017.0, "192.0.2.16")
+
+
+@pytest.mark.parametrize(
+    "more", [{"status": 504}, {"upstream": "b"}, {"line": b"GET /b"}, {"end": End.ERROR}]
+)
+def test_errors_that_differ_stay_apart(journal: Journal, more: dict[str, object]) -> None:
+    journal.observe(build_record(End.UPSTREAM_FAILED))
+    journal.observe(build_record(**{"end": End.UPSTREAM_FAILED, **more}))  # type: ignore[arg-type]
+
+    assert [error["count"] for error in journal.errors()] == [1, 1]
+
+
+def test_errors_of_several_processes_are_one_list(journal: Journal, clock: Clock) -> None:
+    another = Journal(clock=clock.wall, monotonic=clock.monotonic)
+    for at, line in enumerate((b"GET /a", b"GET /b", b"GET /a")):
+        journal.observe(build_record(End.NO_UPSTREAM, line, ended_at=900.0 + at))
+    another.observe(build_record(End.NO_UPSTREAM, b"GET /b", ended_at=950.0))
+
+    merged = merge_errors([*journal.errors(), *another.errors()])
+
+    assert [(error["line"], error["count"], error["time"]) for error in merged] == [
+        ("GET /b", 2, 1000950.0),
+        ("GET /a", 2, 1000902.0),
+    ]
+    assert [error["count"] for error in journal.errors()] == [2, 1], "its parts are unchanged"
 
 
 @pytest.mark.parametrize(
@@ -208,17 +267,5 @@ def test_an_administrators_word_comes_first() -> None:
     assert state == ("maintenance", "maintenance", "no requests; besides: down")
 
 
-@pytest.mark.parametrize(
-    ("kind", "mark"),
-    [
-        ("up", "u"),
-        ("half-open", "u"),
-        ("down", "d"),
-        ("open", "d"),
-        ("checking", "d"),
-        ("drain", "o"),
-        ("maintenance", "o"),
-    ],
-)
-def test_every_state_has_a_mark(kind: str, mark: str) -> None:
-    assert mark_of(kind) == mark
+def test_every_state_has_a_mark() -> None:
+    assert {kind: mark_of(kind) for kind in STATES} == MARKS

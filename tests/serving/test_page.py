@@ -91,11 +91,23 @@ def build_hostile() -> Stats:
     stats["last_reload"] = {"time": NOW, "ok": False, "error": HOSTILE, "generation": 4}
     stats["events"] = [Event(time=NOW, kind="state", upstream=HOSTILE, text=HOSTILE)]
     stats["errors"] = [
-        ErrorLine(
-            time=NOW, client=HOSTILE, line=HOSTILE, upstream=HOSTILE, status=502, text=HOSTILE
-        )
+        build_error(client=HOSTILE, line=HOSTILE, upstream=HOSTILE, text=HOSTILE, count=2)
     ]
     return stats
+
+
+def build_error(**more: object) -> ErrorLine:
+    error = ErrorLine(
+        time=NOW,
+        client="192.0.2.7",
+        line="GET / HTTP/1.1",
+        upstream="-",
+        status=503,
+        text="no upstream was available",
+        count=1,
+    )
+    error.update(more)  # type: ignore[typeddict-item]
+    return error
 
 
 def template() -> str:
@@ -213,7 +225,7 @@ def test_the_row_of_an_upstream_says_it_all() -> None:
         "✕ down for 1 min connect refused",
         "50 % weight 5, file: 1",
         "2 of 100 3 idle",
-        "12/s 12,345 in all",
+        "12 /s 12,345 in all",
         "2xx 12,000 3xx 300 4xx 45",
         "connect 12 3 retried elsewhere",
         "1.3 / 4.8 / 31",
@@ -227,8 +239,65 @@ def test_a_refused_reload_is_shown_with_its_reason() -> None:
 
     text = render(stats)
 
-    assert "The last configuration was refused</strong> 42 s ago; generation 4 stays" in text
+    assert "The last configuration was refused</strong> 42 s ago; generation&nbsp;4 stays" in text
     assert "<pre>a &lt; b</pre>" in text
+
+
+def test_a_refused_reload_is_a_warning_however_well_the_upstreams_are() -> None:
+    stats = build_stats(build_upstream("a"), build_upstream("b"))
+    stats["last_reload"] = {"time": NOW, "ok": False, "error": "no", "generation": 4}
+    ill = build_stats(build_upstream("a", kind="down", state="down", why="refused"))
+    ill["last_reload"] = stats["last_reload"]
+
+    assert judge(stats) == {
+        "level": "warn",
+        "text": "The configuration file was refused",
+        "details": ["All 2 upstreams are up"],
+    }
+    assert "<title>The configuration file was refused – Atlas</title>" in render(stats)
+    assert judge(ill) == {
+        "level": "warn",
+        "text": "0 of 1 upstreams are up",
+        "details": ["the configuration file was refused", "a: down, refused"],
+    }
+
+
+def test_what_is_of_the_last_minute_says_so() -> None:
+    tree = Tree(render(build_stats(build_upstream("a"))))
+
+    heads = [" ".join(cell.split()) for cell in tree.rows[0]]
+    labels = [" ".join(value.split()) for value in tree.values("data-label")]
+    assert heads[2] == "Share last minute"
+    assert heads[7:9] == ["p50 / p95 / p99 in ms, last minute", "Last minute answered, failed"]
+    # Where the heads are not shown, the cells are labelled.
+    assert (labels[1], labels[6]) == ("Share, 1 min", "p50 / p95 / p99, ms, 1 min")
+
+
+def test_errors_that_are_alike_say_how_many() -> None:
+    stats = build_stats(build_upstream("a"))
+    stats["errors"] = [build_error(count=1234), build_error(count=1)]
+
+    many, one = re.findall(r"<code>.*?</li>", render(stats))
+
+    assert re.sub("<.*?>", " ", html.unescape(many)).split("×")[1].split()[0] == "1,234"
+    assert "; last client 192.0.2.7" in many
+    assert "times" not in one
+    assert "; client 192.0.2.7" in one
+
+
+def test_columns_have_widths_that_no_text_can_change() -> None:
+    text = template()
+    style = re.findall(r"<style>(.*?)</style>", text, re.DOTALL)[0]
+
+    # The first two share what is left; the last two have names of their own.
+    sortable = [value for tag, name, value in Tree(text).attributes if name == "data-sort"][2:]
+    assert "table-layout: fixed" in style
+    for column in (*(f"[data-sort={key}]" for key in sortable), "#minute-head", "#change-head"):
+        assert f"{column} {{ width:" in style
+
+
+def test_a_button_that_does_nothing_looks_like_it() -> None:
+    assert template().index(".button.main {") < template().index(".button:disabled {")
 
 
 def test_verdicts() -> None:
@@ -272,6 +341,8 @@ def test_verdicts() -> None:
         (figures.count(7), "7"),
         (figures.count(12345.6), "12,346"),
         (figures.count(1_234_567), "1.23 M"),
+        (figures.rate(28), "28 /s"),
+        (figures.rate(9.44), "9.4 /s"),
         (figures.percent(0), "0 %"),
         (figures.percent(0.001), "<0.1 %"),
         (figures.percent(3.14), "3.1 %"),
@@ -336,6 +407,8 @@ def test_the_script_shows_the_same_as_the_page_without_it(tmp_path: Path) -> Non
         build_upstream(HOSTILE, kind="drain", state="drain", why=HOSTILE, in_flight=12345),
         build_upstream("c", address="::1", p50_ms=None, failures={"connect": 3}, retries=1),
     )
+    stats["last_reload"] = {"time": NOW - 42, "ok": False, "error": HOSTILE, "generation": 4}
+    stats["errors"] = [build_error(count=1234), build_error(upstream=HOSTILE)]
     app = AdminApp(FakeSource(lambda: stats), token=TOKEN, address="")
 
     with serve_page(app) as port:
@@ -356,10 +429,31 @@ def test_the_script_shows_the_same_as_the_page_without_it(tmp_path: Path) -> Non
         for tree in (before, after)
     )
     assert shown == told
-    for identifier in ("facts", "verdict", "tiles"):
-        pattern = rf'id="{identifier}"[^>]*>(.*?)</(?:dl|section)>'
+    for identifier in ("facts", "verdict", "refused", "tiles", "errors"):
+        pattern = rf'id="{identifier}"[^>]*>(.*?)</(?:dl|section|ol)>'
+        drawn = r"<svg.*?</svg>|<small>peak.*?</small>|<time.*?</time>|<[^>]*>|\s|&nbsp;"
         told_text, shown_text = (
-            re.sub(r"<svg.*?</svg>|<small>peak.*?</small>|<[^>]*>|\s", "", found[0])
+            re.sub(drawn, "", found[0])
             for found in (re.findall(pattern, part, re.DOTALL) for part in (render(stats), text))
         )
         assert html.unescape(shown_text) == html.unescape(told_text)
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_a_second_curve_has_a_lane_of_its_own_and_says_what_it_is(tmp_path: Path) -> None:
+    app = AdminApp(FakeSource(), token=TOKEN, address="")
+
+    with serve_page(app) as port:
+        text = open_in_browser(port, tmp_path)
+
+    tiles = re.findall(r'<div class="tile">.*?</svg></div>', text, re.DOTALL)
+    assert [tile.count('class="second" d=') for tile in tiles] == [0, 0, 0, 1, 1, 0]
+    latency = tiles[3]
+    assert "peak 1.3 ms" in latency, "the peak is that of the number's own curve"
+    assert re.search(r'class="key".*?</svg>p99 31<', latency)
+    # Of 48 units from the top. 1.3 ms fills its lane, though p99 is so much more; p99 is beneath.
+    beneath, own = (
+        {float(height) for height in re.findall(r"[ML]\d+ ([\d.]+)", path)}
+        for path in re.findall(r'<path(?: class="second")? d="([^"]*)"', latency.split("rule")[1])
+    )
+    assert (own, beneath) == ({4.0}, {36.0})

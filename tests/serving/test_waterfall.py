@@ -144,6 +144,12 @@ def test_without_somebody_who_explains_there_is_no_section() -> None:
 # Colours
 
 
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2, contrast ratio."""
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
 def luminance(colour: str) -> float:
     """WCAG 2.2, relative luminance."""
     digits = colour.lstrip("#")
@@ -155,18 +161,40 @@ def luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
+def colours(scheme: str) -> dict[str, str]:
+    """The page's colours by their names."""
+    index = ("light", "dark").index(scheme)
+    found: dict[str, list[str]] = {}
+    for name, colour in re.findall(r"--([a-z-]+): (#\w+);", render(None)):
+        found.setdefault(name, []).append(colour)
+    return {name: both[index] for name, both in found.items()}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_colours_of_the_bars_stand_out(scheme: str) -> None:
-    text = render(None)
-    names = ["card", "off-soft", *(f"stage-{stage}" for stage in STAGES)]
-    index = ("light", "dark").index(scheme)
-    colour = {name: re.findall(rf"--{name}: (#\w+);", text)[index] for name in names}
+    colour = colours(scheme)
 
     # WCAG 2.2, 1.4.11: 3 to 1 for what has to be recognised.
     for stage in STAGES:
         for ground in ("card", "off-soft"):
-            one, other = luminance(colour[f"stage-{stage}"]), luminance(colour[ground])
-            assert (max(one, other) + 0.05) / (min(one, other) + 0.05) >= 3, (stage, ground)
+            assert contrast(colour[f"stage-{stage}"], colour[ground]) >= 3, (stage, ground)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_curves_and_words_stand_out(scheme: str) -> None:
+    colour = colours(scheme)
+
+    for name in ("accent", "second", "bad", "bar", "good", "warn", "off"):
+        assert contrast(colour[name], colour["card"]) >= 3, name
+    # WCAG 2.2, 1.4.3: 4.5 to 1 for text. Placeholders are muted, and lie on the ground.
+    for name in ("ink", "muted"):
+        for ground in ("card", "ground", "raised"):
+            assert contrast(colour[name], colour[ground]) >= 4.5, (name, ground)
+    assert contrast(colour["second"], colour["card"]) >= 4.5
+    for level in ("good", "warn", "bad", "off"):
+        assert contrast(colour[level], colour[f"{level}-soft"]) >= 4.5, level
+    assert "::placeholder { color: var(--muted); opacity: 1; }" in render(None)
+    assert "stroke-opacity" not in render(None), "a colour that is mixed is fainter than it says"
 
 
 def test_the_page_is_still_one_answer() -> None:
