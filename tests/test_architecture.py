@@ -47,6 +47,7 @@ THIRD_PARTY = {"tomli", "watchdog"}
 WORKER_LOOP = {
     "atlas_pkg/serving/connection.py": 1,
     "atlas_pkg/serving/turns.py": 1,
+    "atlas_pkg/serving/workers.py": 1,
 }
 BACKGROUND_THREAD = {
     "atlas_pkg/control/intercom.py": 1,

@@ -84,11 +84,7 @@ class Pool:
             return
         connection.idle_since = time.monotonic()
         connections.append(connection)
-        # A worker that leads has many requests under way: what it used a moment ago it will soon
-        # need again. The oldest are first, since the newest are taken first.
-        since = connection.idle_since - SURPLUS
-        while len(connections) > settings.idle and connections[0].idle_since < since:
-            connections.pop(0).stream.close()
+        _close_surplus(connections, settings, connection.idle_since)
 
     def close_expired(
         self, settings: PoolConfig, idle_limit: float, upstreams: tuple[Upstream, ...]
@@ -103,6 +99,7 @@ class Pool:
                     kept.append(connection)
                 else:
                     connection.stream.close()
+            _close_surplus(kept, settings, now)
             if kept:
                 self._idle[upstream] = kept
             else:
@@ -118,6 +115,16 @@ class Pool:
             for connection in connections:
                 connection.stream.close()
         self._idle.clear()
+
+
+def _close_surplus(connections: list[UpstreamConnection], settings: PoolConfig, now: float) -> None:
+    """Close what is beyond `pool.idle`, unless it was in use a moment ago.
+
+    A worker that leads has many requests under way, and will soon need as many again. The oldest
+    are first, since the newest are taken first.
+    """
+    while len(connections) > settings.idle and connections[0].idle_since < now - SURPLUS:
+        connections.pop(0).stream.close()
 
 
 def _may_reuse(

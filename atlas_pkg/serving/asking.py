@@ -17,12 +17,13 @@ import time
 from atlas_pkg.balancing.opening import Opening, connect
 from atlas_pkg.balancing.pool import FRESH, UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.errors import ClientGone, Side, Stage, StreamError, UpstreamError
+from atlas_pkg.errors import Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.forwarding import build_interim_head
 from atlas_pkg.http1.message import Response
 from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
 from atlas_pkg.serving.exchange import Exchange
+from atlas_pkg.serving.failures import translate
 from atlas_pkg.serving.retry import IDEMPOTENT
 from atlas_pkg.serving.upload import Upload
 
@@ -33,6 +34,9 @@ MAX_INTERIM = 64
 # by a worker.
 LITTLE = 64 * 1024
 
+# An answer that comes in more pieces than that is for a worker, which keeps the time.
+MOST_LOOKS = 8
+
 
 class Attempt:
     """One request to one upstream: `begin` it, await its answer, then `finish` it."""
@@ -41,6 +45,7 @@ class Attempt:
         "_exchange",
         "_failure",
         "_head",
+        "_looks",
         "_opening",
         "_takes_worker",
         "_unsent",
@@ -56,6 +61,7 @@ class Attempt:
         self._upload = upload
         self._head = self._unsent = b""
         self._failure: StreamError | None = None  # met while looking for the answer
+        self._looks = 0
         self._takes_worker = False  # for something else than the answer's head
         self.is_ready = False  # so much has come that `finish` need not wait
         self._opening: Opening | None = None
@@ -106,18 +112,21 @@ class Attempt:
             if opened is not None:
                 self._use(opened)
         elif not self._takes_worker:
-            # Its end and a failure are for `finish` to tell.
-            self.is_ready = not self.fetch() or self._has_head()
-
-    def _has_head(self) -> bool:
-        data = self.connection.stream.buffered
-        # After an interim answer another one follows, perhaps much later.
-        self._takes_worker = data[9:10] == b"1"
-        return b"\r\n\r\n" in data and not self._takes_worker
+            # Its end and a failure are for `finish` to tell, and so is a head that is too large.
+            has_ended = not self.fetch()
+            data = self.connection.stream.buffered
+            limit = self._exchange.generation.config.limits.upstream_head
+            # After an interim answer another one follows, perhaps much later. And if nothing came
+            # at all, `finish` may ask anew, on a connection that is not open yet.
+            self._takes_worker = data[9:10] == b"1" or (has_ended and not data)
+            is_told = has_ended or b"\r\n\r\n" in data or len(data) > limit
+            self.is_ready = is_told and not self._takes_worker
+            self._takes_worker |= self._looks >= MOST_LOOKS
 
     def fetch(self) -> bool:
         """Read what has come, without waiting; False when no more will come."""
         stream = self.connection.stream
+        self._looks += 1
         try:
             more = stream.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -131,7 +140,8 @@ class Attempt:
     def lacks_little(self, response: Response) -> bool:
         """Is a small part of the answer's body still on its way?"""
         missing = response.framing.length - len(self.connection.stream.buffered)
-        return 0 < missing <= LITTLE and self._failure is None
+        is_coming = self._failure is None and self._looks < MOST_LOOKS
+        return 0 < missing <= LITTLE and is_coming
 
     def finish(self) -> Response:
         """Do all that is left, and return the final answer's head. Blocks.
@@ -284,14 +294,3 @@ def _judge_incomplete(data: bytes, limit: int) -> None:
         raise UpstreamError(Stage.HEAD, "the head of its answer is too large")
     if not data.startswith(b"HTTP/"[: len(data)]) or syntax.BAD_LINE_END.search(data):
         raise UpstreamError(Stage.HEAD, "its answer is not HTTP")
-
-
-def translate(
-    error: StreamError, stage: Stage, *, is_stale: bool = False
-) -> ClientGone | UpstreamError:
-    """Give a stream's failure its meaning: whose it was, and at which stage."""
-    if error.side is Side.CLIENT:
-        return ClientGone(error.reason)
-    # Silence is no sign of a stale connection: asking again would only wait as long again.
-    is_stale = is_stale and not error.timed_out
-    return UpstreamError(stage, error.reason, timed_out=error.timed_out, is_stale=is_stale)

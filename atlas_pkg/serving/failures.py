@@ -10,7 +10,15 @@ from __future__ import annotations
 import logging
 from typing import NamedTuple
 
-from atlas_pkg.errors import ClientError, NoUpstream, Stage, UpstreamError
+from atlas_pkg.errors import (
+    ClientError,
+    ClientGone,
+    NoUpstream,
+    Side,
+    Stage,
+    StreamError,
+    UpstreamError,
+)
 from atlas_pkg.logs import Throttle
 from atlas_pkg.record import End
 
@@ -43,6 +51,17 @@ def _end_of(error: UpstreamError) -> End:
     if error.stage is Stage.CONNECT:
         return End.CONNECT_TIMEOUT if error.timed_out else End.CONNECT_FAILED
     return End.UPSTREAM_TIMEOUT if error.timed_out else End.UPSTREAM_FAILED
+
+
+def translate(
+    error: StreamError, stage: Stage, *, is_stale: bool = False
+) -> ClientGone | UpstreamError:
+    """Give a stream's failure its meaning: whose it was, and at which stage."""
+    if error.side is Side.CLIENT:
+        return ClientGone(error.reason)
+    # Silence is no sign of a stale connection: asking again would only wait as long again.
+    is_stale = is_stale and not error.timed_out
+    return UpstreamError(stage, error.reason, timed_out=error.timed_out, is_stale=is_stale)
 
 
 def log_failure(

@@ -54,8 +54,8 @@ class Gate(Protocol):
     def take(self, timeout: float) -> list[ClientConnection]:
         """Wait for connections for which there is something to do, and own them."""
 
-    def await_answer(self, connection: ClientConnection, upstream: Stream) -> None:
-        """Let `connection` wait until its upstream says something."""
+    def await_answer(self, connection: ClientConnection, upstream: Stream) -> bool:
+        """Let `connection` wait until its upstream says something; False where that fails."""
 
     def has_overdue(self) -> bool:
         """Has one awaited its answer for longer than `PATIENCE`?"""
@@ -73,7 +73,8 @@ class Gate(Protocol):
         """Watch its upstream no more: a worker waits for that from now on."""
 
     def suspended(self) -> int:
-        """How many requests are under way with nobody serving them at the moment."""
+        """How many requests are under way with nobody serving them at the moment. For any thread:
+        a hint for those who do not lead."""
 
     def has_ready(self) -> bool:
         """Is a connection ready and not taken yet?"""

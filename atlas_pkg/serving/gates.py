@@ -51,18 +51,26 @@ class EpollGate(WaitingRoom):
             connection.is_registered = True
             self._epoll.register(fd, _CLIENT_EVENTS)
 
-    def await_answer(self, connection: ClientConnection, upstream: Stream) -> None:
-        self._note_awaiting(connection, upstream)
+    def await_answer(self, connection: ClientConnection, upstream: Stream) -> bool:
         if not upstream.is_watched:
-            upstream.is_watched = True
             events = _OPENING_EVENTS if upstream.is_connecting else _UPSTREAM_EVENTS
-            self._epoll.register(upstream.sock, events)
+            try:
+                self._epoll.register(upstream.sock, events)
+            except OSError:
+                return False  # no memory for it, or the user watches as many as are allowed
+            upstream.is_watched = True
+        self._note_awaiting(connection, upstream)
+        return True
 
     def release(self, connection: ClientConnection) -> None:
         upstream, connection.upstream = connection.upstream, None
-        if upstream is not None and upstream.is_watched and upstream.sock.fileno() >= 0:
-            upstream.is_watched = False
+        if upstream is None or not upstream.is_watched:
+            return
+        upstream.is_watched = False
+        try:
             self._epoll.unregister(upstream.sock)
+        except (OSError, ValueError):
+            pass  # closed; it may rest in another worker's pool, who closes it at this very moment
 
     def take(self, timeout: float) -> list[ClientConnection]:
         self._arrive()
@@ -100,9 +108,10 @@ class PortableGate(WaitingRoom):
         self._parked[fd] = connection
         self._ask_to_watch(fd)
 
-    def await_answer(self, connection: ClientConnection, upstream: Stream) -> None:
+    def await_answer(self, connection: ClientConnection, upstream: Stream) -> bool:
         self._note_awaiting(connection, upstream)
         self._ask_to_watch(upstream.sock.fileno())
+        return True
 
     def release(self, connection: ClientConnection) -> None:
         """Nothing to do: the thread forgets a connection with its first event."""

@@ -18,10 +18,11 @@ from atlas_pkg.http1.forwarding import build_switching_head
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE, Framing
 from atlas_pkg.http1.message import Response
 from atlas_pkg.record import End
-from atlas_pkg.serving.asking import Attempt, translate
+from atlas_pkg.serving.asking import Attempt
 from atlas_pkg.serving.bodies import AnswerBody
 from atlas_pkg.serving.clients import Steps
 from atlas_pkg.serving.exchange import Exchange
+from atlas_pkg.serving.failures import translate
 from atlas_pkg.serving.retry import Retries
 from atlas_pkg.serving.tunnels import Tunnels
 from atlas_pkg.serving.upload import BackgroundUpload, Upload
@@ -61,10 +62,10 @@ class Proxy:
             raise
         if exchange.record is not None:
             exchange.record.first_byte_at = time.monotonic()
-        while exchange.worker.leads and attempt.lacks_little(response):
-            exchange.worker = yield attempt.awaited()
-            if not attempt.fetch():
-                break
+        # Looked at before it is awaited: the gate tells only of what comes from then on.
+        while exchange.worker.leads and attempt.lacks_little(response) and attempt.fetch():
+            if attempt.lacks_little(response):
+                exchange.worker = yield attempt.awaited()
         unsent = _answer_at_once(exchange, lease, attempt, response)
         if unsent is None:
             yield from exchange.may_wait()

@@ -56,7 +56,7 @@ class Turns:
             return True
         taken = self._gate.take(timeout)
         slow = self._serve_quickly(taken, worker)
-        if not slow and (overdue := self._take_overdue()):
+        if overdue := self._take_overdue():
             slow.append(overdue)
         if slow:
             for connection in slow[1:]:
@@ -85,14 +85,18 @@ class Turns:
                 room -= 1
             if not self._advance(connection, worker):
                 slow.append(connection)
-        while self._backlog and self._has_room():
-            connection = self._backlog.popleft()
-            if not self._advance(connection, worker):
-                slow.append(connection)
+        while self._backlog and self._held + self._gate.suspended() + len(slow) < self._most:
+            waiting = self._take_waiting()
+            if waiting is not None and not self._advance(waiting, worker):
+                slow.append(waiting)
         return slow
 
-    def _has_room(self) -> bool:
-        return self._held + self._gate.suspended() < self._most
+    def _take_waiting(self) -> ClientConnection | None:
+        """Own the first of the backlog. The leader and those who hold may all ask at once."""
+        try:
+            return self._backlog.popleft()
+        except IndexError:
+            return None
 
     def warn_that_full(self) -> None:
         """Say that requests wait because so many are being served; not too often."""
@@ -105,33 +109,35 @@ class Turns:
 
     def _take_overdue(self) -> ClientConnection | None:
         """Take the one that has awaited its answer too long, if others can lead meanwhile."""
-        self.are_short_of_workers = False
-        if not self._gate.has_overdue():
-            return None
-        if not self._gate.has_free_worker:
-            self.are_short_of_workers = True
+        is_overdue = self._gate.has_overdue()
+        # With all others held, the last place is its own: then nothing else can be begun anyway.
+        can_lead = self._gate.has_free_worker or self._held + 1 >= self._most
+        self.are_short_of_workers = is_overdue and not can_lead
+        if self.are_short_of_workers:
             self._gate.crowded.set()
-            return None
-        return self._gate.take_overdue()
+        return self._gate.take_overdue() if is_overdue and can_lead else None
 
     def _hold(self, connection: ClientConnection, worker: Worker) -> None:
-        """Serve to the end of what it says, waiting where that takes waiting."""
+        """Serve to the end of what it says, waiting where that takes waiting.
+
+        Then its place is for those who wait for one.
+        """
         if connection.steps is not None:
             self._gate.release(connection)
-        self.leave(worker)
         with self._lock:
-            self._held += 1
+            self._held += 1  # before another one leads and counts
+        self.leave(worker)
+        waiting: ClientConnection | None = connection
         try:
-            self._advance(connection, worker)
-            while self._backlog:
-                try:
-                    connection = self._backlog.popleft()
-                except IndexError:
-                    break  # the leader was quicker
-                self._advance(connection, worker)
+            while waiting is not None:
+                self._advance(waiting, worker)
+                waiting = self._take_waiting()
         finally:
             with self._lock:
                 self._held -= 1
+        # The leader may have found the place taken just before it was given up.
+        if (waiting := self._take_waiting()) is not None:
+            self._hold(waiting, worker)
 
     def _advance(self, connection: ClientConnection, worker: Worker) -> bool:
         """Serve until it pauses or ends; False where it takes a worker that waits."""
@@ -151,7 +157,4 @@ class Turns:
             self._on_failed(connection)
             return True
         connection.steps = steps
-        if awaited is None:
-            return False
-        self._gate.await_answer(connection, awaited)
-        return True
+        return awaited is not None and self._gate.await_answer(connection, awaited)

@@ -32,7 +32,7 @@ KEPT_WORKERS = 8
 # Further workers leave after waiting this long for nothing.
 RETIRE_AFTER = 0.5
 
-# How often a kept worker looks after its idle upstream connections.
+# How often a worker looks after its idle upstream connections.
 TIDY_INTERVAL = 5.0
 
 # How often the gatekeeper looks while nobody is at the gate, and how often it looks for deadlines.
@@ -42,6 +42,10 @@ SWEEP_INTERVAL = 0.5
 # Workers that have not come back to the gate for so long are all waiting for slow upstreams or
 # clients. Then more are needed, even while other programs keep the CPU busy.
 STUCK_AFTER = 0.05
+
+# Answers that have been awaited for so long without a worker get some even where there is no CPU
+# time to spare: it is a worker who keeps the time limits, and notices that a client has gone.
+LATE_AFTER = 0.5
 
 # Each worker calls a few Python frames deep; 8 MiB of default stack are never touched.
 STACK_BYTES = 512 * 1024
@@ -75,6 +79,7 @@ class Workers:
         # The gatekeeper's own: it alone looks at them.
         self._headroom = Headroom()
         self._last_progress = (-1, 0.0)  # departures from the gate, and when they last changed
+        self._short_since = 0.0  # answers have been awaited without a worker; 0: they are not
 
     def start(self) -> None:
         """Start the kept workers and the gatekeeper."""
@@ -111,17 +116,29 @@ class Workers:
         worker = Worker()
         with self._lock:
             self._running.add(worker)
+        next_tidying = 0.0
         while not self._stopping.is_set():
-            is_kept = self._count <= self._kept
-            if self._turns.take_one(worker, TIDY_INTERVAL if is_kept else RETIRE_AFTER):
+            has_served = self._take_one(worker)
+            if has_served and time.monotonic() < next_tidying:
                 continue
-            if self._may_retire():
+            if not has_served and self._may_retire():
                 break
+            # Whoever leads under load is never without something to do.
+            next_tidying = time.monotonic() + TIDY_INTERVAL
             self._tidy(worker)
         self._turns.leave(worker)
         with self._lock:
             self._running.discard(worker)
         worker.close()
+
+    def _take_one(self, worker: Worker) -> bool:
+        is_kept = self._count <= self._kept
+        try:
+            return self._turns.take_one(worker, TIDY_INTERVAL if is_kept else RETIRE_AFTER)
+        except Exception:
+            log.exception("a worker failed")
+            self._turns.leave(worker)  # or nobody would ever lead again
+            return True
 
     def _may_retire(self) -> bool:
         """Leave the count, if there are more workers than are kept and another one is free.
@@ -155,12 +172,15 @@ class Workers:
         if not self._is_crowded():
             self._gate.crowded.clear()
             self._headroom.forget()
+            self._short_since = 0.0
             if self._is_crowded():  # the last one left between the two looks
                 self._gate.crowded.set()
             return
-        is_stuck, has_spare = self._is_stuck(), self._headroom.has_spare()
-        is_needed = self._turns.are_short_of_workers or self._gate.has_ready()
-        if is_needed and self._count >= self._max_threads:
+        is_stuck, has_spare = self._is_stuck() or self._is_late(), self._headroom.has_spare()
+        is_waited_for = self._turns.are_short_of_workers or self._gate.has_ready()
+        # Answers that are awaited at the gate need somebody who leads.
+        is_needed = is_waited_for or self._gate.suspended() > 0
+        if is_waited_for and self._count >= self._max_threads:
             self._turns.warn_that_full()
         elif is_needed and (is_stuck or has_spare):
             # In proportion: with time to spare from 8 to 256 in about a sixth of a second, and
@@ -173,3 +193,15 @@ class Workers:
         if departures != self._last_progress[0]:
             self._last_progress = (departures, now)
         return now - self._last_progress[1] >= STUCK_AFTER
+
+    def _is_late(self) -> bool:
+        """Have answers been awaited for long without a worker? True once in `LATE_AFTER`."""
+        now = time.monotonic()
+        if not self._turns.are_short_of_workers:
+            self._short_since = 0.0
+        elif not self._short_since:
+            self._short_since = now
+        elif now - self._short_since >= LATE_AFTER:
+            self._short_since = now
+            return True
+        return False

@@ -196,6 +196,20 @@ def test_tidying_closes_what_nobody_will_use_again(pairs: Pairs) -> None:
     assert take(pool, pairs) is good
 
 
+def test_what_was_kept_for_a_moment_is_closed_when_nothing_more_comes(pairs: Pairs) -> None:
+    pool, settings = Pool(), PoolConfig(idle=1)
+    connections = [pairs.make()[0] for _ in range(3)]
+    for connection in connections:
+        pool.checkin(connection, settings)
+    assert all(is_open(connection) for connection in connections)
+    for connection in connections:
+        connection.idle_since -= 2 * SURPLUS
+
+    pool.close_expired(settings, 60.0, (pairs.upstream,))
+
+    assert [is_open(one) for one in connections] == [False, False, True]
+
+
 def test_closing_the_pool_closes_all(pairs: Pairs) -> None:
     pool, connections = Pool(), [pairs.make()[0] for _ in range(3)]
     for connection in connections:

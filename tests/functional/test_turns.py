@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, black_hole, named
+from tests.fakes import Conversation, Upstream, answering, black_hole, build_answer, named
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, Client, build_config
+from tests.toolkit import Atlas, Client, Threads, build_config, wait_until
 
 # The ill one takes at least this long; everybody else must be served in a fraction of it.
 LONG = 3.0
@@ -157,3 +157,115 @@ def finish_bodies(clients: list[Client]) -> None:
     for client in clients:
         client.send(b"67890")
         assert client.read_answer().status == 200
+
+
+def test_asking_anew_on_a_fresh_connection_keeps_nobody_else(
+    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    def converse(conversation: Conversation) -> None:
+        conversation.read_head()
+        if bad.count() == 1:
+            conversation.send(build_answer(b"first"))
+            conversation.read_head()  # and then it closes without a word
+        else:
+            conversation.wait_for_end()
+
+    bad = upstreams.enter_context(Upstream(converse, name="bad"))
+    good = upstreams.enter_context(named("good"))
+    atlas = start(table_of(bad.table(), good.table(weight=0)), env=gate)
+
+    with atlas.client() as stuck:
+        assert stuck.get().text == "first"
+        stuck.send_head()
+        wait_until(lambda: bad.requests == 2, "the fresh connection")
+        atlas.reload(table_of(bad.table(weight=0), good.table()))
+        assert_others_are_served(atlas, good)
+
+
+def test_all_of_an_answer_that_takes_two_reads_is_seen_at_once(
+    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    body = b"x" * 66_000  # a little more than is read at once
+    upstream = upstreams.enter_context(answering(*[build_answer(body)] * 40))
+    atlas = start(table_of(upstream.table()), env=gate)
+
+    began = time.monotonic()
+    with atlas.client() as client:
+        for _ in range(40):
+            assert client.get().body == body
+    assert time.monotonic() - began < LONG
+
+
+def streaming_or_silent(conversation: Conversation) -> None:
+    """Answer with a body that never ends, or not at all."""
+    request = conversation.read_head()
+    if request is not None and request.target != "/silent":
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        conversation.send(head + b"5\r\nhello\r\n")
+    conversation.wait_for_end()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_time_limits_are_kept_where_all_threads_are_in_use(
+    threads: int, upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    upstream = upstreams.enter_context(Upstream(streaming_or_silent))
+    listen, timeouts = {"max_threads": threads}, {"upstream_head": 0.5}
+    atlas = start(build_config(upstream.table(), listen=listen, timeouts=timeouts), env=gate)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(threads - 1):
+            client = stack.enter_context(atlas.client())
+            client.send_head()
+            assert client.read_head().status == 200
+        assert atlas.get("/silent").status == 504
+
+
+def test_time_limits_are_kept_when_the_last_free_worker_is_taken(
+    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    upstream = upstreams.enter_context(Upstream(streaming_or_silent))
+    atlas = start(build_config(upstream.table(), timeouts={"upstream_head": 0.5}), env=gate)
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(atlas.client()) for _ in range(9)]
+        clients[0].send_head("GET", "/silent")
+        for client in clients[1:]:  # eight more, for the eight workers that are kept
+            client.send_head()
+        assert clients[0].read_answer().status == 504
+
+
+def test_a_head_that_drips_ends_in_time_whatever_its_neighbours_do(
+    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+) -> None:
+    def drip(conversation: Conversation) -> None:
+        conversation.read_head()
+        conversation.send(b"HTTP/1.1 200 OK\r\nX: ")
+        for _ in range(1000):
+            conversation.send(b"x")
+            time.sleep(0.03)
+
+    bad = upstreams.enter_context(Upstream(drip, name="bad"))
+    slow = upstreams.enter_context(named("slow", delay=0.08))
+    timeouts = {"upstream_head": 1.0}
+    routing = {"strategy": "round_robin"}
+    tables = (bad.table(), slow.table())
+    atlas = start(build_config(*tables, routing=routing, timeouts=timeouts), env=gate)
+    threads = Threads()
+
+    def ask_on(count: int) -> None:
+        with atlas.client() as client:
+            for _ in range(count):
+                assert client.get().text == "slow"
+
+    with atlas.client() as client:
+        began = time.monotonic()
+        client.send_head()
+        tables = (bad.table(weight=0), slow.table())
+        atlas.reload(build_config(*tables, routing=routing, timeouts=timeouts))
+        for _ in range(12):
+            threads.start(ask_on, 30)
+
+        assert client.read_answer().status == 504
+        assert time.monotonic() - began < LONG
+    threads.join()

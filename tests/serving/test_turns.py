@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 
 import pytest
@@ -215,3 +216,82 @@ def test_a_failure_costs_one_connection(scene: Scene, caplog: pytest.LogCaptureF
     assert sorted(scene.events) == ["a led", "c led"]
     assert scene.failed == [bad]
     assert "a worker failed" in caplog.text
+
+
+def test_the_backlog_may_be_emptied_by_somebody_else_at_any_moment(scene: Scene) -> None:
+    class TakenMeanwhile(deque[ClientConnection]):
+        """Empty, but whoever looked saw the last one, which another worker took then."""
+
+        looks = 0
+
+        def __bool__(self) -> bool:
+            self.looks += 1
+            return self.looks == 1
+
+    turns = scene.turns(at_once(scene.events))
+    turns._backlog = TakenMeanwhile()
+    scene.arrive("a")
+
+    scene.take_all(turns)
+
+    assert scene.events == ["a led"]
+
+
+def test_who_was_put_into_the_backlog_at_the_last_moment_is_not_forgotten(scene: Scene) -> None:
+    (late,) = scene.arrive("late")
+    scene.gate.lead(10)
+    (taken,) = scene.gate.take(10)
+    assert taken is late
+    scene.gate.step_down()
+    turns = scene.turns(held(scene.events), most=1)
+
+    class LastLook(deque[ClientConnection]):
+        """The leader puts somebody there just after the worker found nobody."""
+
+        def popleft(self) -> ClientConnection:
+            try:
+                return super().popleft()
+            except IndexError:
+                if late.requests == 0:
+                    late.requests = 1
+                    self.append(late)
+                raise
+
+    turns._backlog = LastLook()
+    scene.arrive("a")
+
+    assert turns.take_one(scene.worker, 10)
+
+    assert scene.events == ["a begun", "a held", "late begun", "late held"]
+
+
+def test_the_last_worker_waits_itself_where_all_others_are_held(scene: Scene) -> None:
+    upstream, _ = scene.ends.make()
+    turns = scene.turns(awaiting(scene, upstream), most=1)
+    (connection,) = scene.arrive("a")
+    turns.take_one(scene.worker, 10)
+    connection.awaits_since -= 2 * PATIENCE
+
+    turns.take_one(scene.worker, 0.01)
+
+    assert scene.events == ["a asked", "a held"]
+    assert not turns.are_short_of_workers
+
+
+def test_those_that_wait_too_long_get_their_turn_beside_others_that_are_slow(scene: Scene) -> None:
+    upstream, _ = scene.ends.make()
+    serve_awaiting, serve_held = awaiting(scene, upstream), held(scene.events)
+    turns = scene.turns(lambda c, w: (serve_awaiting if c.address == "a" else serve_held)(c, w))
+    (connection,) = scene.arrive("a")
+    turns.take_one(scene.worker, 10)
+    connection.awaits_since -= 2 * PATIENCE
+    other = threading.Thread(target=scene.gate.lead, args=(20,))
+    scene.arrive("b")
+    other.start()
+    wait_until(lambda: scene.gate.has_free_worker, "another worker")
+
+    turns.take_one(scene.worker, 10)
+    other.join(20)
+
+    assert scene.events == ["a asked", "b begun", "b held"]
+    assert scene.gate.take_handed() is connection

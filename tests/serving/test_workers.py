@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from atlas_pkg.serving import workers as module
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
+from atlas_pkg.serving.headroom import Headroom
 from atlas_pkg.serving.turns import Turns
 from atlas_pkg.serving.workers import KEPT_WORKERS, RETIRE_AFTER, Workers
 from tests.serving.conftest import LATER, Ends
@@ -34,7 +36,13 @@ def start(gate: Gate, ends: Ends, expired: list[ClientConnection]) -> Iterator[S
     stack_size = threading.stack_size()
     started: list[Workers] = []
 
-    def start_workers(serve: Serve, *, max_threads: int = 64) -> Workers:
+    def start_workers(
+        serve: Serve,
+        *,
+        steps: Callable[[ClientConnection, Worker], Steps] | None = None,
+        tidy: Callable[[Worker], None] = lambda _: None,
+        max_threads: int = 64,
+    ) -> Workers:
         def serve_in_steps(connection: ClientConnection, worker: Worker) -> Steps:
             while worker.leads:  # as all that may wait for somebody
                 worker = yield None
@@ -42,9 +50,9 @@ def start(gate: Gate, ends: Ends, expired: list[ClientConnection]) -> Iterator[S
 
         workers = Workers(
             gate,
-            Turns(gate, serve_in_steps, lambda failed: failed.stream.close(), max_threads),
+            Turns(gate, steps or serve_in_steps, lambda failed: failed.stream.close(), max_threads),
             on_expired=expired.append,
-            tidy=lambda _: None,
+            tidy=tidy,
             max_threads=max_threads,
         )
         started.append(workers)
@@ -240,3 +248,80 @@ def test_each_worker_has_tools_of_its_own(gate: Gate, ends: Ends, start: StartWo
     is_over.set()
 
     assert len(set.union(*tools.values())) == KEPT_WORKERS
+
+
+def test_who_is_never_without_work_tidies_too(
+    gate: Gate, ends: Ends, start: StartWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIDY_INTERVAL", 0.4)
+    served: list[ClientConnection] = []
+    tidied: list[int] = []
+    start(
+        lambda connection, _: served.append(connection),
+        tidy=lambda _: tidied.append(len(served)),
+        max_threads=1,
+    )
+
+    for count in range(1, 201):
+        send_words(gate, ends, 1)
+        wait_until(lambda: len(served) == count, "it to be served")  # noqa: B023
+        time.sleep(0.01)  # far less than the interval: there is always something to do
+        if len(tidied) > 2:
+            break
+    assert len(tidied) > 2
+
+
+def test_an_error_of_ours_does_not_take_the_leader_away(
+    gate: Gate,
+    ends: Ends,
+    start: StartWorkers,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    take, errors = gate.take, [RuntimeError("on purpose")]
+
+    def fail_once(timeout: float) -> list[ClientConnection]:
+        if errors:
+            raise errors.pop()
+        return take(timeout)
+
+    monkeypatch.setattr(gate, "take", fail_once)
+    served: list[ClientConnection] = []
+    start(lambda connection, _: served.append(connection))
+
+    sent = send_words(gate, ends, 3)
+
+    wait_until(lambda: len(served) == 3, "all to be served")
+    assert set(served) == set(sent)
+    assert "on purpose" in caplog.text
+
+
+def test_answers_awaited_for_long_get_a_worker_even_while_the_cpu_is_busy(
+    gate: Gate, ends: Ends, start: StartWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Headroom, "has_spare", lambda _: False)
+    upstream, _ = ends.make()
+    (waiting, its_client), *others = [ends.make() for _ in range(KEPT_WORKERS)]
+    is_over, has_worker, held = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def steps(connection: ClientConnection, worker: Worker) -> Steps:
+        while worker.leads and connection is waiting:
+            worker = yield upstream.stream
+        if connection is waiting:
+            has_worker.set()
+        elif any(connection is other for other, _ in others):
+            while worker.leads:
+                worker = yield None
+            held.release()
+            is_over.wait(30)
+
+    start(lambda *_: None, steps=steps)
+    for connection, client in [*others, (waiting, its_client)]:
+        client.send(b"!")
+        gate.park(connection)
+    assert all(held.acquire(timeout=20) for _ in others)
+    deadline = time.monotonic() + 10
+    while not has_worker.wait(0.01):
+        assert time.monotonic() < deadline
+        send_words(gate, ends, 1)  # so the leader comes and goes, and nobody is stuck
+    is_over.set()
