@@ -25,8 +25,8 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 
-# Two tests at a time: most of them wait for programs and clocks.
-PROCESSES = "2"
+# Three tests at a time, also on two CPUs: most of them wait for programs and clocks.
+PROCESSES = "3"
 
 CHECKS = {
     "format": ["ruff", "format", "--check", "."],

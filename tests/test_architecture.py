@@ -289,10 +289,11 @@ def count_docstring_lines(module: Module) -> int:
 
 
 def test_everything_public_has_a_docstring(modules: list[Module]) -> None:
+    described = described_by_protocols(modules)
     silent = [
         f"{module.at(node)} {node.name}"
         for module in modules
-        for node in public_definitions(module.tree, described_by_protocols(modules))
+        for node in public_definitions(module.tree, described)
         if ast.get_docstring(node) is None
     ]
 
