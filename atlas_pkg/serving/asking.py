@@ -5,8 +5,9 @@ it is not a retry: an idle connection that the upstream closed at the very momen
 replaced by a fresh one to the *same* upstream, provided that nothing can have happened twice
 (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
 
-Interim answers are passed on as they come. What is returned is the final head, and the connection
-from which its body is still to be read.
+A worker that leads may `begin` an attempt and `look` after it, which never waits; `finish` does,
+and not if the attempt `is_ready`. Interim answers are passed on as they come. What `finish`
+returns is the final head; the body is still to be read from the attempt's connection.
 """
 
 from __future__ import annotations

@@ -110,11 +110,8 @@ class Exchange:
             raise NoUpstream
         return lease
 
-    def lease(self, wish: Wish) -> Lease:
-        """As `lease_now`, but wait for a place. Blocks. Raises `ClientGone` as well."""
-        lease = self.lease_now(wish)
-        if lease is not None:
-            return lease
+    def queue(self, wish: Wish) -> Lease:
+        """Wait for a place at an upstream. Blocks. Raises `NoUpstream`, `ClientGone`."""
         return self.generation.balancer.lease(wish, is_gone=self.client.has_ended)
 
     def may_wait(self) -> Steps:

@@ -22,7 +22,6 @@ from atlas_pkg.serving.gate import Gate, WaitingRoom
 # makes no difference.
 MOST_TAKEN = 32
 
-
 # Names that only Linux has.
 _EPOLLIN = getattr(select, "EPOLLIN", 0)
 _CLIENT_EVENTS = _EPOLLIN | getattr(select, "EPOLLONESHOT", 0)

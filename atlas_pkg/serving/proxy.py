@@ -44,9 +44,7 @@ class Proxy:
         lease = exchange.lease_now(exchange.wish)
         if lease is None:
             yield from exchange.may_wait()
-            lease = exchange.generation.balancer.lease(
-                exchange.wish, is_gone=exchange.client.has_ended
-            )
+            lease = exchange.queue(exchange.wish)
         try:
             attempt = Attempt(exchange, lease.upstream, upload)
             attempt.begin()

@@ -50,7 +50,7 @@ class Retries:
         self._left -= 1
         wish = Wish(exchange.wish.key, None, tuple(self._tried))
         try:
-            return exchange.lease(wish)
+            return exchange.lease_now(wish) or exchange.queue(wish)
         except NoUpstream:
             raise error from None
 

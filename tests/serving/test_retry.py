@@ -57,7 +57,10 @@ class FakeExchange:
         """How many are counted as retries now."""
         return self.generation.balancer.ledger.retries
 
-    def lease(self, wish: Wish) -> Lease:
+    def lease_now(self, wish: Wish) -> Lease | None:
+        return self.generation.balancer.lease_now(wish)
+
+    def queue(self, wish: Wish) -> Lease:
         return self.generation.balancer.lease(wish, is_gone=self.client.has_ended)
 
     def begin(self, upload: Upload | None = None) -> tuple[Retries, Lease]:
