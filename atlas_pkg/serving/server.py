@@ -5,7 +5,7 @@ each connection, `process_request` puts the connection at the gate: a client tha
 no thread. Nothing else happens in the accepting thread, so new clients do not wait for old ones.
 
 At the connection limit, or without descriptors, accepting pauses and the kernel's backlog holds
-the newcomers.
+the newcomers. The log says so once, until a time comes when nobody waits any more.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         """Accept one client, when there is room for it; raises `OSError` to be called again."""
         self._wait_for_room()
         try:
-            accepted = self.socket.accept()
+            return self.socket.accept()
+        except BlockingIOError:  # nobody waits any more
+            self._is_full = self._is_exhausted = False
+            raise
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 if not self._is_exhausted:
@@ -76,8 +79,6 @@ class AtlasServer(socketserver.ThreadingTCPServer):
                 self._is_exhausted = True
                 time.sleep(EXHAUSTED_REST)
             raise
-        self._is_exhausted = False
-        return accepted
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Put a new client at the gate, and those that came with it.
@@ -129,7 +130,6 @@ class AtlasServer(socketserver.ThreadingTCPServer):
     def _wait_for_room(self) -> None:
         limit = self._holder.current().config.listen.max_connections
         if self._clients.wait_until_below(limit, 0):
-            self._is_full = False
             return
         if not self._is_full:
             log.warning("%d clients are connected (listen.max_connections); others wait", limit)
