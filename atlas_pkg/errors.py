@@ -10,7 +10,14 @@ at an `errno`; they translate it once into one of these.
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Iterable
+
+# Descriptors, memory or ports of its own are what this machine lacks when a connection cannot be
+# begun for one of these reasons. That is no upstream's fault.
+OWN_FAULTS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
 
 
 class AtlasError(Exception):
@@ -101,16 +108,23 @@ class UpstreamError(AtlasError):
 
     `is_stale` is true when the connection had been kept open from an earlier exchange and ended
     before any byte of this answer: the ordinary end of an idle connection, not a verdict on
-    the upstream.
+    the upstream. Neither is a fault of this machine (`OWN_FAULTS`).
     """
 
     def __init__(
-        self, stage: Stage, reason: str, *, timed_out: bool = False, is_stale: bool = False
+        self,
+        stage: Stage,
+        reason: str,
+        *,
+        timed_out: bool = False,
+        is_stale: bool = False,
+        is_own_fault: bool = False,
     ) -> None:
         self.stage = stage
         self.reason = reason
         self.timed_out = timed_out
         self.is_stale = is_stale
+        self.is_own_fault = is_own_fault
         self.upstream = ""  # its name, filled in by who chose it
         super().__init__(f"{stage.value}: {reason}")
 

@@ -14,7 +14,7 @@ import time
 
 from atlas_pkg.balancing.pool import UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.errors import Side, Stage, UpstreamError
+from atlas_pkg.errors import OWN_FAULTS, Side, Stage, UpstreamError
 from atlas_pkg.net.stream import Stream, set_patience
 
 # How long a read from an upstream blocks before the client is watched as well. Most answers
@@ -62,7 +62,7 @@ class Opening:
         if code:
             sock.close()
             if not self._left:  # the last address decides what is reported
-                raise UpstreamError(Stage.CONNECT, os.strerror(code).lower())
+                raise _failed(code)
             self.stream = self._begin_next()
             return self._look(0.0)
         sock.setblocking(True)
@@ -78,7 +78,7 @@ class Opening:
             try:
                 sock = socket.socket(family, socket.SOCK_STREAM)
             except OSError as error:
-                raise UpstreamError(Stage.CONNECT, _explain(error)) from None
+                raise _failed(error.errno or 0) from None
             sock.setblocking(False)
             code = sock.connect_ex(sockaddr)
             if code in _BEGUN:
@@ -87,7 +87,7 @@ class Opening:
                 return stream
             sock.close()
             if not self._left:
-                raise UpstreamError(Stage.CONNECT, os.strerror(code).lower())
+                raise _failed(code)
 
 
 def connect(upstream: Upstream, timeout: float) -> UpstreamConnection:
@@ -98,5 +98,7 @@ def connect(upstream: Upstream, timeout: float) -> UpstreamConnection:
     return Opening(upstream, timeout).wait()
 
 
-def _explain(error: OSError) -> str:
-    return os.strerror(error.errno).lower() if error.errno else str(error)
+def _failed(code: int) -> UpstreamError:
+    """The error for an `errno`."""
+    reason = os.strerror(code).lower()
+    return UpstreamError(Stage.CONNECT, reason, is_own_fault=code in OWN_FAULTS)

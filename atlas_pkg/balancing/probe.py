@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from atlas_pkg.balancing.upstream import Endpoint, Upstream
 from atlas_pkg.config import HealthCheck
+from atlas_pkg.errors import OWN_FAULTS
 from atlas_pkg.http1 import syntax
 
 # Twice what the head of an ordinary answer may have by default (`limits.upstream_head`): a probe
@@ -30,10 +31,6 @@ from atlas_pkg.http1 import syntax
 _MOST_HEAD_BYTES = 128 * 1024
 
 _READ_BYTES = 64 * 1024
-
-_OWN_FAULTS = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
-)
 
 
 class Wait(NamedTuple):
@@ -126,7 +123,7 @@ def _connect_endpoint(endpoint: Endpoint) -> Generator[Wait, None, socket.socket
 
 def _explain_connect(code: int) -> Exception:
     """Tell the upstream's failure to be connected to from a fault of this machine."""
-    if code in _OWN_FAULTS:
+    if code in OWN_FAULTS:
         return OSError(code, os.strerror(code))
     if code == errno.ECONNREFUSED:
         return _Failed("connect refused")

@@ -35,8 +35,9 @@ class Retries:
         Raises `error` where there is to be no retry.
         """
         error.upstream = lease.upstream.name
-        # A connection that had gone stale says nothing about its upstream.
-        lease.release(Outcome.NONE if error.is_stale else Outcome.FAILURE)
+        # A connection that had gone stale says nothing about its upstream, nor does our own want.
+        is_verdict = not (error.is_stale or error.is_own_fault)
+        lease.release(Outcome.FAILURE if is_verdict else Outcome.NONE)
         self.close()
         self._tried.append(lease.upstream)
         exchange = self._exchange

@@ -350,11 +350,15 @@ def test_beyond_the_connection_limit_clients_wait_and_are_served(a: Upstream, st
     assert atlas.count("listen.max_connections") == 1
 
 
-def test_without_descriptors_atlas_says_so_once_and_recovers(a: Upstream, start: Start) -> None:
+def test_without_descriptors_atlas_says_so_once_and_recovers(
+    a: Upstream, upstreams: contextlib.ExitStack, start: Start
+) -> None:
     prlimit = find_program("prlimit")
     if prlimit is None:
         pytest.skip("prlimit is not installed")
-    atlas = start(build_config(a.table()), prefix=(prlimit, "--nofile=60:60"))
+    b = upstreams.enter_context(named("B"))
+    config = build_config(a.table(), b.table(), circuit_breaker={"failures": 1})
+    atlas = start(config, prefix=(prlimit, "--nofile=60:60"))
 
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(atlas.client()) for _ in range(80)]
@@ -365,11 +369,12 @@ def test_without_descriptors_atlas_says_so_once_and_recovers(a: Upstream, start:
         assert atlas.cpu - cpu_before < 30  # of 50 ticks: it rests meanwhile
 
         for leaving in clients[:20]:  # each makes room for one of those who wait
-            leaving.get()  # answered, though the upstream connection may have had no descriptor
+            leaving.get()  # answered, though the first ones leave no descriptor for an upstream
             leaving.close()
 
-    wait_until(lambda: atlas.get().text == "A", "service to go on")
+    wait_until(lambda: atlas.get().status == 200, "service to go on")
     assert atlas.count("cannot accept") == 1
+    assert "circuit breaker" not in atlas.log  # it is not the upstream that failed
 
 
 def test_more_clients_than_the_usual_limit_of_descriptors(a: Upstream, start: Start) -> None:
