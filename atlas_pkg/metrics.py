@@ -1,10 +1,7 @@
-"""Counting what happens: tallies per thread, summed when somebody reads them.
+"""Counting what happens: one row of counters for each upstream.
 
-Every request is counted, so counting must cost next to nothing and wait for nobody. Each thread
-writes to counters of its own, found through one `threading.local`; no lock is on that road. Who
-reads adds them up: a number may be one request old, but it is never torn, since each counter has
-one writer. What ended threads have counted is folded into one set of counters, so that threads
-that come and go cost no memory.
+Every request is counted, so counting must cost next to nothing. Exchanges come here many at a time
+(`serving/audience.py`), and one lock, taken once for all of them, keeps the counters exact.
 
 A `Snapshot` is plain enough to be sent to another process as JSON; `merge` makes one of several.
 Durations are kept as a histogram, from which quantiles are estimated as Prometheus does it.
@@ -19,7 +16,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from operator import add
 from typing import TypedDict
@@ -42,9 +39,6 @@ NOBODY = "-"
 # Names of upstreams that are told apart, and the name that all others share.
 MOST_NAMES = 2000
 OTHER_NAME = "_other"
-
-# Among so many threads nobody looks for ended ones.
-_FEW_THREADS = 16
 
 # Looking three members up in their class would cost half as much again as all of `note`.
 _DONE, _TUNNEL = End.DONE, End.TUNNEL
@@ -76,7 +70,7 @@ class Snapshot(TypedDict):
 
 
 class _Row:
-    """The counters of one upstream. In a thread's rows only that thread writes to them."""
+    """The counters of one upstream."""
 
     __slots__ = (
         "buckets",
@@ -99,19 +93,6 @@ class _Row:
         self.reused = 0
         self.failures: dict[str, int] = {}
 
-    def fold(self, other: _Row) -> None:
-        """Add what `other` holds."""
-        self.classes[:] = map(add, self.classes, other.classes)
-        self.buckets[:] = map(add, self.buckets, other.buckets)
-        self.duration += other.duration
-        self.bytes_in += other.bytes_in
-        self.bytes_out += other.bytes_out
-        self.retries += other.retries
-        self.reused += other.reused
-        # A copy, since the other thread may meet a new reason meanwhile.
-        for reason, count in other.failures.copy().items():
-            self.failures[reason] = self.failures.get(reason, 0) + count
-
     def show(self) -> UpstreamCounts:
         """Return the counters as plain values."""
         return UpstreamCounts(
@@ -126,115 +107,68 @@ class _Row:
         )
 
 
-class _Rows(dict[str, _Row]):
-    """Rows by the upstream's name, made when a name is met for the first time."""
-
-    __slots__ = ("_admit",)
-
-    def __init__(self, admit: Callable[[str], str]) -> None:
-        super().__init__()
-        self._admit = admit
-
-    def __missing__(self, name: str) -> _Row:
-        name = self._admit(name)
-        if name not in self:
-            self[name] = _Row()
-        return self[name]
-
-    def fold(self, others: _Rows) -> None:
-        """Add what `others` hold."""
-        for name, row in others.copy().items():
-            self[name].fold(row)
-
-
 class Tallies:
-    """Counts exchanges. `note` may be called by any thread, and `snapshot` at any time."""
+    """Counts exchanges. Thread-safe."""
 
     def __init__(self) -> None:
-        self._local = threading.local()  # .rows: what this thread has counted
-        # Guards what follows: the rows of threads that may still count, those of ended ones
-        # together, and the names that are told apart.
+        # Guards the rows and what is in them.
         self._lock = threading.Lock()
-        self._running: list[tuple[threading.Thread, _Rows]] = []
-        self._ended = _Rows(str)
-        self._names: set[str] = set()
-        self._next_fold = _FEW_THREADS
+        self._rows: dict[str, _Row] = {}  # by the upstream's name
 
-    def note(self, record: Record) -> None:
-        """Count one exchange that has ended."""
-        try:
-            rows: _Rows = self._local.rows
-        except AttributeError:
-            rows = self._begin_thread()
-        end = record.end
-        is_ours = end is not _DONE and end in _OWN_ANSWERS
-        row = rows[NOBODY if is_ours else record.upstream]
-        kind = record.status // 100
-        row.classes[kind if kind < 6 else 0] += 1
-        if end is not _TUNNEL:  # which lasts as long as people talk, and would say nothing
-            took = record.ended_at - record.head_at
-            row.buckets[bisect_left(BUCKET_BOUNDS, took)] += 1
-            row.duration += took
-        row.bytes_in += record.body_in
-        row.bytes_out += record.body_out
-        if record.reused:
-            row.reused += 1
-        if record.failures or end is not _DONE:
-            _note_failures(rows, record)
+    def note(self, records: Sequence[Record]) -> None:
+        """Count exchanges that have ended; an `Observer`."""
+        with self._lock:
+            rows = self._rows
+            for record in records:
+                name, end = record.upstream, record.end
+                if end is not _DONE and end in _OWN_ANSWERS:
+                    name = NOBODY
+                row = rows.get(name) or self._begin_row(name)
+                kind = record.status // 100
+                row.classes[kind if kind < 6 else 0] += 1
+                if end is not _TUNNEL:  # which lasts as long as people talk, and would say nothing
+                    took = record.ended_at - record.head_at
+                    row.buckets[bisect_left(BUCKET_BOUNDS, took)] += 1
+                    row.duration += took
+                if record.body_in:
+                    row.bytes_in += record.body_in
+                row.bytes_out += record.body_out
+                if record.reused:
+                    row.reused += 1
+                if record.failures or end is not _DONE:
+                    self._note_failures(record)
 
     def snapshot(self) -> Snapshot:
-        """Add up what all threads have counted."""
-        total = _Rows(str)
+        """Return all counters as they are now."""
         with self._lock:
-            # Together, or what is folded meanwhile would be missed or counted twice.
-            total.fold(self._ended)
-            running = [rows for _, rows in self._running]
-        for rows in running:
-            total.fold(rows)
-        return Snapshot(upstreams={name: row.show() for name, row in sorted(total.items())})
+            rows = sorted(self._rows.items())
+        upstreams = {}
+        for name, row in rows:
+            with self._lock:  # anew for each: a thousand of them would keep a worker waiting
+                upstreams[name] = row.show()
+        return Snapshot(upstreams=upstreams)
 
-    def _begin_thread(self) -> _Rows:
-        """Give this thread rows of its own."""
-        rows = self._local.rows = _Rows(self._admit)
-        with self._lock:
-            if len(self._running) >= self._next_fold:
-                self._fold_ended()
-            self._running.append((threading.current_thread(), rows))
-        return rows
+    def _begin_row(self, name: str) -> _Row:
+        """The row of an upstream that is met for the first time. Caller holds the lock."""
+        if len(self._rows) >= MOST_NAMES:
+            name = OTHER_NAME
+        return self._rows.setdefault(name, _Row())
 
-    def _fold_ended(self) -> None:
-        """Keep what ended threads have counted, and forget the threads. Caller holds the lock."""
-        running = []
-        for thread, rows in self._running:
-            if thread.is_alive():
-                running.append((thread, rows))
-            else:
-                self._ended.fold(rows)
-        self._running = running
-        # Looking at half of them in vain at most keeps the cost of a thread's start constant.
-        self._next_fold = max(_FEW_THREADS, 2 * len(running))
+    def _note_failures(self, record: Record) -> None:
+        """Count each failed attempt where it failed, and each retry at whom it turned away from.
 
-    def _admit(self, name: str) -> str:
-        """Return the name under which an upstream is counted."""
-        with self._lock:
-            if name not in self._names and len(self._names) >= MOST_NAMES:
-                return OTHER_NAME
-            self._names.add(name)
-            return name
-
-
-def _note_failures(rows: _Rows, record: Record) -> None:
-    """Count each failed attempt where it failed, and each retry at whom it turned away from."""
-    failed = record.failures
-    # All but the last attempt were followed by a retry. Where the last failure is not among them,
-    # it came later than its attempt, or there was none.
-    if record.end in _FAILURES and len(failed) <= record.retries:
-        failed = [*failed, (record.upstream, record.end.value)]
-    for index, (upstream, reason) in enumerate(failed):
-        row = rows[upstream]
-        row.failures[reason] = row.failures.get(reason, 0) + 1
-        if index < record.retries:
-            row.retries += 1
+        Caller holds the lock.
+        """
+        failed = record.failures
+        # All but the last attempt were followed by a retry. Where the last failure is not among
+        # them, it came later than its attempt, or there was none.
+        if record.end in _FAILURES and len(failed) <= record.retries:
+            failed = [*failed, (record.upstream, record.end.value)]
+        for index, (upstream, reason) in enumerate(failed):
+            row = self._rows.get(upstream) or self._begin_row(upstream)
+            row.failures[reason] = row.failures.get(reason, 0) + 1
+            if index < record.retries:
+                row.retries += 1
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:

@@ -40,8 +40,7 @@ class Record:
     exchange would cost three times as much.
     """
 
-    referer = b""
-    user_agent = b""
+    origin = (b"", b"")  # Referer and User-Agent
     request_id = b""
     upstream = "-"  # the name of the last one tried; "-" if none
     status = 0  # what the client was sent; 499 if it was gone before
@@ -52,6 +51,7 @@ class Record:
     failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
     choices: list[Choice] | None = None  # why it went where; None: nobody has asked
     end = DONE
+    is_timed = False  # are the following instants known, as far as they were reached?
     chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue
     connected_at = 0.0  # a connection was at hand
     asked_at = 0.0  # the head was written
@@ -65,4 +65,5 @@ class Record:
         self.head_at = head_at  # head complete
 
 
-Observer = Callable[[Record], None]
+# Is told of exchanges that have ended, the oldest first. It must not wait for anything.
+Observer = Callable[[Sequence[Record]], None]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from atlas_pkg import gauges, metrics
+from atlas_pkg import gauges
 from atlas_pkg.gauges import STATES, Gauges, UpstreamGauges, merge_gauges, read_process
 from atlas_pkg.metrics import (
     BUCKET_BOUNDS,
@@ -44,16 +42,8 @@ def make_record(
 
 def count(*records: Record) -> dict[str, UpstreamCounts]:
     tallies = Tallies()
-    for record in records:
-        tallies.note(record)
+    tallies.note(records)
     return tallies.snapshot()["upstreams"]
-
-
-def in_thread(work: Callable[[], None]) -> None:
-    """Run `work` in a thread that has ended afterwards."""
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
 
 
 # Counting
@@ -174,8 +164,7 @@ def test_eight_threads_lose_nothing() -> None:
         records[1].failures = [("shared", "head")]
         barrier.wait()
         for _ in range(rounds):
-            for record in records:
-                tallies.note(record)
+            tallies.note(records)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
@@ -197,45 +186,13 @@ def test_eight_threads_lose_nothing() -> None:
     ]
 
 
-def test_counts_outlive_their_threads() -> None:
-    tallies = Tallies()
-    tallies.note(make_record("main"))
-
-    for number in range(200):
-        in_thread(lambda: tallies.note(make_record(f"u{number % 2}")))  # noqa: B023
-
-    counts = tallies.snapshot()["upstreams"]
-    found = {name: row["requests"]["2xx"] for name, row in counts.items()}
-    assert found == {"main": 1, "u0": 100, "u1": 100}
-    assert len(tallies._running) <= metrics._FEW_THREADS
-
-
-def test_what_is_folded_while_somebody_reads_counts_once() -> None:
-    tallies, ends = Tallies(), threading.Event()
-
-    def come_and_go() -> None:
-        while not ends.is_set():
-            in_thread(lambda: tallies.note(make_record()))
-
-    coming = threading.Thread(target=come_and_go)
-    coming.start()
-    try:
-        seen = [tallies.snapshot()["upstreams"].get("a") for _ in range(300)]
-    finally:
-        ends.set()
-        coming.join()
-
-    totals = [row["requests"]["2xx"] for row in seen if row is not None]
-    assert all(earlier <= later for earlier, later in pairwise(totals))
-
-
 def test_the_number_of_names_is_bounded() -> None:
     tallies = Tallies()
 
     for number in range(MOST_NAMES + 50):
-        tallies.note(make_record(f"u{number}"))
-    in_thread(lambda: tallies.note(make_record("one more")))
-    tallies.note(make_record("u7"))
+        tallies.note([make_record(f"u{number}")])
+    tallies.note([make_record("one more")])
+    tallies.note([make_record("u7")])
 
     counts = tallies.snapshot()["upstreams"]
     assert len(counts) == MOST_NAMES + 1
@@ -251,9 +208,9 @@ def test_snapshots_of_several_processes_are_added_up() -> None:
     failed.failures, failed.retries = [("a", "connect"), ("b", "send")], 1
     one, other = Tallies(), Tallies()
     for record in (make_record("a", 200, 0.5), failed):
-        one.note(record)
+        one.note([record])
     for record in (make_record("a", 404, 2.0), make_record("c"), failed):
-        other.note(record)
+        other.note([record])
 
     # As it comes from another process.
     merged = merge([one.snapshot(), json.loads(json.dumps(other.snapshot()))])["upstreams"]
@@ -267,7 +224,7 @@ def test_snapshots_of_several_processes_are_added_up() -> None:
 
 def test_merging_changes_none_of_its_parts() -> None:
     tallies = Tallies()
-    tallies.note(make_record())
+    tallies.note([make_record()])
     snapshot = tallies.snapshot()
     before = json.dumps(snapshot)
 
@@ -361,7 +318,7 @@ def test_the_text_says_what_was_counted() -> None:
     record = make_record("a", 502, 0.02, End.UPSTREAM_FAILED)
     record.failures, record.retries = [("a", "connect"), ("b", "head")], 1
     record.body_in, record.body_out = 5, 123_456_789_012
-    tallies.note(record)
+    tallies.note([record])
 
     found = parse(render_prometheus(tallies.snapshot(), make_gauges(a=UP)))
 
@@ -400,7 +357,7 @@ def test_of_all_states_the_present_one_is_marked() -> None:
 def test_the_histogram_grows_towards_its_end() -> None:
     tallies = Tallies()
     for took in (0.0005, 0.02, 0.02, 100.0):
-        tallies.note(make_record("a", took=took))
+        tallies.note([make_record("a", took=took)])
 
     found = parse(render_prometheus(tallies.snapshot(), make_gauges()))
 
@@ -425,7 +382,7 @@ def test_usual_failures_are_there_before_the_first_one() -> None:
     tallies = Tallies()
     record = make_record("gone", 502, end=End.UPSTREAM_FAILED)
     record.failures = [("gone", "head")]
-    tallies.note(record)
+    tallies.note([record])
 
     found = parse(render_prometheus(tallies.snapshot(), make_gauges(new=UP)))
 
@@ -444,7 +401,7 @@ def test_usual_failures_are_there_before_the_first_one() -> None:
 
 def test_requests_without_an_answer_are_told_when_there_are_any() -> None:
     tallies = Tallies()
-    tallies.note(make_record("-", 0, end=End.CLIENT_GONE))
+    tallies.note([make_record("-", 0, end=End.CLIENT_GONE)])
 
     found = parse(render_prometheus(tallies.snapshot(), make_gauges()))
 
@@ -455,7 +412,7 @@ def test_requests_without_an_answer_are_told_when_there_are_any() -> None:
 @example('back\\slash "quote" \\n\nline')
 def test_any_name_survives_the_text(name: str) -> None:
     tallies = Tallies()
-    tallies.note(make_record(name))
+    tallies.note([make_record(name)])
 
     text = render_prometheus(tallies.snapshot(), make_gauges())
 
@@ -472,7 +429,7 @@ def test_any_name_survives_the_text(name: str) -> None:
 def test_the_order_is_that_of_the_names() -> None:
     tallies = Tallies()
     for name in ("b", "a", "c"):
-        tallies.note(make_record(name))
+        tallies.note([make_record(name)])
 
     text = render_prometheus(tallies.snapshot(), make_gauges(z=UP, d=UP))
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.record import Observer
+from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.explaining import Tracer
 from atlas_pkg.serving.gates import open_gate
 from atlas_pkg.serving.generation import ConfigHolder
 from atlas_pkg.serving.server import POLL_INTERVAL, AtlasServer
@@ -42,10 +41,12 @@ class Front:
         self._holder = holder
         self._clients = clients
         self._gate = open_gate()
-        self._http = HttpService(holder, self._gate, clients, app)
+        # Who is told of the exchanges here.
+        self.audience = Audience()
+        self._http = HttpService(holder, self._gate, clients, app, self.audience)
         self._workers = Workers(
             self._gate,
-            Turns(self._gate, self._http.serve, self._give_up, max_threads),
+            Turns(self._gate, self._http.serve, self._give_up, max_threads, self.audience),
             on_expired=self._http.expire,
             tidy=tidy,
             max_threads=max_threads,
@@ -56,13 +57,6 @@ class Front:
     def connected(self) -> int:
         """How many clients are connected."""
         return len(self._clients)
-
-    def watch(self, observers: Sequence[Observer], tracer: Tracer | None) -> None:
-        """Have `observers` told of every exchange from now on, instead of those before.
-
-        The `tracer` chooses which of them are explained; None: none of them.
-        """
-        self._http.watch(observers, tracer)
 
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over."""

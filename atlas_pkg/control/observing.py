@@ -15,13 +15,13 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
-from typing import Protocol
 
 from atlas_pkg.config import Config
 from atlas_pkg.errors import StartError
 from atlas_pkg.metrics import Tallies
-from atlas_pkg.record import DONE, Observer, Record
+from atlas_pkg.record import Observer, Record
 from atlas_pkg.serving.accesslog import EXPLAINED, AccessLog, open_log
+from atlas_pkg.serving.audience import A_FEW, ALL, Audience
 from atlas_pkg.serving.explaining import Tracer
 from atlas_pkg.serving.journal import Journal
 
@@ -34,29 +34,23 @@ def check_access_log(config: Config) -> None:
         os.close(open_log(config.access_log))
 
 
-class Watch(Protocol):
-    """Has observers told of exchanges, and a tracer asked which to explain (None: none)."""
-
-    def __call__(self, observers: Sequence[Observer], tracer: Tracer | None) -> None:
-        """From now on, instead of those before."""
-
-
 class Observing:
     """The observers of one process. Its methods may be called by any thread."""
 
-    def __init__(self, watch: Watch, *, is_counting: bool, explain: int = 0) -> None:
-        """`watch` is told who watches, each time that it changes.
+    def __init__(self, audience: Audience, *, is_counting: bool, explain: int = 0) -> None:
+        """The observers become the `audience`, as far as the configuration asks for them.
 
         One in `explain` exchanges is explained on standard output; 0 = none.
         """
         self.tallies = Tallies()
         self.journal = Journal()
         self.tracer = Tracer(explain)
-        self._watch = watch
+        self._audience = audience
+        self._is_counting = is_counting
         self._may_explain = is_counting or explain > 0
         self._counters: tuple[Observer, ...] = ()
         if is_counting:
-            self._counters = (self._count,)
+            self._counters = (self.tallies.note, self.journal.observe, self.tracer.observe)
         self._terminal: AccessLog | None = None
         if explain:
             self._terminal = AccessLog("-", EXPLAINED, what="explanations")
@@ -66,15 +60,6 @@ class Observing:
         self._lock = threading.Lock()
         self._access_log: AccessLog | None = None
         self._target: tuple[str, str] | None = None  # path and format in use
-
-    def _count(self, record: Record) -> None:
-        """Tell all who count of an exchange; an `Observer`. One call, since each one costs."""
-        self.tallies.note(record)
-        self.tracer.keep(record)
-        if record.end is not DONE:
-            self.journal.observe(record)
-        if record.choices is not None:
-            self.tracer.keep_explained(record)
 
     def start(self, config: Config) -> None:
         """Begin to watch; raises `StartError` where the access log cannot be opened."""
@@ -98,7 +83,7 @@ class Observing:
     def close(self) -> None:
         """Write what still waits and end. Blocks for some seconds at most."""
         with self._lock:
-            self._watch((), None)
+            self._audience.watch((), None, timed=0)
             if self._access_log is not None:
                 self._access_log.close()
                 self._access_log = None
@@ -107,26 +92,31 @@ class Observing:
 
     def _turn_to(self, config: Config) -> None:
         """Open, change or close the access log; raises `StartError`. Caller holds the lock."""
-        wanted, current = _target(config), self._access_log
+        wanted, leaving = _target(config), None
         if wanted is None:
-            self._tell(self._counters)  # first, so that nothing comes to a closed log
-            if current is not None:
-                current.close()
-            self._access_log = None
-        elif current is None:
+            leaving, self._access_log = self._access_log, None
+        elif self._access_log is None:
             self._access_log = AccessLog(*wanted)
-            self._tell((*self._counters, self._access_log.note))
         elif wanted != self._target:
-            current.switch(*wanted)
+            self._access_log.switch(*wanted)
         self._target = wanted
+        self._watch()
+        if leaving is not None:
+            leaving.close()  # last, so that nothing comes to a closed log
 
-    def _tell(self, observers: Sequence[Observer]) -> None:
-        self._watch(observers, self.tracer if self._may_explain else None)
+    def _watch(self) -> None:
+        """Become the audience, as far as anybody is interested. Caller holds the lock."""
+        observers, timed = self._counters, A_FEW if self._is_counting else 0
+        if self._access_log is not None:
+            observers = (*observers, self._access_log.note)
+            timed = ALL if self._access_log.shows_times else timed
+        self._audience.watch(observers, self.tracer if self._may_explain else None, timed=timed)
 
-    def _print(self, record: Record) -> None:
-        """Have an explained exchange shown on standard output; an `Observer`."""
-        if self._terminal is not None and record.choices is not None:
-            self._terminal.note(record)
+    def _print(self, records: Sequence[Record]) -> None:
+        """Have explained exchanges shown on standard output; an `Observer`."""
+        explained = [record for record in records if record.choices is not None]
+        if self._terminal is not None and explained:
+            self._terminal.note(explained)
 
 
 def _target(config: Config) -> tuple[str, str] | None:

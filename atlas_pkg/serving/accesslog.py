@@ -21,6 +21,7 @@ import stat
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 
 from atlas_pkg.errors import StartError
 from atlas_pkg.logs import Throttle
@@ -113,7 +114,7 @@ class AccessLog:
         """Open the log and start the writer; raises `StartError`. `what` is its name for people."""
         self._what = what
         self._output = _Output(path)  # the writer's own
-        self._format = FORMATS[format_name]().format
+        self._format = FORMATS[format_name]()
         self._most_waiting = most_waiting
         self._waiting: deque[bytes] = deque()
         self._is_resting = False  # nothing waits, and the writer wants to be woken
@@ -134,19 +135,31 @@ class AccessLog:
         with self._lock:
             return self._dropped
 
-    def note(self, record: Record) -> None:
-        """Have one exchange that has ended written. Never waits."""
-        if len(self._waiting) >= self._most_waiting:
-            self._drop(1, "they come faster than they are written")
-            return
+    @property
+    def shows_times(self) -> bool:
+        """Does a line tell when each stage was reached?"""
+        return self._format.shows_times
+
+    def note(self, records: Sequence[Record]) -> None:
+        """Have exchanges that have ended written; an `Observer`. Never waits."""
+        room = max(0, self._most_waiting - len(self._waiting))
+        if room < len(records):
+            self._drop(len(records) - room, "they come faster than they are written")
+            records = records[:room]
+            if not records:
+                return
         try:
-            line = self._format(record, time.time())
+            lines = self._format.format(records, time.time() - time.monotonic())
         except Exception:
-            # Nothing here ever fails a request.
+            # Nothing here ever fails a request, and one line does not take others with it.
+            if len(records) > 1:
+                for record in records:
+                    self.note([record])
+                return
             log.exception("%s: a line could not be written", self._what)
             self._drop(1, "an error in Atlas")
             return
-        self._waiting.append(line)
+        self._waiting.extend(lines)
         if self._is_resting:
             self._is_resting = False
             self._wake.set()
@@ -157,7 +170,7 @@ class AccessLog:
         What waits is written there, too. The same path is opened anew.
         """
         output = _Output(path)
-        self._format = FORMATS[format_name]().format
+        self._format = FORMATS[format_name]()
         with self._lock:
             self._target = (path, format_name)
             passed_over, self._next = self._next, output

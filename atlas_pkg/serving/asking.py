@@ -69,7 +69,8 @@ class Attempt:
         self.connection: UpstreamConnection  # from the moment at which there is one
         if exchange.record is not None:
             exchange.record.upstream = upstream.name
-            exchange.record.chosen_at = time.monotonic()
+        if exchange.timed is not None:
+            exchange.timed.chosen_at = time.monotonic()
 
     @property
     def is_sent(self) -> bool:
@@ -168,15 +169,17 @@ class Attempt:
         self.connection, self._opening = connection, None
         record = self._exchange.record
         if record is not None:
-            record.reused = connection.is_reused
-            record.connected_at = record.chosen_at if record.reused else time.monotonic()
+            record.reused = connection.requests > 0
+        timed = self._exchange.timed
+        if timed is not None:
+            timed.connected_at = timed.chosen_at if timed.reused else time.monotonic()
         self._unsent = self._head
         if self._upload is not None:
             self._unsent += self._take_body(self._upload)
         if self._upload is None or self._upload.is_done:
             self._unsent = connection.stream.send_now(self._unsent)
-            if record is not None:
-                record.asked_at = time.monotonic()
+            if timed is not None:
+                timed.asked_at = time.monotonic()
         self._takes_worker = not self.is_sent
 
     def _take_body(self, upload: Upload) -> bytes:
@@ -225,8 +228,8 @@ class Attempt:
             if error.timed_out or not stream.is_readable():
                 raise translate(error, Stage.SEND, is_stale=connection.is_reused) from None
         self._unsent = b""
-        if exchange.record is not None:
-            exchange.record.asked_at = time.monotonic()
+        if exchange.timed is not None:
+            exchange.timed.asked_at = time.monotonic()
 
     def _read_response(self, *, may_be_stale: bool) -> Response:
         """Read and judge one head, interim or not."""

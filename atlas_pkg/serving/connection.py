@@ -13,16 +13,16 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from atlas_pkg.errors import ClientError, ClientGone, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.stream import RECEIVE_BYTES
-from atlas_pkg.record import End, Observer, Record
+from atlas_pkg.record import End, Record
+from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.exchange import Exchange, Worker, build_answer
-from atlas_pkg.serving.explaining import Tracer
 from atlas_pkg.serving.failures import explain, log_failure
 from atlas_pkg.serving.farewell import Farewell
 from atlas_pkg.serving.gate import Gate
@@ -45,24 +45,17 @@ def _skip_line_ends(data: bytes) -> bytes:
 class HttpService:
     """Serves client connections with one app. Thread-safe."""
 
-    def __init__(self, holder: ConfigHolder, gate: Gate, clients: Clients, app: App) -> None:
+    def __init__(
+        self, holder: ConfigHolder, gate: Gate, clients: Clients, app: App, audience: Audience
+    ) -> None:
         self._holder = holder
         self._gate = gate
         self._clients = clients
         self._app = app
         self._farewell = Farewell(gate, clients)
         self._throttle = Throttle(log)
-        # Told of every exchange when it has ended; empty while nobody watches.
-        self._observers: tuple[Observer, ...] = ()
-        self._tracer: Tracer | None = None
-
-    def watch(self, observers: Sequence[Observer], tracer: Tracer | None) -> None:
-        """Have `observers` told of every exchange from now on, instead of those before.
-
-        The `tracer` chooses which of them are explained; None: none of them.
-        """
-        self._observers = tuple(observers)
-        self._tracer = tracer
+        # Told of every exchange that has ended.
+        self._audience = audience
 
     def serve(self, client: ClientConnection, worker: Worker) -> Steps:
         """Serve `client` until it has nothing more to say; then it is parked or closed."""
@@ -80,7 +73,7 @@ class HttpService:
                 failure = error
             if failure is None:
                 if exchange.record is not None:
-                    self._observe(exchange.record)
+                    self._audience.note(exchange.record)
             else:
                 yield from exchange.may_wait()
                 if not self._end_badly(client, exchange, failure):
@@ -93,6 +86,7 @@ class HttpService:
         """End a connection whose waiting at the gate took too long."""
         if client.has_begun_head and not client.is_lingering:
             self._refuse(client, ClientError(408, "the request head did not come in time"))
+            self._audience.tell()  # no worker is there to do it
         else:
             self._clients.close(client.stream)
 
@@ -165,10 +159,10 @@ class HttpService:
         exchange = Exchange(
             request, client, clients=self._clients, generation=generation, worker=worker
         )
-        if self._observers:
+        if self._audience.observers:
             exchange.record = record = exchange.begin_record()
-            if self._tracer is not None and self._tracer.wants(record.address):
-                record.choices = []
+            if self._audience.wants_times(record):
+                exchange.timed = record
         if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
         return exchange
@@ -228,15 +222,12 @@ class HttpService:
         return not is_gone
 
     def _observe(self, record: Record | None) -> None:
-        """Tell the observers of an exchange that has ended.
+        """Take note of the end of an exchange.
 
-        Before its client is let go of: who waits for the last client has then been told of all.
+        Before its client is let go of: who waits for the last client finds a record of them all.
         """
-        if record is None:
-            return
-        record.ended_at = time.monotonic()
-        for observer in self._observers:
-            observer(record)
+        if record is not None:
+            self._audience.note(record)
 
     def _refuse(
         self,
@@ -259,9 +250,10 @@ class HttpService:
             error.reason,
         )
         record = exchange.record if exchange else None
-        if exchange is None and self._observers:
+        if exchange is None and self._audience.observers:
             record = Record(client.address, head[: head.find(b"\r\n")], time.monotonic())
             record.status, record.end = error.status, End.REFUSED
+            record.is_timed = True  # it has no other times
         accept = (exchange.request.fields.get(b"accept") if exchange else None) or b""
         answer = build_answer(error.status, error.reason, accept=accept)
         if (exchange.request.method + b" " if exchange else head).startswith(b"HEAD "):

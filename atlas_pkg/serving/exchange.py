@@ -61,6 +61,7 @@ class Exchange:
         "record",
         "request",
         "request_id",
+        "timed",
         "wish",
         "worker",
     )
@@ -89,6 +90,8 @@ class Exchange:
         self.wish: Wish = generation.affinity.wish(request, self.hop)
         # What the observers are told of this exchange; None while nobody watches.
         self.record: Record | None = None
+        # The same, if they also want to know when it reached each stage.
+        self.timed: Record | None = None
         # May the client's connection carry another request after this one? Only ever turned off.
         self.may_persist = request.keep_alive
         # Closing the connection is what ends the answer's body, so a cut needs another sign.
@@ -126,7 +129,7 @@ class Exchange:
         if hop.is_trusted:
             address = forwarder.client_address(request, hop).decode("ascii")
         record = Record(address, request.line, time.monotonic())
-        record.referer, record.user_agent = request.fields.origin()
+        record.origin = request.fields.origin()
         if b"x-request-id" in request.fields.notable:
             record.request_id = forwarder.kept_request_id(request, hop)
         return record

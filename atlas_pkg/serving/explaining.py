@@ -1,10 +1,10 @@
 """How a balancer thinks: which exchanges are explained, and the last ones to look at.
 
-The last exchanges are always kept as they are, which costs an exchange one step in a ring. Who the
+The last exchanges are always kept as they are, or under load some of them (`audience.py`). Who the
 candidates were is written down only for those that somebody asked for: one in so many, or the next
 of a certain client. Time lines are made when somebody looks.
 
-While nobody asks, `wants` is a look at one attribute. Not done here: finding out why
+While nobody asks, that costs a look at `is_asked`. Not done here: finding out why
 (`balancing/explaining.py`), and showing it (`timeline.py`, `waterfall.py`, `terminal.py`).
 """
 
@@ -13,10 +13,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
-from atlas_pkg.record import Observer, Record
+from atlas_pkg.record import Record
 from atlas_pkg.serving.steering import Asking, SteeringError
 from atlas_pkg.serving.timeline import Timeline, Wanted, build_timeline
 
@@ -32,28 +32,25 @@ class Tracer:
     def __init__(self, one_in: int = 0) -> None:
         """Begin with one in `one_in`, 0 = none."""
         # May be looked at without the lock: is anybody interested at all?
-        self._is_asked = one_in > 0
+        self.is_asked = one_in > 0
         # Guards what follows.
         self._lock = threading.Lock()
         self._one_in = one_in
         self._count = 0
         self._next_from = ""
-        # Rings that the workers append to; they need no lock, and `timelines` copes with that.
+        # Rings that are appended to without the lock; `timelines` copes with that.
         self._last: deque[Record] = deque(maxlen=MOST_KEPT)
         self._explained: deque[Record] = deque(maxlen=MOST_KEPT)
-        # The two halves of `observe`, for whoever knows which exchanges are explained.
-        self.keep: Observer = self._last.append
-        self.keep_explained: Observer = self._explained.append
 
     def wants(self, address: str) -> bool:
         """Is this exchange, of the client at `address`, to be explained? To be asked once."""
-        return self._is_asked and self._decide(address)
+        return self.is_asked and self._decide(address)
 
-    def observe(self, record: Record) -> None:
-        """Keep an exchange that has ended; an `Observer`, called by the workers."""
-        self.keep(record)
-        if record.choices is not None:
-            self.keep_explained(record)
+    def observe(self, records: Sequence[Record]) -> None:
+        """Keep exchanges that have ended and were timed; an `Observer`."""
+        timed = [record for record in records if record.is_timed]
+        self._last.extend(timed)
+        self._explained.extend(record for record in timed if record.choices is not None)
 
     def ask(self, asking: Asking) -> None:
         """Explain others from now on."""
@@ -62,7 +59,7 @@ class Tracer:
                 self._one_in, self._count = asking.one_in, 0
             if asking.next_from is not None:
                 self._next_from = asking.next_from
-            self._is_asked = bool(self._one_in or self._next_from)
+            self.is_asked = bool(self._one_in or self._next_from)
 
     def wanted(self) -> Wanted:
         """Which exchanges are explained at present."""
@@ -80,7 +77,7 @@ class Tracer:
         with self._lock:
             if self._next_from == address:
                 self._next_from = ""
-                self._is_asked = self._one_in > 0
+                self.is_asked = self._one_in > 0
                 return True
             if not self._one_in:
                 return False

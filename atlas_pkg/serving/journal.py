@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
 from atlas_pkg.record import DONE, End, Record
@@ -70,11 +70,13 @@ class Journal:
         with self._lock:
             self._events.append(event)
 
-    def observe(self, record: Record) -> None:
-        """Keep an exchange that failed; an `Observer`, called by the workers."""
-        end = record.end
-        if end is DONE or end in _WELL:  # the first is the quicker look
-            return
+    def observe(self, records: Sequence[Record]) -> None:
+        """Keep the exchanges that failed; an `Observer`."""
+        for record in records:
+            if record.end is not DONE and record.end not in _WELL:  # the first is the quicker look
+                self._keep(record)
+
+    def _keep(self, record: Record) -> None:
         age = self._monotonic() - record.ended_at if record.ended_at else 0.0
         line = ErrorLine(
             time=self._clock() - age,
@@ -82,7 +84,7 @@ class Journal:
             line=show_line(record.line),
             upstream=record.upstream,
             status=record.status,
-            text=_FAILED[end],
+            text=_FAILED[record.end],
             count=1,
         )
         kind = _kind_of(line)

@@ -20,6 +20,8 @@ import functools
 import json
 import re
 import time
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from typing import Protocol
 
 from atlas_pkg.record import Record
@@ -39,64 +41,91 @@ _encode = json.JSONEncoder().encode
 
 
 class Format(Protocol):
-    """A way to write a record."""
+    """A way to write records."""
 
-    def format(self, record: Record, ended_at: float) -> bytes:
-        """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
+    shows_times: bool  # when each stage was reached
+
+    def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
+        """Return a line with its end for each record.
+
+        `epoch` is what their instants lack to be seconds since 1970.
+        """
 
 
 class Combined:
     """`ADDRESS - - [10/Oct/2000:13:55:36 +0000] "LINE" STATUS BYTES "REFERER" "USER-AGENT"`."""
 
+    shows_times = False
+
     def __init__(self) -> None:
-        self._stamp = (-1, b"")  # of the last second; replaced as a whole
+        self._stamp = functools.lru_cache(2)(_tell_time)
         self._begin = functools.lru_cache(_REMEMBERED)(_begin_line)
         self._tell = functools.lru_cache(_REMEMBERED)(_tell_answer)
         self._end = functools.lru_cache(_REMEMBERED)(_end_line)
 
-    def format(self, record: Record, ended_at: float) -> bytes:
-        """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
-        second, stamp = self._stamp
-        if int(ended_at) != second:
-            second = int(ended_at)
-            stamp = _show_local(second).encode()
-            self._stamp = (second, stamp)
-        return b"".join(
-            (
-                self._begin(record.address),
-                stamp,
-                b'] "',
-                _show(record.line),
-                self._tell(record.status, record.body_out),
-                self._end(record.referer, record.user_agent),
+    def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
+        """Return a line with its end for each record; see `Format`."""
+        lines = [record.line for record in records]
+        if _UNSAFE.search(b"".join(lines)) or b"" in lines:  # one look for all of them
+            lines = [_show(line) for line in lines]
+        stamps = self._stamps(records, epoch)
+        begin, tell, end = self._begin, self._tell, self._end
+        return [
+            b"".join(
+                (
+                    begin(record.address),
+                    stamp,
+                    line,
+                    tell(record.status, record.body_out),
+                    end(record.origin),
+                )
             )
-        )
+            for record, line, stamp in zip(records, lines, stamps, strict=True)
+        ]
+
+    def _stamps(self, records: Sequence[Record], epoch: float) -> Iterable[bytes]:
+        """The time of each, which is nearly always the same second for all of them."""
+        first, last = (int(record.ended_at + epoch) for record in (records[0], records[-1]))
+        if first == last:
+            return repeat(self._stamp(first), len(records))
+        return [self._stamp(int(record.ended_at + epoch)) for record in records]
 
 
 def _begin_line(address: str) -> bytes:
     return b"%b - - [" % _show_word(address)
 
 
+def _tell_time(second: int) -> bytes:
+    return b'%b] "' % _show_local(second).encode()
+
+
 def _tell_answer(status: int, size: int) -> bytes:
     return b'" %03d %d ' % (status, size)
 
 
-def _end_line(referer: bytes, user_agent: bytes) -> bytes:
+def _end_line(origin: tuple[bytes, bytes]) -> bytes:
+    referer, user_agent = origin
     return b'"%b" "%b"\n' % (_show(referer), _show(user_agent))
 
 
 class Json:
     """One object a line."""
 
+    shows_times = True
+
     def __init__(self) -> None:
         self._stamp = (-1, "", "")  # of the last second: it, its date, its offset
         self._quote = functools.lru_cache(_REMEMBERED)(_quote)
         self._quote_text = functools.lru_cache(_REMEMBERED)(_quote_text)
 
-    def format(self, record: Record, ended_at: float) -> bytes:
-        """Return one line with its end; `ended_at` is the exchange's, in seconds since 1970."""
+    def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
+        """Return a line with its end for each record; see `Format`."""
+        return [self._format(record, record.ended_at + epoch) for record in records]
+
+    def _format(self, record: Record, ended_at: float) -> bytes:
         quote = self._quote
         method, target, protocol = _split_line(record.line)
+        referer, user_agent = record.origin
         line = (
             f'{{"time":"{self._show_time(ended_at)}"'
             f',"client":{self._quote_text(record.address)}'
@@ -112,7 +141,7 @@ class Json:
             f',"retries":{record.retries},"reused":{"true" if record.reused else "false"}'
             f',"end":"{record.end.value}"'
             f',"request_id":{_quote(record.request_id)}'
-            f',"referer":{quote(record.referer)},"user_agent":{quote(record.user_agent)}}}\n'
+            f',"referer":{quote(referer)},"user_agent":{quote(user_agent)}}}\n'
         )
         return line.encode()
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from atlas_pkg.record import Record
 from atlas_pkg.serving.timeline import (
@@ -37,14 +37,19 @@ _BAR = 64
 class Blocks:
     """The format of explanations, for `AccessLog`."""
 
+    shows_times = False  # what is explained is always timed
+
     def __init__(self) -> None:
         # There is no `sys.stdout` where the program was started with it closed.
         self._encoding: str = getattr(sys.stdout, "encoding", None) or "ascii"
 
-    def format(self, record: Record, ended_at: float) -> bytes:
-        """Return a block of lines with an empty one behind it; `ended_at` since the epoch."""
+    def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
+        """Return a block of lines with an empty one behind it for each record; see `Format`."""
+        return [self._format(build_timeline(record, record.ended_at + epoch)) for record in records]
+
+    def _format(self, timeline: Timeline) -> bytes:
         written = b""
-        for line in show_block(build_timeline(record, ended_at)):
+        for line in show_block(timeline):
             text = line if len(line) <= COLUMNS else line[: COLUMNS - 3] + "..."
             text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
             more = f"{text}\n".encode(self._encoding, "backslashreplace")

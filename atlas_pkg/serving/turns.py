@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from atlas_pkg.logs import Throttle
+from atlas_pkg.serving.audience import MANY, Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
@@ -30,12 +31,17 @@ class Turns:
         serve: Callable[[ClientConnection, Worker], Steps],
         on_failed: Callable[[ClientConnection], None],
         most: int,
+        audience: Audience,
     ) -> None:
-        """`on_failed` closes a connection whose serving met an error of ours."""
+        """`on_failed` closes a connection whose serving met an error of ours.
+
+        The `audience` is told of what has ended.
+        """
         self._gate = gate
         self._serve = serve
         self._on_failed = on_failed
         self._most = most
+        self._audience = audience
         self._throttle = Throttle(log)
         # Guards _held.
         self._lock = threading.Lock()
@@ -54,8 +60,10 @@ class Turns:
         if handed := self._gate.take_handed():
             self._hold(handed, worker)
             return True
-        taken = self._gate.take(timeout)
+        taken = self._take(timeout)
         slow = self._serve_quickly(taken, worker)
+        if len(self._audience.untold) >= MANY:
+            self._audience.tell()
         if overdue := self._take_overdue():
             slow.append(overdue)
         if slow:
@@ -69,6 +77,14 @@ class Turns:
         if worker.leads:
             worker.leads = False
             self._gate.step_down()
+
+    def _take(self, timeout: float) -> list[ClientConnection]:
+        """Take what is ready. While that is nothing, there is time to tell what has happened."""
+        if self._audience.untold:
+            if ready := self._gate.take(0.0):
+                return ready
+            self._audience.tell()
+        return self._gate.take(timeout)
 
     def _serve_quickly(
         self, connections: list[ClientConnection], worker: Worker
@@ -131,6 +147,8 @@ class Turns:
         try:
             while waiting is not None:
                 self._advance(waiting, worker)
+                if self._audience.untold:
+                    self._audience.tell()
                 waiting = self._take_waiting()
         finally:
             with self._lock:

@@ -3,75 +3,105 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from atlas_pkg.config import Config, LogConfig
 from atlas_pkg.control.observing import Observing
-from atlas_pkg.record import Observer
-from atlas_pkg.serving.explaining import Tracer
+from atlas_pkg.serving.audience import A_FEW, Audience
+from atlas_pkg.serving.steering import Asking
 from tests.serving.explain_support import CHOICE, build_record
 
 CONFIG = Config(Path("atlas.toml"))
 
 
-class Watched:
-    """Remembers who was to watch last."""
-
-    def __init__(self) -> None:
-        self.observers: Sequence[Observer] = ()
-        self.tracer: Tracer | None = None
-
-    def __call__(self, observers: Sequence[Observer], tracer: Tracer | None) -> None:
-        self.observers, self.tracer = observers, tracer
+def is_timed(audience: Audience) -> str:
+    """A 1 for each exchange that is timed, a 0 for each other, of as many as show the rule."""
+    found = [audience.wants_times(build_record()) for _ in range(A_FEW + 1)]
+    return "".join(str(int(answer)) for answer in found)
 
 
 def test_without_wishes_nobody_watches() -> None:
-    watched = Watched()
-    Observing(watched, is_counting=False).start(CONFIG)
+    audience = Audience()
+    Observing(audience, is_counting=False).start(CONFIG)
 
-    assert (watched.observers, watched.tracer) == ((), None)
+    assert audience.observers == ()
 
 
 def test_an_access_log_alone_explains_nothing(tmp_path: Path) -> None:
-    watched = Watched()
-    observing = Observing(watched, is_counting=False)
+    audience = Audience()
+    observing = Observing(audience, is_counting=False)
+    observing.tracer.ask(Asking(one_in=1))
     observing.start(Config(tmp_path / "atlas.toml", log=LogConfig(access="log")))
+
+    assert is_timed(audience) == "0" * (A_FEW + 1)
     observing.close()
 
-    assert watched.tracer is None
+
+def test_the_admin_address_times_some_exchanges_and_a_log_that_shows_times_all_of_them(
+    tmp_path: Path,
+) -> None:
+    audience = Audience()
+    observing = Observing(audience, is_counting=True)
+    observing.start(CONFIG)
+    some = is_timed(audience)
+
+    observing.follow(Config(tmp_path / "atlas.toml", log=LogConfig(access="log", format="json")))
+    every = is_timed(audience)
+    observing.follow(
+        Config(tmp_path / "atlas.toml", log=LogConfig(access="log", format="combined"))
+    )
+
+    assert some == is_timed(audience) == "1" * A_FEW + "0"
+    assert every == "1" * (A_FEW + 1)
+    observing.close()
 
 
 def test_the_admin_address_keeps_exchanges_and_explains_those_asked_for() -> None:
-    watched = Watched()
-    observing = Observing(watched, is_counting=True)
+    audience = Audience()
+    observing = Observing(audience, is_counting=True)
     observing.start(CONFIG)
+    ordinary, explained = build_record(), build_record()
+    audience.wants_times(ordinary)
+    observing.tracer.ask(Asking(next_from=explained.address))
+    audience.wants_times(explained)
 
-    for observer in watched.observers:
-        observer(build_record())
+    for record in (ordinary, explained):
+        audience.note(record)
+    audience.tell()
 
-    assert watched.tracer is observing.tracer
-    assert not observing.tracer.wants("192.0.2.7")
-    assert len(observing.tracer.timelines()) == 1
+    assert (ordinary.choices, explained.choices) == (None, [])
+    assert len(observing.tracer.timelines()) == 2
+
+
+def test_a_log_that_is_turned_off_gets_what_ended_before(tmp_path: Path) -> None:
+    audience = Audience()
+    observing = Observing(audience, is_counting=False)
+    observing.start(Config(tmp_path / "atlas.toml", log=LogConfig(access="log")))
+    audience.note(build_record(b"GET /before HTTP/1.1"))
+
+    observing.follow(CONFIG)
+    audience.note(build_record(b"GET /after HTTP/1.1"))
+    audience.tell()
+
+    written = (tmp_path / "log").read_text(encoding="ascii")
+    assert "/before" in written
+    assert "/after" not in written
 
 
 def test_the_terminal_shows_explained_exchanges_only(capfd: pytest.CaptureFixture[str]) -> None:
-    watched = Watched()
-    observing = Observing(watched, is_counting=False, explain=2)
+    audience = Audience()
+    observing = Observing(audience, is_counting=False, explain=2)
     observing.start(CONFIG)
-    tracer = watched.tracer
-    assert tracer is not None
 
-    wanted = [tracer.wants("192.0.2.7") for _ in range(4)]
-    for observer in watched.observers:
-        observer(build_record(b"GET /explained HTTP/1.1", choices=[CHOICE]))
-        observer(build_record(b"GET /ordinary HTTP/1.1"))
+    wanted = [audience.wants_times(build_record()) for _ in range(4)]
+    audience.note(build_record(b"GET /explained HTTP/1.1", choices=[CHOICE]))
+    audience.note(build_record(b"GET /ordinary HTTP/1.1"))
     observing.close()
 
     assert wanted == [True, False, True, False]
-    assert watched.observers == ()
+    assert audience.observers == ()
     printed = capfd.readouterr().out
     assert "GET /explained" in printed
     assert "GET /ordinary" not in printed

@@ -70,10 +70,11 @@ def test_combined_is_what_tools_for_nginx_read(a: Upstream, start: Start) -> Non
     lines = lines_of(atlas, 3)
     matches = [COMBINED.fullmatch(line) for line in lines]
     assert all(matches), lines
-    assert [match.groups() for match in matches if match] == [
+    # The last one came on another connection, so its worker may have been faster.
+    assert sorted(match.groups() for match in matches if match) == [
         ("GET /one?x=1 HTTP/1.1", "200", "1", "http://from.test/", "a test"),
-        ("HEAD /two HTTP/1.1", "200", "0", "-", "-"),
         ("GET /three HTTP/1.1", "200", "1", "-", r"q\x22uote"),
+        ("HEAD /two HTTP/1.1", "200", "0", "-", "-"),
     ]
 
 

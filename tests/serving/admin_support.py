@@ -22,6 +22,7 @@ from atlas_pkg.config import Config, Timeouts
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
 from atlas_pkg.serving.admin import AdminApp
+from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import Worker
@@ -144,7 +145,8 @@ class _Service:
         self.gate = _Gate()
         self.clients = Clients()
         config = Config(Path("atlas.toml"), timeouts=timeouts or Timeouts())
-        self._http = HttpService(ConfigHolder(Generation(config)), self.gate, self.clients, app)
+        holder = ConfigHolder(Generation(config))
+        self._http = HttpService(holder, self.gate, self.clients, app, Audience())
 
     def serve(self, sock: socket.socket, address: str, patience: float) -> None:
         """Serve one client until it leaves, or says nothing for so many seconds."""

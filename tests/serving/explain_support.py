@@ -31,7 +31,7 @@ def build_record(line: bytes = b"GET /a?secret=1 HTTP/1.1", **more: object) -> R
     record = Record("192.0.2.7", line, 100.010)
     record.began_at, record.chosen_at, record.connected_at = 100.0, 100.030, 100.035
     record.asked_at, record.first_byte_at, record.ended_at = 100.036, 100.095, 100.100
-    record.status, record.upstream = 200, "green"
+    record.status, record.upstream, record.is_timed = 200, "green", True
     for name, value in more.items():
         setattr(record, name, value)
     return record

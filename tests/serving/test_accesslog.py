@@ -54,7 +54,7 @@ def pipe(tmp_path: Path) -> Iterator[tuple[Path, int]]:
 
 def make_record(number: int = 0, user_agent: bytes = b"") -> Record:
     record = Record("192.0.2.7", b"GET /%d HTTP/1.1" % number, time.monotonic())
-    record.status, record.ended_at, record.user_agent = 200, record.head_at, user_agent
+    record.status, record.ended_at, record.origin = 200, record.head_at, (b"", user_agent)
     return record
 
 
@@ -81,7 +81,7 @@ def test_lines_are_written_in_order(tmp_path: Path, open_log: OpenLog) -> None:
     log = open_log(path)
 
     for number in range(3 * PORTION):
-        log.note(make_record(number))
+        log.note([make_record(number)])
     log.close()
 
     assert numbers(path.read_text()) == list(range(3 * PORTION))
@@ -94,7 +94,7 @@ def test_a_line_is_there_soon_and_after_a_rest_too(tmp_path: Path, open_log: Ope
 
     for number in range(3):
         wait_until(lambda: log._is_resting, "the writer to rest")
-        log.note(make_record(number))
+        log.note([make_record(number)])
         wait_until(lambda: len(numbers(path.read_text())) == number + 1, "the line")  # noqa: B023
 
 
@@ -103,7 +103,7 @@ def test_the_time_is_that_of_the_clock(tmp_path: Path, open_log: OpenLog) -> Non
     log = open_log(path, "json")
     before = time.time()
 
-    log.note(make_record())
+    log.note([make_record()])
     log.close()
 
     written = time.strptime(json.loads(path.read_text())["time"][:19], "%Y-%m-%dT%H:%M:%S")
@@ -115,7 +115,7 @@ def test_what_is_there_already_stays(tmp_path: Path, open_log: OpenLog) -> None:
     path.write_text("kept\n")
     log = open_log(path)
 
-    log.note(make_record(1))
+    log.note([make_record(1)])
     log.close()
 
     kept, rest = path.read_text().split("\n", 1)
@@ -125,9 +125,9 @@ def test_what_is_there_already_stays(tmp_path: Path, open_log: OpenLog) -> None:
 def test_a_dash_is_standard_output(capfd: pytest.CaptureFixture[str], open_log: OpenLog) -> None:
     log = open_log("-")
 
-    log.note(make_record(1))
+    log.note([make_record(1)])
     log.reopen()
-    log.note(make_record(2))
+    log.note([make_record(2)])
     log.close()
 
     assert numbers(capfd.readouterr().out) == [1, 2]
@@ -140,7 +140,7 @@ def test_eight_threads_share_a_log(tmp_path: Path, open_log: OpenLog) -> None:
 
     def work(first: int) -> None:
         for number in range(first, first + 500):
-            log.note(make_record(number))
+            log.note([make_record(number)])
 
     threads = [threading.Thread(target=work, args=(500 * number,)) for number in range(8)]
     for thread in threads:
@@ -180,7 +180,7 @@ def test_what_cannot_be_reopened_goes_on_as_it_was(
     folder.rename(tmp_path / "moved")
 
     log.reopen()
-    log.note(make_record(1))
+    log.note([make_record(1)])
     log.close()
 
     assert numbers((tmp_path / "moved" / "access.log").read_text()) == [1]
@@ -194,13 +194,13 @@ def test_what_cannot_be_reopened_goes_on_as_it_was(
 def test_after_rotation_lines_go_to_the_new_file(tmp_path: Path, open_log: OpenLog) -> None:
     path, old = tmp_path / "access.log", tmp_path / "access.log.1"
     log = open_log(path)
-    log.note(make_record(1))
+    log.note([make_record(1)])
     wait_until(path.read_text, "the line")
 
     path.rename(old)
     log.reopen()
     wait_until(lambda: log._next is None, "the new file to be taken over")
-    log.note(make_record(2))
+    log.note([make_record(2)])
     log.close()
 
     assert numbers(old.read_text()) == [1]
@@ -220,11 +220,11 @@ def test_rotation_closes_the_old_file(tmp_path: Path, open_log: OpenLog) -> None
 
 def test_path_and_format_may_change_while_it_runs(tmp_path: Path, open_log: OpenLog) -> None:
     log = open_log(tmp_path / "one")
-    log.note(make_record(1))
+    log.note([make_record(1)])
     wait_until((tmp_path / "one").read_text, "the line")
 
     log.switch(str(tmp_path / "two"), "json")
-    log.note(make_record(2))
+    log.note([make_record(2)])
     log.reopen()
     log.close()
 
@@ -237,7 +237,7 @@ def test_a_change_that_fails_changes_nothing(tmp_path: Path, open_log: OpenLog) 
 
     with pytest.raises(StartError):
         log.switch(str(tmp_path), "json")
-    log.note(make_record(1))
+    log.note([make_record(1)])
     log.reopen()
     log.close()
 
@@ -255,7 +255,7 @@ def test_a_reader_that_stops_costs_lines_and_no_time(
     noted = 5000  # far more than a pipe holds
 
     for number in range(noted):
-        log.note(make_record(number))
+        log.note([make_record(number)])
     assert log.dropped >= noted - 500 - 1500
     assert caplog.messages == ["access log: lines are lost: they come faster than they are written"]
     closing = threading.Thread(target=log.close)
@@ -274,7 +274,7 @@ def test_closing_waits_for_nobody_for_long(
     path, reader = pipe
     log = open_log(path)
     for number in range(3000):
-        log.note(make_record(number))
+        log.note([make_record(number)])
 
     began_at = time.monotonic()
     log.close(patience=0.1)
@@ -288,7 +288,7 @@ def test_what_comes_after_the_end_is_counted(tmp_path: Path, open_log: OpenLog) 
     log = open_log(tmp_path / "access.log")
     log.close()
 
-    log.note(make_record())
+    log.note([make_record()])
 
     assert log.dropped == 1
 
@@ -298,7 +298,7 @@ def test_a_full_disk_is_told_once(open_log: OpenLog, caplog: pytest.LogCaptureFi
     log = open_log("/dev/full")
 
     for number in range(3 * PORTION):
-        log.note(make_record(number))
+        log.note([make_record(number)])
     wait_until(lambda: log.dropped == 3 * PORTION, "all lines to be lost")
 
     assert caplog.messages == ["access log: lines are lost: /dev/full: No space left on device"]
@@ -319,9 +319,9 @@ def test_a_line_torn_by_a_full_disk_spoils_no_other(
     monkeypatch.setattr(accesslog.os, "write", write)
     log = open_log(path)
 
-    log.note(make_record(1))
+    log.note([make_record(1)])
     wait_until(lambda: log.dropped, "the disk to be full")
-    log.note(make_record(2))
+    log.note([make_record(2)])
     log.close()
 
     torn, rest = path.read_text().split("\n", 1)
@@ -336,9 +336,9 @@ def test_a_record_that_cannot_be_written_does_not_end_the_log(
     broken = make_record(1)
     broken.status = None  # type: ignore[assignment]
 
-    log.note(broken)
+    log.note([broken])
     wait_until(lambda: log.dropped == 1, "the record to be found broken")
-    log.note(make_record(2))
+    log.note([make_record(2)])
     log.close()
 
     assert numbers(path.read_text()) == [2]
@@ -359,7 +359,7 @@ def test_lines_of_several_writers_stay_whole(
     reading.start()
 
     for number in range(1500):
-        logs[number % 3].note(make_record(number, b"x" * 900))
+        logs[number % 3].note([make_record(number, b"x" * 900)])
     for log in logs:
         log.close()
     reading.join()

@@ -81,7 +81,7 @@ def test_events_are_told_newest_first(journal: Journal, clock: Clock) -> None:
 def test_both_lists_are_bounded(journal: Journal) -> None:
     for number in range(200):
         journal.note("reload", str(number))
-        journal.observe(build_record(End.ERROR, b"GET /%d HTTP/1.1" % number))
+        journal.observe([build_record(End.ERROR, b"GET /%d HTTP/1.1" % number)])
 
     assert len(journal.events()) == MOST_EVENTS
     assert journal.events()[0]["text"] == "199"
@@ -124,20 +124,20 @@ def test_upstreams_that_come_and_go_are_no_event(journal: Journal) -> None:
 
 @pytest.mark.parametrize("end", [End.DONE, End.CLIENT_GONE, End.TUNNEL])
 def test_what_went_well_is_no_error(journal: Journal, end: End) -> None:
-    journal.observe(build_record(end))
+    journal.observe([build_record(end)])
 
     assert journal.errors() == []
 
 
 @pytest.mark.parametrize("end", set(End) - {End.DONE, End.CLIENT_GONE, End.TUNNEL})
 def test_every_failure_has_its_words(journal: Journal, end: End) -> None:
-    journal.observe(build_record(end))
+    journal.observe([build_record(end)])
 
     assert len(journal.errors()[0]["text"]) > 10
 
 
 def test_an_error_says_who_what_and_when(journal: Journal) -> None:
-    journal.observe(build_record(End.UPSTREAM_FAILED, upstream="a", ended_at=998.5))
+    journal.observe([build_record(End.UPSTREAM_FAILED, upstream="a", ended_at=998.5)])
 
     assert journal.errors() == [
         {
@@ -159,9 +159,9 @@ def test_errors_that_are_alike_are_one_line_with_the_time_of_the_last(
     for number in range(17):
         clock.now += 1
         alike = build_record(End.NO_UPSTREAM, ended_at=clock.now, address=f"192.0.2.{number}")
-        journal.observe(alike)
+        journal.observe([alike])
         if not number:
-            journal.observe(other)
+            journal.observe([other])
 
     errors = journal.errors()
 
@@ -176,8 +176,8 @@ def test_errors_that_are_alike_are_one_line_with_the_time_of_the_last(
     "more", [{"status": 504}, {"upstream": "b"}, {"line": b"GET /b"}, {"end": End.ERROR}]
 )
 def test_errors_that_differ_stay_apart(journal: Journal, more: dict[str, object]) -> None:
-    journal.observe(build_record(End.UPSTREAM_FAILED))
-    journal.observe(build_record(**{"end": End.UPSTREAM_FAILED, **more}))  # type: ignore[arg-type]
+    journal.observe([build_record(End.UPSTREAM_FAILED)])
+    journal.observe([build_record(**{"end": End.UPSTREAM_FAILED, **more})])  # type: ignore[arg-type]
 
     assert [error["count"] for error in journal.errors()] == [1, 1]
 
@@ -185,8 +185,8 @@ def test_errors_that_differ_stay_apart(journal: Journal, more: dict[str, object]
 def test_errors_of_several_processes_are_one_list(journal: Journal, clock: Clock) -> None:
     another = Journal(clock=clock.wall, monotonic=clock.monotonic)
     for at, line in enumerate((b"GET /a", b"GET /b", b"GET /a")):
-        journal.observe(build_record(End.NO_UPSTREAM, line, ended_at=900.0 + at))
-    another.observe(build_record(End.NO_UPSTREAM, b"GET /b", ended_at=950.0))
+        journal.observe([build_record(End.NO_UPSTREAM, line, ended_at=900.0 + at)])
+    another.observe([build_record(End.NO_UPSTREAM, b"GET /b", ended_at=950.0)])
 
     merged = merge_errors([*journal.errors(), *another.errors()])
 
@@ -211,13 +211,13 @@ def test_errors_of_several_processes_are_one_list(journal: Journal, clock: Clock
 def test_request_lines_are_shown_without_query_and_controls(
     journal: Journal, line: bytes, shown: str
 ) -> None:
-    journal.observe(build_record(End.REFUSED, line))
+    journal.observe([build_record(End.REFUSED, line)])
 
     assert journal.errors()[0]["line"] == shown
 
 
 def test_long_request_lines_are_cut(journal: Journal) -> None:
-    journal.observe(build_record(End.REFUSED, b"GET /" + b"a" * 8000))
+    journal.observe([build_record(End.REFUSED, b"GET /" + b"a" * 8000)])
 
     assert len(journal.errors()[0]["line"]) == MOST_LINE
 

@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atlas_pkg.record import End, Record
-from atlas_pkg.serving.logline import Combined, Json
+from atlas_pkg.serving.logline import Combined, Format, Json
 
 # 2000-10-10 13:55:36.789 UTC
 INSTANT = 971_186_136.789
@@ -43,7 +43,7 @@ def zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetZone]:
 def make_record() -> Record:
     record = Record("192.0.2.7", b"GET /list?item=1 HTTP/1.1", 100.25)
     record.status, record.body_in, record.body_out = 200, 17, 5120
-    record.referer, record.user_agent = b"https://a.example/", b"Mozilla/5.0 (X11)"
+    record.origin = b"https://a.example/", b"Mozilla/5.0 (X11)"
     record.request_id = b"4f1c"
     record.upstream, record.reused = "one", True
     record.began_at, record.chosen_at, record.connected_at = 100.0, 100.25, 100.5
@@ -51,11 +51,17 @@ def make_record() -> Record:
     return record
 
 
+def write(style: Format, record: Record, ended_at: float = INSTANT) -> bytes:
+    """The line of one record that ended at `ended_at`, in seconds since 1970."""
+    (line,) = style.format([record], ended_at - record.ended_at)
+    return line
+
+
 # Combined
 
 
 def test_a_combined_line_is_that_of_nginx() -> None:
-    assert Combined().format(make_record(), INSTANT) == (
+    assert write(Combined(), make_record()) == (
         b'192.0.2.7 - - [10/Oct/2000:13:55:36 +0000] "GET /list?item=1 HTTP/1.1" 200 5120 '
         b'"https://a.example/" "Mozilla/5.0 (X11)"\n'
     )
@@ -65,7 +71,7 @@ def test_what_is_missing_is_a_dash() -> None:
     record = Record("2001:db8::1", b"", 0.0)
     record.status = 408
 
-    assert Combined().format(record, INSTANT) == (
+    assert write(Combined(), record) == (
         b'2001:db8::1 - - [10/Oct/2000:13:55:36 +0000] "-" 408 0 "-" "-"\n'
     )
 
@@ -73,16 +79,11 @@ def test_what_is_missing_is_a_dash() -> None:
 def test_quotes_backslashes_controls_and_bytes_beyond_ascii_are_escaped() -> None:
     record = make_record()
     record.line = b'GET /"a\\ HTTP/1.1'
-    record.referer = b"\x00\x1f\n\t \x7e\x7f\x80\xff"
-    record.user_agent = "größe".encode()
+    record.origin = b"\x00\x1f\n\t \x7e\x7f\x80\xff", "größe".encode()
 
-    assert (
-        Combined()
-        .format(record, INSTANT)
-        .endswith(
-            b'"GET /\\x22a\\x5C HTTP/1.1" 200 5120 '
-            b'"\\x00\\x1F\\x0A\\x09 ~\\x7F\\x80\\xFF" "gr\\xC3\\xB6\\xC3\\x9Fe"\n'
-        )
+    assert write(Combined(), record).endswith(
+        b'"GET /\\x22a\\x5C HTTP/1.1" 200 5120 '
+        b'"\\x00\\x1F\\x0A\\x09 ~\\x7F\\x80\\xFF" "gr\\xC3\\xB6\\xC3\\x9Fe"\n'
     )
 
 
@@ -90,7 +91,7 @@ def test_an_address_from_a_proxy_in_front_stays_one_word() -> None:
     record = make_record()
     record.address = 'un known" - -\n'
 
-    line = Combined().format(record, INSTANT)
+    line = write(Combined(), record)
 
     assert line.startswith(b"un\\x20known\\x22\\x20-\\x20-\\x0A - - [10/Oct/2000:")
 
@@ -106,8 +107,8 @@ def test_an_address_from_a_proxy_in_front_stays_one_word() -> None:
 def test_times_are_local(zone: SetZone, name: str, combined: bytes, iso: str) -> None:
     zone(name)
 
-    assert combined in Combined().format(make_record(), INSTANT)
-    assert json.loads(Json().format(make_record(), INSTANT))["time"] == iso
+    assert combined in write(Combined(), make_record())
+    assert json.loads(write(Json(), make_record()))["time"] == iso
 
 
 def test_each_second_has_its_own_stamp() -> None:
@@ -115,12 +116,12 @@ def test_each_second_has_its_own_stamp() -> None:
 
     for seconds, stamp in ((0, "36"), (0.1, "36"), (0.3, "37"), (-1, "35")):
         instant = INSTANT + seconds
-        assert f":13:55:{stamp} ".encode() in combined.format(make_record(), instant)
-        assert f"T13:55:{stamp}." in as_json.format(make_record(), instant).decode()
+        assert f":13:55:{stamp} ".encode() in write(combined, make_record(), instant)
+        assert f"T13:55:{stamp}." in write(as_json, make_record(), instant).decode()
 
 
 def test_a_thousandth_that_rounds_up_takes_the_second_with_it() -> None:
-    line = Json().format(make_record(), 971_186_136.9996)
+    line = write(Json(), make_record(), 971_186_136.9996)
 
     assert json.loads(line)["time"] == "2000-10-10T13:55:37.000+00:00"
 
@@ -132,9 +133,9 @@ def test_any_bytes_give_one_line_that_tools_can_read(
 ) -> None:
     record = make_record()
     record.address, record.line = address, line
-    record.referer, record.user_agent = referer, user_agent
+    record.origin = referer, user_agent
 
-    found = COMBINED.fullmatch(Combined().format(record, INSTANT))
+    found = COMBINED.fullmatch(write(Combined(), record))
 
     assert found is not None
     assert [unescape(found[group]) for group in (1, 4, 7, 8)] == [
@@ -150,7 +151,7 @@ def unescape(value: bytes) -> bytes:
 
 
 def test_a_json_line_has_everything() -> None:
-    assert Json().format(make_record(), INSTANT) == (
+    assert write(Json(), make_record()) == (
         b'{"time":"2000-10-10T13:55:36.789+00:00","client":"192.0.2.7",'
         b'"method":"GET","target":"/list?item=1","protocol":"HTTP/1.1",'
         b'"status":200,"bytes_in":17,"bytes_out":5120,"upstream":"one",'
@@ -164,7 +165,7 @@ def test_stages_that_were_not_reached_are_null() -> None:
     record = Record("192.0.2.7", b"GET / HTTP/1.1", 100.0)
     record.status, record.end, record.ended_at = 503, End.NO_UPSTREAM, 105.0
 
-    found = json.loads(Json().format(record, INSTANT))
+    found = json.loads(write(Json(), record))
 
     assert [found[key] for key in ("head", "queue", "connect", "first_byte", "total")] == [
         0.0,
@@ -181,7 +182,7 @@ def test_a_stage_of_an_earlier_attempt_is_not_taken_for_one_of_the_last() -> Non
     record = make_record()
     record.chosen_at = 101.5  # tried again, and never connected
 
-    assert json.loads(Json().format(record, INSTANT))["connect"] is None
+    assert json.loads(write(Json(), record))["connect"] is None
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_a_request_line_of_three_words_is_split(line: bytes, words: list[str | N
     record = make_record()
     record.line = line
 
-    found = json.loads(Json().format(record, INSTANT))
+    found = json.loads(write(Json(), record))
 
     assert [found[key] for key in ("method", "target", "protocol")] == words
 
@@ -209,9 +210,9 @@ def test_any_bytes_give_one_json_object_in_ascii(
 ) -> None:
     record = make_record()
     record.address, record.line = address, line
-    record.user_agent, record.upstream = user_agent, upstream
+    record.origin, record.upstream = (b"", user_agent), upstream
 
-    written = Json().format(record, INSTANT)
+    written = write(Json(), record)
 
     assert re.fullmatch(rb"[\x20-\x7e]*\n", written)
     found = json.loads(written)

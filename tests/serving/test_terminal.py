@@ -41,7 +41,9 @@ def _utc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def show(record: Record) -> str:
-    return Blocks().format(record, 43200.25).decode()
+    """The block of an exchange that ended at 12:00:00.250."""
+    (block,) = Blocks().format([record], 43200.25 - record.ended_at)
+    return block.decode()
 
 
 def test_a_block_tells_it_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +80,8 @@ def test_a_block_fits_into_100_columns_and_what_a_pipe_takes() -> None:
     candidates = tuple(Candidate("n" * 300, "s" * 300, "why" * 100) for _ in range(10))
     choices = [Choice("least_connections", "strategy", candidates, "n" * 300)] * 30
 
-    data = Blocks().format(build_record(b"GET /" + b"x" * 5000, choices=choices), 0.0)
+    record = build_record(b"GET /" + b"x" * 5000, choices=choices)
+    (data,) = Blocks().format([record], 0.0)
 
     assert len(data) <= MOST_BYTES
     assert max(map(len, data.decode().splitlines())) <= COLUMNS
@@ -114,7 +117,7 @@ def test_blocks_are_written_by_the_writer_of_the_access_log(tmp_path: Path) -> N
     log = AccessLog(str(path), EXPLAINED, what="explanations")
     now = time.monotonic()
     for number in range(3):
-        log.note(build_record(b"GET /%d HTTP/1.1" % number, choices=[CHOICE], ended_at=now))
+        log.note([build_record(b"GET /%d HTTP/1.1" % number, choices=[CHOICE], ended_at=now)])
     log.close()
 
     blocks = path.read_text().split("\n\n")
@@ -129,7 +132,7 @@ def test_lost_explanations_are_not_called_lines_of_the_access_log(
     os.mkfifo(path)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     log = AccessLog(str(path), EXPLAINED, most_waiting=0, what="explanations")
-    log.note(build_record(choices=[]))
+    log.note([build_record(choices=[])])
     log.close()
     os.close(reader)
 

@@ -9,9 +9,13 @@ from collections.abc import Callable
 
 import pytest
 
+from atlas_pkg.record import Record
+from atlas_pkg.serving import turns as turns_module
+from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import PATIENCE, Gate
+from atlas_pkg.serving.gates import MOST_TAKEN, PortableGate
 from atlas_pkg.serving.turns import Turns
 from tests.serving.conftest import Ends
 from tests.toolkit import Threads, wait_until
@@ -28,9 +32,10 @@ class Scene:
         self.worker = Worker()
         self.failed: list[ClientConnection] = []
         self.events: list[str] = []
+        self.audience = Audience()
 
     def turns(self, serve: Serve, most: int = 64) -> Turns:
-        return Turns(self.gate, serve, self.failed.append, most)
+        return Turns(self.gate, serve, self.failed.append, most, self.audience)
 
     def arrive(self, *names: str) -> list[ClientConnection]:
         """Park clients that have something to say."""
@@ -87,6 +92,60 @@ def test_what_needs_no_waiting_is_served_by_the_leader(scene: Scene) -> None:
     assert scene.worker.leads
     turns.leave(scene.worker)
     assert scene.gate.lead(0)
+
+
+class Noting:
+    """Serves clients at once, and remembers how much had been told when each of them came."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.audience = scene.audience
+        self.told: list[int] = []
+        self.seen: list[int] = []
+        self.audience.watch([lambda records: self.told.append(len(records))], None, timed=0)
+
+    def serve(self, connection: ClientConnection, worker: Worker) -> Steps:
+        self.seen.append(sum(self.told))
+        while connection.address == "slow" and worker.leads:
+            worker = yield None
+        self.audience.note(Record(connection.address, b"", 0.0))
+
+
+def test_what_has_ended_is_told_when_there_is_nothing_else_to_do(scene: Scene) -> None:
+    noting = Noting(scene)
+    turns = scene.turns(noting.serve)
+    scene.arrive(*["client"] * (MOST_TAKEN + 3))
+
+    assert turns.take_one(scene.worker, 10)
+    assert noting.told == []
+    scene.take_all(turns)
+
+    assert sum(noting.told) == MOST_TAKEN + 3
+    # The portable gate may see them one after the other.
+    assert noting.told == [MOST_TAKEN + 3] or isinstance(scene.gate, PortableGate)
+
+
+def test_many_are_told_of_in_the_middle_of_the_work(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "MANY", 3)
+    noting = Noting(scene)
+    turns = scene.turns(noting.serve)
+    scene.arrive(*["client"] * (2 * MOST_TAKEN))
+
+    scene.take_all(turns)
+
+    assert sum(noting.told) == 2 * MOST_TAKEN
+    assert noting.seen[-1] > 0
+
+
+def test_who_has_waited_tells_of_it_himself(scene: Scene) -> None:
+    noting = Noting(scene)
+    turns = scene.turns(noting.serve)
+    scene.arrive("slow")
+
+    assert turns.take_one(scene.worker, 10)
+
+    assert noting.told == [1]
 
 
 def test_the_leader_steps_down_for_what_has_to_be_waited_for(scene: Scene) -> None:

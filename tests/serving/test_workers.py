@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from atlas_pkg.serving import workers as module
+from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
@@ -48,9 +49,12 @@ def start(gate: Gate, ends: Ends, expired: list[ClientConnection]) -> Iterator[S
                 worker = yield None
             serve(connection, worker)
 
+        def give_up(failed: ClientConnection) -> None:
+            failed.stream.close()
+
         workers = Workers(
             gate,
-            Turns(gate, steps or serve_in_steps, lambda failed: failed.stream.close(), max_threads),
+            Turns(gate, steps or serve_in_steps, give_up, max_threads, Audience()),
             on_expired=expired.append,
             tidy=tidy,
             max_threads=max_threads,
