@@ -29,40 +29,60 @@ class End(enum.Enum):
     ERROR = "error"  # our own fault: 500
 
 
-# The usual one, at hand: finding a member of an enumeration costs as much as a look at the clock.
+# At hand, since finding or making them costs as much as a look at the clock.
 DONE = End.DONE
+_NOWHERE = (b"", b"")
 
 
 class Record:
-    """One exchange. Written by its worker, then handed to the observers, who only read it.
+    """One exchange. Written by its worker, then handed to the observers, who only read it."""
 
-    Most values are the usual ones, which stand in the class: writing all of them down for each
-    exchange would cost three times as much.
-    """
-
-    origin = (b"", b"")  # Referer and User-Agent
-    request_id = b""
-    upstream = "-"  # the name of the last one tried; "-" if none
-    status = 0  # what the client was sent; 499 if it was gone before
-    body_in = 0  # bytes of the request's body, decoded
-    body_out = 0  # bytes of the answer's body, decoded
-    retries = 0
-    reused = False  # the upstream connection had been used before
-    failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
-    choices: list[Choice] | None = None  # why it went where; None: nobody has asked
-    end = DONE
-    is_timed = False  # are the following instants known, as far as they were reached?
-    chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue
-    connected_at = 0.0  # a connection was at hand
-    asked_at = 0.0  # the head was written
-    first_byte_at = 0.0  # the answer's head was read
-    ended_at = 0.0
+    __slots__ = (
+        "address",
+        "asked_at",
+        "began_at",
+        "body_in",
+        "body_out",
+        "choices",
+        "chosen_at",
+        "connected_at",
+        "end",
+        "ended_at",
+        "failures",
+        "first_byte_at",
+        "head_at",
+        "is_timed",
+        "line",
+        "origin",
+        "request_id",
+        "retries",
+        "reused",
+        "status",
+        "upstream",
+    )
 
     def __init__(self, address: str, line: bytes, head_at: float) -> None:
         self.address = address  # the client's, as far as it can be trusted
         self.line = line  # the request line as received; may hold anything
+        self.origin = _NOWHERE  # Referer and User-Agent
+        self.request_id = b""
+        self.upstream = "-"  # the name of the last one tried; "-" if none
+        self.status = 0  # what the client was sent; 499 if it was gone before
+        self.body_in = 0  # bytes of the request's body, decoded
+        self.body_out = 0  # bytes of the answer's body, decoded
+        self.reused = False  # the upstream connection had been used before
+        self.retries = 0
+        self.failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
+        self.choices: list[Choice] | None = None  # why it went where; None: nobody has asked
+        self.end = DONE
         self.began_at = head_at  # first byte of the head, where it was waited for
         self.head_at = head_at  # head complete
+        self.is_timed = False  # are the following four known, as far as they were reached?
+        self.chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue
+        self.connected_at = 0.0  # a connection was at hand
+        self.asked_at = 0.0  # the head was written
+        self.first_byte_at = 0.0  # the answer's head was read
+        self.ended_at = 0.0
 
 
 # Is told of exchanges that have ended, the oldest first. It must not wait for anything.

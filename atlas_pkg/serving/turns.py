@@ -21,6 +21,10 @@ from atlas_pkg.serving.gate import Gate
 
 log = logging.getLogger("atlas.workers")
 
+# When nothing has come for so long, it is time to tell what has happened. Under load there are
+# shorter breaks again and again, and telling in each of them would cost as much as telling at once.
+LULL = 0.002
+
 
 class Turns:
     """Serves connections for all workers of one gate, `most` requests at once."""
@@ -60,9 +64,11 @@ class Turns:
         if handed := self._gate.take_handed():
             self._hold(handed, worker)
             return True
-        taken = self._take(timeout)
+        untold = self._audience.untold
+        taken = self._gate.take(LULL if untold else timeout)
         slow = self._serve_quickly(taken, worker)
-        if len(self._audience.untold) >= MANY:
+        has_told = bool(untold) and (not taken or len(untold) >= MANY)
+        if has_told:
             self._audience.tell()
         if overdue := self._take_overdue():
             slow.append(overdue)
@@ -70,21 +76,13 @@ class Turns:
             for connection in slow[1:]:
                 self._gate.hand_over(connection)
             self._hold(slow[0], worker)
-        return bool(taken or slow)
+        return bool(taken or slow or has_told)
 
     def leave(self, worker: Worker) -> None:
         """Let somebody else lead."""
         if worker.leads:
             worker.leads = False
             self._gate.step_down()
-
-    def _take(self, timeout: float) -> list[ClientConnection]:
-        """Take what is ready. While that is nothing, there is time to tell what has happened."""
-        if self._audience.untold:
-            if ready := self._gate.take(0.0):
-                return ready
-            self._audience.tell()
-        return self._gate.take(timeout)
 
     def _serve_quickly(
         self, connections: list[ClientConnection], worker: Worker
