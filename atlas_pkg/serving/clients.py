@@ -30,7 +30,7 @@ class ClientConnection:
         "address",
         "awaits_since",
         "deadline",
-        "has_begun_head",
+        "head_since",
         "is_lingering",
         "is_registered",
         "requests",
@@ -43,7 +43,8 @@ class ClientConnection:
         self.stream = stream
         self.address = address
         self.deadline = deadline  # when the gatekeeper ends the waiting
-        self.has_begun_head = False  # part of a head is here: the deadline is the head's
+        # When the first part of a head came that is not complete: then the deadline is the head's.
+        self.head_since = 0.0
         self.is_lingering = False  # answered for the last time, waiting for the client to close
         self.is_registered = False  # known to the gate's epoll
         self.requests = 0

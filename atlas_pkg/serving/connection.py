@@ -84,7 +84,7 @@ class HttpService:
 
     def expire(self, client: ClientConnection) -> None:
         """End a connection whose waiting at the gate took too long."""
-        if client.has_begun_head and not client.is_lingering:
+        if client.head_since and not client.is_lingering:
             self._refuse(client, ClientError(408, "the request head did not come in time"))
             self._audience.tell()  # no worker is there to do it
         else:
@@ -117,7 +117,6 @@ class HttpService:
                 self._keep_incomplete(client, data)
                 return b""
         stream.buffered = data[end:]
-        client.has_begun_head = False
         return data[:end]
 
     def _keep_incomplete(self, client: ClientConnection, data: bytes) -> None:
@@ -130,13 +129,13 @@ class HttpService:
         if len(data) > config.limits.head:
             raise ClientError(431, "the request head is too large")
         # What was judged before is not judged again, or a head byte by byte would cost its square.
-        begin = max(0, len(client.stream.buffered) - 1) if client.has_begun_head else 0
+        begin = max(0, len(client.stream.buffered) - 1) if client.head_since else 0
         if syntax.BAD_LINE_END.search(data, begin):
             raise ClientError(400, "a line does not end with CRLF, or holds a NUL byte")
         client.stream.buffered = data
-        if data and not client.has_begun_head:
-            client.has_begun_head = True
-            client.deadline = time.monotonic() + config.timeouts.client_head
+        if data and not client.head_since:
+            client.head_since = time.monotonic()
+            client.deadline = client.head_since + config.timeouts.client_head
         self._park(client, generation)
 
     def _take_request(self, client: ClientConnection, worker: Worker) -> Exchange | None:
@@ -154,6 +153,8 @@ class HttpService:
             request = generation.parser.parse_request(head)
         except ClientError as error:
             self._refuse(client, error, head=head)
+            if head:
+                client.head_since = 0.0
             return None
         client.awaits_since, client.upstream = 0.0, None
         exchange = Exchange(
@@ -161,8 +162,10 @@ class HttpService:
         )
         if self._audience.observers:
             exchange.record = record = exchange.begin_record()
+            record.began_at = client.head_since or record.head_at
             if self._audience.wants_times(record):
                 exchange.timed = record
+        client.head_since = 0.0
         if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
         return exchange
@@ -252,6 +255,7 @@ class HttpService:
         record = exchange.record if exchange else None
         if exchange is None and self._audience.observers:
             record = Record(client.address, head[: head.find(b"\r\n")], time.monotonic())
+            record.began_at = client.head_since or record.head_at
             record.status, record.end = error.status, End.REFUSED
             record.is_timed = True  # it has no other times
         accept = (exchange.request.fields.get(b"accept") if exchange else None) or b""
@@ -271,7 +275,7 @@ class HttpService:
 
     def _park(self, client: ClientConnection, generation: Generation) -> None:
         """Let the client wait at the gate for its next request."""
-        if not client.has_begun_head:
+        if not client.head_since:
             if self._clients.is_draining:
                 self._clients.close(client.stream)
                 return

@@ -166,10 +166,10 @@ class WaitingRoom:
     def take_idle(self) -> list[ClientConnection]:
         idle = []
         for fd, waiting in self._parked.copy().items():
-            if waiting.has_begun_head or not (owned := self._parked.pop(fd, None)):
+            if waiting.head_since or not (owned := self._parked.pop(fd, None)):
                 continue
             # Not before it is ours: a worker could close the socket at this very moment.
-            if owned.has_begun_head or owned.stream.is_readable():
+            if owned.head_since or owned.stream.is_readable():
                 self.park(owned)
             else:
                 idle.append(owned)

@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,31 @@ def test_an_answer_is_logged_with_all_that_is_known(a: Upstream, start: Start) -
     assert (first["upstream"], first["reused"], second["reused"]) == ("a", False, True)
     assert (first["retries"], first["end"]) == (0, "done")
     assert 0 < first["first_byte"] <= first["total"] < 20
+
+
+def test_how_long_a_head_took_is_logged(a: Upstream, start: Start) -> None:
+    atlas = start(build(a.table(), timeouts={"client_head": 2.0}))
+
+    def send_slowly(*parts: bytes) -> None:
+        with atlas.client() as client:
+            client.get("/before")  # the times between two requests are nobody's
+            for part in parts:
+                time.sleep(0.2)
+                client.send(part)
+            client.read_answer()
+
+    send_slowly(b"GET /slow HTTP/1.1\r\n", b"Host: a\r\n", b"\r\n")
+    send_slowly(b"GET /bad HTTP/1.1\r\n", b"Host: a\r\n", b"Host: b\r\n\r\n")
+    send_slowly(b"GET /late HTTP/1.1\r\n")
+
+    entries = entries_of(atlas, 6)
+    before = [entry for entry in entries if entry["target"] == "/before"]
+    good, bad, late = (entry for entry in entries if entry["target"] != "/before")
+    assert [entry["head"] for entry in before] == [0.0] * 3
+    assert [entry["status"] for entry in (good, bad, late)] == [200, 400, 408]
+    assert good["total"] >= good["head"] > 0.35
+    assert bad["head"] > 0.35
+    assert late["total"] > 1.5
 
 
 def test_an_upstreams_own_errors_are_its_own(upstreams: contextlib.ExitStack, start: Start) -> None:

@@ -136,7 +136,7 @@ def test_a_number_that_is_used_again_is_a_connection_of_its_own(gate: Gate, ends
 def test_the_idle_are_those_without_a_word(gate: Gate, ends: Ends) -> None:
     idle, _ = ends.make()
     half, _ = ends.make()
-    half.has_begun_head = True
+    half.head_since = 1.0
     speaking, client = ends.make()
     client.send(b"!")
     for connection in (idle, half, speaking):
