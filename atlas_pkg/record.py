@@ -34,30 +34,42 @@ DONE = End.DONE
 _NOWHERE = (b"", b"")
 
 
+class Times:
+    """When an exchange reached each stage; 0.0 where it did not."""
+
+    __slots__ = ("asked_at", "chosen_at", "connected_at", "first_byte_at")
+
+    def __init__(self) -> None:
+        self.chosen_at = 0.0  # an upstream was reserved: from `head_at` to here is the queue
+        self.connected_at = 0.0  # a connection was at hand
+        self.asked_at = 0.0  # the head was written
+        self.first_byte_at = 0.0  # the answer's head was read
+
+
+# For those who look at the times of an exchange that has none.
+NO_TIMES = Times()
+
+
 class Record:
     """One exchange. Written by its worker, then handed to the observers, who only read it."""
 
     __slots__ = (
         "address",
-        "asked_at",
         "began_at",
         "body_in",
         "body_out",
         "choices",
-        "chosen_at",
-        "connected_at",
         "end",
         "ended_at",
         "failures",
-        "first_byte_at",
         "head_at",
-        "is_timed",
         "line",
         "origin",
         "request_id",
         "retries",
         "reused",
         "status",
+        "times",
         "upstream",
     )
 
@@ -77,11 +89,7 @@ class Record:
         self.end = DONE
         self.began_at = head_at  # first byte of the head, where it was waited for
         self.head_at = head_at  # head complete
-        self.is_timed = False  # are the following four known, as far as they were reached?
-        self.chosen_at = 0.0  # an upstream was reserved: head_at to here is the queue
-        self.connected_at = 0.0  # a connection was at hand
-        self.asked_at = 0.0  # the head was written
-        self.first_byte_at = 0.0  # the answer's head was read
+        self.times: Times | None = None  # when it was where in between; None: nobody shows that
         self.ended_at = 0.0
 
 

@@ -24,6 +24,7 @@ from atlas_pkg.serving.accesslog import EXPLAINED, AccessLog, open_log
 from atlas_pkg.serving.audience import A_FEW, ALL, Audience
 from atlas_pkg.serving.explaining import Tracer
 from atlas_pkg.serving.journal import Journal
+from atlas_pkg.serving.steering import Asking
 
 log = logging.getLogger("atlas")
 
@@ -60,6 +61,11 @@ class Observing:
         self._lock = threading.Lock()
         self._access_log: AccessLog | None = None
         self._target: tuple[str, str] | None = None  # path and format in use
+
+    def ask(self, asking: Asking) -> None:
+        """Explain others from now on."""
+        self.tracer.ask(asking)
+        self._audience.refresh()
 
     def start(self, config: Config) -> None:
         """Begin to watch; raises `StartError` where the access log cannot be opened."""

@@ -258,9 +258,9 @@ class Service:
             self._followed = (version, generation.number)
             asked, self._answered = self._answered, told.asked
             if told.asked.one_in != asked.one_in:
-                self._observing.tracer.ask(Asking(one_in=told.asked.one_in))
+                self._observing.ask(Asking(one_in=told.asked.one_in))
             if told.asked.orders != asked.orders:
-                self._observing.tracer.ask(Asking(next_from=told.asked.next_from))
+                self._observing.ask(Asking(next_from=told.asked.next_from))
 
     def _tidy(self, worker: Worker) -> None:
         """Let a worker with nothing to do look after its idle upstream connections."""

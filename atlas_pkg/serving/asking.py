@@ -69,8 +69,8 @@ class Attempt:
         self.connection: UpstreamConnection  # from the moment at which there is one
         if exchange.record is not None:
             exchange.record.upstream = upstream.name
-        if exchange.timed is not None:
-            exchange.timed.chosen_at = time.monotonic()
+        if exchange.times is not None:
+            exchange.times.chosen_at = time.monotonic()
 
     @property
     def is_sent(self) -> bool:
@@ -170,16 +170,16 @@ class Attempt:
         record = self._exchange.record
         if record is not None:
             record.reused = connection.requests > 0
-        timed = self._exchange.timed
-        if timed is not None:
-            timed.connected_at = timed.chosen_at if timed.reused else time.monotonic()
+        times = self._exchange.times
+        if times is not None:
+            times.connected_at = times.chosen_at if connection.is_reused else time.monotonic()
         self._unsent = self._head
         if self._upload is not None:
             self._unsent += self._take_body(self._upload)
         if self._upload is None or self._upload.is_done:
             self._unsent = connection.stream.send_now(self._unsent)
-            if timed is not None:
-                timed.asked_at = time.monotonic()
+            if times is not None:
+                times.asked_at = time.monotonic()
         self._takes_worker = not self.is_sent
 
     def _take_body(self, upload: Upload) -> bytes:
@@ -228,8 +228,8 @@ class Attempt:
             if error.timed_out or not stream.is_readable():
                 raise translate(error, Stage.SEND, is_stale=connection.is_reused) from None
         self._unsent = b""
-        if exchange.timed is not None:
-            exchange.timed.asked_at = time.monotonic()
+        if exchange.times is not None:
+            exchange.times.asked_at = time.monotonic()
 
     def _read_response(self, *, may_be_stale: bool) -> Response:
         """Read and judge one head, interim or not."""

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from atlas_pkg.record import Observer, Record
+from atlas_pkg.record import Observer, Record, Times
 from atlas_pkg.serving.explaining import Tracer
 
 # So many are told of even if there is something else to do. With 64 a request costs 1 % more.
@@ -34,36 +34,33 @@ class Audience:
         self.observers: tuple[Observer, ...] = ()
         # What nobody has been told of, the oldest first. For others to look at.
         self.untold: deque[Record] = deque()
-        self._tracer: Tracer | None = None
-        # How many are timed, and how many of them are left. Workers change it without the lock:
-        # one more or less is no matter.
+        # So many more exchanges are to be followed, before the next telling. Workers count it down
+        # without the lock: one more or less is no matter.
+        self.to_time = 0
         self._timed = 0
-        self._left_to_time = 0
+        self._tracer: Tracer | None = None
         # Held while observers are told. They only touch memory, so it never takes long.
         self._lock = threading.Lock()
 
     def watch(self, observers: Sequence[Observer], tracer: Tracer | None, *, timed: int) -> None:
         """Have `observers` told from now on, instead of those before.
 
-        The `tracer` chooses which exchanges are explained; None: none. `timed` of the others are
-        timed: 0, `A_FEW` or `ALL`.
+        So many exchanges are `timed` between two tellings: 0, `A_FEW` or `ALL`. The `tracer` says
+        which are explained; None: none.
         """
         with self._lock:
             self._tell()
             self.observers, self._tracer = tuple(observers), tracer
-            self._timed = self._left_to_time = timed
+            self._timed = timed
+        self.refresh()
 
-    def wants_times(self, record: Record) -> bool:
-        """Is this exchange to be timed? To be asked once. Notes whether it is to be explained."""
-        tracer = self._tracer
-        if tracer is not None and tracer.is_asked and tracer.wants(record.address):
+    def follow(self, record: Record) -> Times:
+        """Have an exchange timed, and explained if somebody asks for that."""
+        self.to_time -= 1
+        if self._tracer is not None and self._tracer.wants(record.address):
             record.choices = []
-        elif self._left_to_time > 0:
-            self._left_to_time -= 1
-        else:
-            return False
-        record.is_timed = True
-        return True
+        record.times = Times()
+        return record.times
 
     def note(self, record: Record) -> None:
         """Take note that an exchange has ended."""
@@ -79,6 +76,14 @@ class Audience:
         # Workers add to it meanwhile, but nobody else takes.
         records = [self.untold.popleft() for _ in range(len(self.untold))]
         if records:
-            self._left_to_time = self._timed
+            self.refresh()
             for observer in self.observers:
                 observer(records)
+
+    def refresh(self) -> None:
+        """Follow exchanges anew: all of them, if somebody wants to have some explained.
+
+        To be called when the tracer has been asked for something else.
+        """
+        is_asked = self._tracer is not None and self._tracer.is_asked
+        self.to_time = ALL if is_asked else self._timed

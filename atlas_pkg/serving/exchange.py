@@ -24,7 +24,7 @@ from atlas_pkg.http1.forwarding import Hop
 from atlas_pkg.http1.message import Request
 from atlas_pkg.net.relay import Relay
 from atlas_pkg.net.stream import Stream
-from atlas_pkg.record import Record
+from atlas_pkg.record import Record, Times
 from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.generation import Generation
 
@@ -61,7 +61,7 @@ class Exchange:
         "record",
         "request",
         "request_id",
-        "timed",
+        "times",
         "wish",
         "worker",
     )
@@ -90,8 +90,8 @@ class Exchange:
         self.wish: Wish = generation.affinity.wish(request, self.hop)
         # What the observers are told of this exchange; None while nobody watches.
         self.record: Record | None = None
-        # The same, if they also want to know when it reached each stage.
-        self.timed: Record | None = None
+        # The times in it; None while nobody shows them.
+        self.times: Times | None = None
         # May the client's connection carry another request after this one? Only ever turned off.
         self.may_persist = request.keep_alive
         # Closing the connection is what ends the answer's body, so a cut needs another sign.

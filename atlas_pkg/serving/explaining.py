@@ -48,7 +48,7 @@ class Tracer:
 
     def observe(self, records: Sequence[Record]) -> None:
         """Keep exchanges that have ended and were timed; an `Observer`."""
-        timed = [record for record in records if record.is_timed]
+        timed = [record for record in records if record.times is not None]
         self._last.extend(timed)
         self._explained.extend(record for record in timed if record.choices is not None)
 

@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Protocol
 
-from atlas_pkg.record import Record
+from atlas_pkg.record import NO_TIMES, Record
 
 # As nginx's own table has it, DEL included.
 _UNSAFE = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
@@ -126,6 +126,7 @@ class Json:
         quote = self._quote
         method, target, protocol = _split_line(record.line)
         referer, user_agent = record.origin
+        times = record.times or NO_TIMES
         line = (
             f'{{"time":"{self._show_time(ended_at)}"'
             f',"client":{self._quote_text(record.address)}'
@@ -134,9 +135,9 @@ class Json:
             f',"bytes_in":{record.body_in},"bytes_out":{record.body_out}'
             f',"upstream":{"null" if record.upstream == "-" else self._quote_text(record.upstream)}'
             f',"head":{_span(record.began_at, record.head_at)}'
-            f',"queue":{_span(record.head_at, record.chosen_at)}'
-            f',"connect":{_span(record.chosen_at, record.connected_at)}'
-            f',"first_byte":{_span(record.asked_at, record.first_byte_at)}'
+            f',"queue":{_span(record.head_at, times.chosen_at)}'
+            f',"connect":{_span(times.chosen_at, times.connected_at)}'
+            f',"first_byte":{_span(times.asked_at, times.first_byte_at)}'
             f',"total":{_span(record.began_at, record.ended_at)}'
             f',"retries":{record.retries},"reused":{"true" if record.reused else "false"}'
             f',"end":"{record.end.value}"'

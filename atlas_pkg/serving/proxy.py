@@ -58,8 +58,8 @@ class Proxy:
         except BaseException:
             lease.release()
             raise
-        if exchange.timed is not None:
-            exchange.timed.first_byte_at = time.monotonic()
+        if exchange.times is not None:
+            exchange.times.first_byte_at = time.monotonic()
         # Looked at before it is awaited: the gate tells only of what comes from then on.
         while exchange.worker.leads and attempt.lacks_little(response) and attempt.fetch():
             if attempt.lacks_little(response):

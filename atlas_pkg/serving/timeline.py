@@ -19,7 +19,7 @@ from itertools import accumulate
 from typing import TypedDict
 
 from atlas_pkg.choice import Choice
-from atlas_pkg.record import End, Record
+from atlas_pkg.record import NO_TIMES, End, Record
 
 # A request line may be 8 KiB; this much of it tells which one it was.
 MOST_LINE = 160
@@ -164,7 +164,8 @@ def _measure(record: Record) -> Sequence[float | None]:
     """How long each stage took, in milliseconds."""
     spans: list[float | None] = []
     begin = record.began_at
-    reached = (record.head_at, record.chosen_at, record.connected_at, record.first_byte_at)
+    times = record.times or NO_TIMES
+    reached = (record.head_at, times.chosen_at, times.connected_at, times.first_byte_at)
     for instant in reached:
         # Not reached; or an earlier attempt reached it, and this one did not.
         if instant < begin or not instant:

@@ -9,6 +9,7 @@ import pytest
 
 from atlas_pkg.config import Config, LogConfig
 from atlas_pkg.control.observing import Observing
+from atlas_pkg.record import Record
 from atlas_pkg.serving.audience import A_FEW, Audience
 from atlas_pkg.serving.steering import Asking
 from tests.serving.explain_support import CHOICE, build_record
@@ -16,10 +17,19 @@ from tests.serving.explain_support import CHOICE, build_record
 CONFIG = Config(Path("atlas.toml"))
 
 
+A = "192.0.2.7"
+
+
+def follow(audience: Audience, record: Record) -> bool:
+    """Do as the HTTP loop; returns whether it is timed."""
+    if audience.to_time > 0:
+        audience.follow(record)
+    return record.times is not None
+
+
 def is_timed(audience: Audience) -> str:
     """A 1 for each exchange that is timed, a 0 for each other, of as many as show the rule."""
-    found = [audience.wants_times(build_record()) for _ in range(A_FEW + 1)]
-    return "".join(str(int(answer)) for answer in found)
+    return "".join(str(int(follow(audience, Record(A, b"", 0.0)))) for _ in range(A_FEW + 1))
 
 
 def test_without_wishes_nobody_watches() -> None:
@@ -32,7 +42,6 @@ def test_without_wishes_nobody_watches() -> None:
 def test_an_access_log_alone_explains_nothing(tmp_path: Path) -> None:
     audience = Audience()
     observing = Observing(audience, is_counting=False)
-    observing.tracer.ask(Asking(one_in=1))
     observing.start(Config(tmp_path / "atlas.toml", log=LogConfig(access="log")))
 
     assert is_timed(audience) == "0" * (A_FEW + 1)
@@ -63,9 +72,9 @@ def test_the_admin_address_keeps_exchanges_and_explains_those_asked_for() -> Non
     observing = Observing(audience, is_counting=True)
     observing.start(CONFIG)
     ordinary, explained = build_record(), build_record()
-    audience.wants_times(ordinary)
-    observing.tracer.ask(Asking(next_from=explained.address))
-    audience.wants_times(explained)
+    follow(audience, ordinary)
+    observing.ask(Asking(next_from=explained.address))
+    follow(audience, explained)
 
     for record in (ordinary, explained):
         audience.note(record)
@@ -95,12 +104,13 @@ def test_the_terminal_shows_explained_exchanges_only(capfd: pytest.CaptureFixtur
     observing = Observing(audience, is_counting=False, explain=2)
     observing.start(CONFIG)
 
-    wanted = [audience.wants_times(build_record()) for _ in range(4)]
+    ordinary = [Record(A, b"", 0.0) for _ in range(4)]
+    assert all(follow(audience, record) for record in ordinary)
     audience.note(build_record(b"GET /explained HTTP/1.1", choices=[CHOICE]))
     audience.note(build_record(b"GET /ordinary HTTP/1.1"))
     observing.close()
 
-    assert wanted == [True, False, True, False]
+    assert [record.choices for record in ordinary] == [[], None, [], None]
     assert audience.observers == ()
     printed = capfd.readouterr().out
     assert "GET /explained" in printed

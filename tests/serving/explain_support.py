@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from atlas_pkg.choice import Candidate, Choice
-from atlas_pkg.record import Record
+from atlas_pkg.record import Record, Times
 from atlas_pkg.serving.explaining import select
 from atlas_pkg.serving.steering import Asking
 from atlas_pkg.serving.timeline import Explained, Timeline, build_timeline
@@ -29,11 +29,12 @@ CHOICE = Choice(
 def build_record(line: bytes = b"GET /a?secret=1 HTTP/1.1", **more: object) -> Record:
     """An exchange that began at 100 s and took 100 ms: 10, 20, 5, 60 and 5 for its stages."""
     record = Record("192.0.2.7", line, 100.010)
-    record.began_at, record.chosen_at, record.connected_at = 100.0, 100.030, 100.035
-    record.asked_at, record.first_byte_at, record.ended_at = 100.036, 100.095, 100.100
-    record.status, record.upstream, record.is_timed = 200, "green", True
+    record.times = times = Times()
+    record.began_at, times.chosen_at, times.connected_at = 100.0, 100.030, 100.035
+    times.asked_at, times.first_byte_at, record.ended_at = 100.036, 100.095, 100.100
+    record.status, record.upstream = 200, "green"
     for name, value in more.items():
-        setattr(record, name, value)
+        setattr(times if name in Times.__slots__ else record, name, value)
     return record
 
 

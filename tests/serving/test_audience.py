@@ -16,6 +16,13 @@ def build_record(line: bytes = b"GET / HTTP/1.1") -> Record:
     return Record("192.0.2.7", line, 100.0)
 
 
+def follow(audience: Audience, record: Record) -> bool:
+    """Do as the HTTP loop; returns whether it is timed."""
+    if audience.to_time > 0:
+        audience.follow(record)
+    return record.times is not None
+
+
 class Listener:
     """Remembers what it was told, telling by telling."""
 
@@ -64,33 +71,40 @@ def test_a_few_are_timed_between_two_tellings_and_then_a_few_more() -> None:
     audience = Audience()
     audience.watch([Listener()], None, timed=A_FEW)
 
-    first = [audience.wants_times(build_record()) for _ in range(A_FEW + 2)]
+    first = [follow(audience, build_record()) for _ in range(A_FEW + 2)]
     audience.note(build_record())
     audience.tell()
 
     assert first == [True] * A_FEW + [False] * 2
-    assert audience.wants_times(build_record())
+    assert follow(audience, build_record())
 
 
 def test_all_or_none_are_timed_if_that_was_said() -> None:
     audience = Audience()
     audience.watch([Listener()], None, timed=ALL)
-    every = [audience.wants_times(build_record()) for _ in range(1000)]
+    every = [follow(audience, build_record()) for _ in range(1000)]
     audience.watch([Listener()], None, timed=0)
 
     assert all(every)
-    assert not audience.wants_times(build_record())
+    assert not follow(audience, build_record())
 
 
-def test_what_is_to_be_explained_is_timed_beyond_the_few() -> None:
+def test_what_is_to_be_explained_is_found_beyond_the_few() -> None:
     audience, tracer = Audience(), Tracer()
     audience.watch([Listener()], tracer, timed=0)
-    tracer.ask(Asking(next_from="192.0.2.7"))
-    record, another = build_record(), build_record()
+    before = build_record()
+    assert not follow(audience, before)
 
-    assert [audience.wants_times(record), audience.wants_times(another)] == [True, False]
+    tracer.ask(Asking(next_from="192.0.2.7"))
+    audience.refresh()
+    record, another = build_record(), build_record()
+    assert follow(audience, record)
+    assert follow(audience, another)  # since nobody knows before who it is
+
     assert (record.choices, another.choices) == ([], None)
-    assert (record.is_timed, another.is_timed) == (True, False)
+    audience.note(record)
+    audience.tell()
+    assert not follow(audience, build_record())
 
 
 def test_threads_that_note_and_tell_lose_nothing_and_repeat_nothing() -> None:
@@ -102,7 +116,7 @@ def test_threads_that_note_and_tell_lose_nothing_and_repeat_nothing() -> None:
         barrier.wait()
         for index in range(2000):
             record = build_record(b"%d %d" % (number, index))
-            audience.wants_times(record)
+            follow(audience, record)
             audience.note(record)
             if index % 3 == 0:
                 audience.tell()

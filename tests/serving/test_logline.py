@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from atlas_pkg.record import End, Record
+from atlas_pkg.record import End, Record, Times
 from atlas_pkg.serving.logline import Combined, Format, Json
 
 # 2000-10-10 13:55:36.789 UTC
@@ -46,8 +46,9 @@ def make_record() -> Record:
     record.origin = b"https://a.example/", b"Mozilla/5.0 (X11)"
     record.request_id = b"4f1c"
     record.upstream, record.reused = "one", True
-    record.began_at, record.chosen_at, record.connected_at = 100.0, 100.25, 100.5
-    record.asked_at, record.first_byte_at, record.ended_at = 100.5, 101.0, 102.0
+    record.times = times = Times()
+    record.began_at, times.chosen_at, times.connected_at = 100.0, 100.25, 100.5
+    times.asked_at, times.first_byte_at, record.ended_at = 100.5, 101.0, 102.0
     return record
 
 
@@ -180,7 +181,7 @@ def test_stages_that_were_not_reached_are_null() -> None:
 
 def test_a_stage_of_an_earlier_attempt_is_not_taken_for_one_of_the_last() -> None:
     record = make_record()
-    record.chosen_at = 101.5  # tried again, and never connected
+    record.times.chosen_at = 101.5  # tried again, and never connected
 
     assert json.loads(write(Json(), record))["connect"] is None
 
