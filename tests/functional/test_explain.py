@@ -111,7 +111,7 @@ def test_one_in_so_many_is_explained_in_all_processes(
 
     order(admin, "one_in=0")
     atlas.get("/after")
-    after = wait_for_exchanges(admin, 13)
+    after = wait_for_exchanges(admin, 14)
     assert [item["choices"] for item in after if item["line"].startswith("GET /after")] == [None]
 
 
