@@ -45,6 +45,7 @@ THIRD_PARTY = {"tomli", "watchdog"}
 
 # Where any exception at all may be caught, and how often in that file.
 WORKER_LOOP = {
+    "atlas_pkg/serving/audience.py": 1,
     "atlas_pkg/serving/connection.py": 1,
     "atlas_pkg/serving/turns.py": 1,
     "atlas_pkg/serving/workers.py": 1,

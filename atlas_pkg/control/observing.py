@@ -98,6 +98,7 @@ class Observing:
 
     def _turn_to(self, config: Config) -> None:
         """Open, change or close the access log; raises `StartError`. Caller holds the lock."""
+        self._audience.tell()  # what has ended belongs to the log as it was
         wanted, leaving = _target(config), None
         if wanted is None:
             leaving, self._access_log = self._access_log, None

@@ -10,6 +10,7 @@ somebody shows the times, and where a few will do, a few.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -17,6 +18,8 @@ from collections.abc import Sequence
 
 from atlas_pkg.record import Observer, Record, Times
 from atlas_pkg.serving.explaining import Tracer
+
+log = logging.getLogger("atlas.audience")
 
 # So many are told of even if there is something else to do. It takes a fifth of a millisecond.
 MANY = 256
@@ -73,12 +76,17 @@ class Audience:
             self._tell()
 
     def _tell(self) -> None:
+        if not self.untold:
+            return
         # Workers add to it meanwhile, but nobody else takes.
         records = [self.untold.popleft() for _ in range(len(self.untold))]
-        if records:
-            self.refresh()
-            for observer in self.observers:
+        self.refresh()
+        for observer in self.observers:
+            try:
                 observer(records)
+            except Exception:
+                # It costs neither other observers nor those who are being served.
+                log.exception("%d exchanges could not be observed", len(records))
 
     def refresh(self) -> None:
         """Follow exchanges anew: all of them, if somebody wants to have some explained.

@@ -83,6 +83,8 @@ class HttpService:
             if exchange.is_tunnel or not self._goes_on(client, exchange):
                 return
             worker = exchange.worker
+            if not worker.leads:
+                self._audience.tell()  # the next one may take long
 
     def expire(self, client: ClientConnection) -> None:
         """End a connection whose waiting at the gate took too long."""
@@ -135,7 +137,9 @@ class HttpService:
         if syntax.BAD_LINE_END.search(data, begin):
             raise ClientError(400, "a line does not end with CRLF, or holds a NUL byte")
         client.stream.buffered = data
-        if data and not client.head_since:
+        if not data:
+            client.head_since = 0.0  # it was a line end that came in two pieces
+        elif not client.head_since:
             client.head_since = time.monotonic()
             client.deadline = client.head_since + config.timeouts.client_head
         self._park(client, generation)

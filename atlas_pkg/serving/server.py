@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import select
 import socket
 import socketserver
 import sys
@@ -61,6 +62,8 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         self._gate = gate
         self._clients = clients
         self._holder = holder
+        self._waiting = select.poll()
+        self._waiting.register(listener, select.POLLIN)
         self._is_full = False
         self._is_exhausted = False
 
@@ -69,10 +72,8 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         self._wait_for_room()
         try:
             return self.socket.accept()
-        except BlockingIOError:  # nobody waits any more
-            self._is_full = self._is_exhausted = False
-            raise
         except OSError as error:
+            self._forget_if_nobody_waits()
             if error.errno in _EXHAUSTED:
                 if not self._is_exhausted:
                     log.error("cannot accept: %s; clients wait", error.strerror)
@@ -127,10 +128,17 @@ class AtlasServer(socketserver.ThreadingTCPServer):
             pass
         self.server_close()
 
+    def _forget_if_nobody_waits(self) -> None:
+        """End a time of shortage, which was logged once; raises `BlockingIOError`."""
+        if not self._waiting.poll(0):
+            self._is_full = self._is_exhausted = False
+            raise BlockingIOError(errno.EAGAIN, "nobody waits to be accepted")
+
     def _wait_for_room(self) -> None:
         limit = self._holder.current().config.listen.max_connections
         if self._clients.wait_until_below(limit, 0):
             return
+        self._forget_if_nobody_waits()
         if not self._is_full:
             log.warning("%d clients are connected (listen.max_connections); others wait", limit)
             self._is_full = True

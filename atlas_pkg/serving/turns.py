@@ -25,6 +25,9 @@ log = logging.getLogger("atlas.workers")
 # shorter breaks again and again, and telling in each of them would cost as much as telling at once.
 LULL = 0.002
 
+# So many turns without a lull are enough, too: clients might go on for ever with what ends nothing.
+MOST_TURNS = 512
+
 
 class Turns:
     """Serves connections for all workers of one gate, `most` requests at once."""
@@ -46,6 +49,7 @@ class Turns:
         self._on_failed = on_failed
         self._most = most
         self._audience = audience
+        self._turns_untold = 0  # the leader's: since the last telling
         self._throttle = Throttle(log)
         # Guards _held.
         self._lock = threading.Lock()
@@ -64,25 +68,31 @@ class Turns:
         if handed := self._gate.take_handed():
             self._hold(handed, worker)
             return True
-        untold = self._audience.untold
-        taken = self._gate.take(LULL if untold else timeout)
+        has_news = bool(self._audience.untold)
+        taken = self._gate.take(LULL if has_news else timeout)
         slow = self._serve_quickly(taken, worker)
-        has_told = bool(untold) and (not taken or len(untold) >= MANY)
-        if has_told:
-            self._audience.tell()
         if overdue := self._take_overdue():
             slow.append(overdue)
         if slow:
             for connection in slow[1:]:
                 self._gate.hand_over(connection)
             self._hold(slow[0], worker)
-        return bool(taken or slow or has_told)
+        elif self._audience.untold:
+            self._tell(is_lull=not taken)
+        return bool(taken or slow or has_news)  # a lull is not the time that the caller gave us
 
     def leave(self, worker: Worker) -> None:
         """Let somebody else lead."""
         if worker.leads:
             worker.leads = False
             self._gate.step_down()
+
+    def _tell(self, *, is_lull: bool) -> None:
+        """Have the audience told, if it is time for that."""
+        self._turns_untold += 1
+        if is_lull or len(self._audience.untold) >= MANY or self._turns_untold >= MOST_TURNS:
+            self._turns_untold = 0
+            self._audience.tell()
 
     def _serve_quickly(
         self, connections: list[ClientConnection], worker: Worker
@@ -141,12 +151,12 @@ class Turns:
         with self._lock:
             self._held += 1  # before another one leads and counts
         self.leave(worker)
+        self._audience.tell()  # there may be nobody else to do it for as long as this takes
         waiting: ClientConnection | None = connection
         try:
             while waiting is not None:
                 self._advance(waiting, worker)
-                if self._audience.untold:
-                    self._audience.tell()
+                self._audience.tell()
                 waiting = self._take_waiting()
         finally:
             with self._lock:

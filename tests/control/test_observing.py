@@ -67,6 +67,20 @@ def test_the_admin_address_times_some_exchanges_and_a_log_that_shows_times_all_o
     observing.close()
 
 
+def test_what_ended_before_a_change_of_format_is_written_as_it_was(tmp_path: Path) -> None:
+    audience = Audience()
+    observing = Observing(audience, is_counting=False)
+    observing.start(Config(tmp_path / "atlas.toml", log=LogConfig(access="log", format="combined")))
+    audience.note(Record(A, b"GET /before HTTP/1.1", 0.0))
+    observing.follow(Config(tmp_path / "atlas.toml", log=LogConfig(access="log", format="json")))
+    audience.note(Record(A, b"GET /after HTTP/1.1", 0.0))
+    observing.close()
+
+    before, after = (tmp_path / "log").read_text(encoding="ascii").splitlines()
+    assert before.startswith(A)
+    assert after.startswith("{")
+
+
 def test_the_admin_address_keeps_exchanges_and_explains_those_asked_for() -> None:
     audience = Audience()
     observing = Observing(audience, is_counting=True)

@@ -120,6 +120,55 @@ def test_how_long_a_head_took_is_logged(a: Upstream, start: Start) -> None:
     assert late["total"] > 1.5
 
 
+def test_a_line_end_in_two_pieces_begins_no_head(a: Upstream, start: Start) -> None:
+    atlas = start(build(a.table()))
+
+    with atlas.client() as client:
+        client.get("/first")
+        client.send(b"\r")
+        time.sleep(0.2)
+        client.send(b"\n")
+        time.sleep(0.2)
+        client.get("/second")
+
+    assert [entry["head"] for entry in entries_of(atlas, 2)] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("is_pipelined", [False, True], ids=["another's", "its own"])
+def test_a_line_does_not_wait_for_the_next_exchange(
+    upstreams: contextlib.ExitStack, start: Start, is_pipelined: bool
+) -> None:
+    may_end = threading.Event()
+
+    def serve(conversation: Conversation) -> None:
+        while request := conversation.read_head():
+            if request.target == "/long":
+                conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1")
+                may_end.wait(30)
+                conversation.send(b"2")
+            else:
+                time.sleep(0.3)  # until it takes a worker
+                conversation.send(build_answer(b"short"))
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(build(upstream.table(), listen={"max_threads": 1}))
+    heads = [b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % name for name in (b"short", b"long")]
+
+    with atlas.client() as one, atlas.client() as other:
+        if is_pipelined:
+            one.send(b"".join(heads))
+        else:
+            one.send(heads[0])
+            one.read_answer()
+            other.send(heads[1])
+        (entry,) = entries_of(atlas, 1)
+        assert not may_end.is_set()
+        may_end.set()
+
+    assert entry["target"] == "/short"
+    assert len(entries_of(atlas, 2)) == 2
+
+
 def test_an_upstreams_own_errors_are_its_own(upstreams: contextlib.ExitStack, start: Start) -> None:
     answer = build_answer(b"no", status="404 Not Found")
     upstream = upstreams.enter_context(answering(answer))

@@ -350,6 +350,18 @@ def test_beyond_the_connection_limit_clients_wait_and_are_served(a: Upstream, st
     assert atlas.count("listen.max_connections") == 1
 
 
+def test_a_limit_that_is_just_reached_is_no_shortage(a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table(), listen={"max_connections": 2}))
+
+    for _ in range(2):
+        with atlas.client() as one, atlas.client() as other:
+            assert one.get().status == other.get().status == 200
+    assert "listen.max_connections" not in atlas.log
+
+    with atlas.client(), atlas.client(), atlas.client():
+        atlas.wait_for("listen.max_connections")
+
+
 def test_without_descriptors_atlas_says_so_once_and_recovers(
     a: Upstream, upstreams: contextlib.ExitStack, start: Start
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import pytest
+
 from atlas_pkg.record import Record
 from atlas_pkg.serving.audience import A_FEW, ALL, Audience
 from atlas_pkg.serving.explaining import Tracer
@@ -58,6 +60,21 @@ def test_who_comes_later_is_not_told_of_what_was_before() -> None:
     audience.tell()
 
     assert (one.told, other.told) == ([[b"before"]], [[b"after"]])
+
+
+def test_an_observer_that_fails_costs_the_others_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(_: Sequence[Record]) -> None:
+        raise RuntimeError("broken")
+
+    audience, listener = Audience(), Listener()
+    audience.watch([fail, listener], None, timed=0)
+    audience.note(build_record(b"a"))
+    audience.tell()
+
+    assert listener.told == [[b"a"]]
+    assert "1 exchanges could not be observed" in caplog.text
 
 
 def test_the_end_is_when_it_is_noted() -> None:

@@ -138,6 +138,49 @@ def test_many_are_told_of_in_the_middle_of_the_work(
     assert noting.seen[-1] > 0
 
 
+def test_turns_that_end_nothing_do_not_put_off_the_telling(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns_module, "MOST_TURNS", 3)
+    noting = Noting(scene)
+    turns = scene.turns(at_once(scene.events))
+    noting.audience.note(Record("192.0.2.7", b"", 0.0))
+
+    for number in range(3):
+        assert noting.told == []
+        scene.arrive(f"nothing of interest {number}")
+        assert turns.take_one(scene.worker, 10)
+
+    assert noting.told == [1]
+
+
+def test_a_lull_is_not_all_the_time_that_a_worker_was_given(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, take = scene.turns(at_once(scene.events)), scene.gate.take
+    scene.audience.note(Record("192.0.2.7", b"", 0.0))
+
+    def take_while_others_tell(timeout: float) -> list[ClientConnection]:
+        scene.audience.tell()
+        return take(timeout)
+
+    monkeypatch.setattr(scene.gate, "take", take_while_others_tell)
+    # Whoever hears that there was nothing to do may leave for good.
+    assert turns.take_one(scene.worker, 10)
+    assert not turns.take_one(scene.worker, 0.05)
+
+
+def test_who_has_to_wait_tells_of_the_others_before(scene: Scene) -> None:
+    noting = Noting(scene)
+    turns = scene.turns(noting.serve)
+    noting.audience.note(Record("192.0.2.7", b"", 0.0))
+    scene.arrive("slow")
+
+    assert turns.take_one(scene.worker, 10)
+
+    assert noting.told == [1, 1]
+
+
 def test_who_has_waited_tells_of_it_himself(scene: Scene) -> None:
     noting = Noting(scene)
     turns = scene.turns(noting.serve)
