@@ -394,28 +394,34 @@ def test_by_load_a_slow_upstream_does_not_spoil_the_rest(
         upstreams.enter_context(limited(name, speed)).table() for name, speed in speeds.items()
     ]
     atlas = start(build_config(*tables))
-    p99 = {}
+    share = {}
 
-    def load() -> list[float]:
-        latencies = []
+    def load() -> list[tuple[float, str]]:
+        answers = []
         with atlas.client() as client:
             for _ in range(15):
                 began = time.monotonic()
-                assert client.get().status == 200
-                latencies.append(time.monotonic() - began)
-        return latencies
+                name = client.get().text
+                answers.append((time.monotonic() - began, name))
+        return answers
 
     for strategy in ("round_robin", "power_of_two", "least_connections"):
         atlas.reload(build_config(*tables, routing={"strategy": strategy}, limits={"fields": 99}))
         threads = Threads()
         for _ in range(16):
             threads.start(load)
-        latencies = sorted(latency for each in threads.join() for latency in each)
-        p50, p99[strategy] = (latencies[int(len(latencies) * part)] for part in (0.5, 0.99))
-        print(f"{strategy}: p50 {p50 * 1e3:.0f} ms, p99 {p99[strategy] * 1e3:.0f} ms")
+        answers = sorted(answer for each in threads.join() for answer in each)
+        p50, p99 = (answers[int(len(answers) * part)][0] for part in (0.5, 0.99))
+        share[strategy] = sum(name == "slow" for _, name in answers) / len(answers)
+        print(
+            f"{strategy}: p50 {p50 * 1e3:.0f} ms, p99 {p99 * 1e3:.0f} ms, "
+            f"{share[strategy]:.0%} to the slow one"
+        )
 
-    assert p99["least_connections"] < 0.7 * p99["round_robin"]
-    assert p99["power_of_two"] < 0.85 * p99["round_robin"]
+    # Each request to it makes all behind it wait; how long they do is the machine's affair.
+    assert share["round_robin"] == pytest.approx(1 / 3, abs=0.01)
+    assert share["power_of_two"] < 0.25
+    assert share["least_connections"] < 0.2
 
 
 # What survives a reload
