@@ -35,7 +35,8 @@ class Gate(Protocol):
 
     # Set when nobody is left to lead: the gatekeeper looks whether more workers are needed.
     crowded: threading.Event
-    # How often a worker has left the gate; while that stands still, all of them are stuck.
+    # How often a worker has left the gate, as after each `take`. While that stands still, all of
+    # them are stuck.
     departures: int
 
     @property

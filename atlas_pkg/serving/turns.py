@@ -26,7 +26,7 @@ log = logging.getLogger("atlas.workers")
 LULL = 0.002
 
 # So many turns without a lull are enough, too: clients might go on for ever with what ends nothing.
-MOST_TURNS = 512
+MOST_TURNS = 1024
 
 
 class Turns:
@@ -49,7 +49,7 @@ class Turns:
         self._on_failed = on_failed
         self._most = most
         self._audience = audience
-        self._turns_untold = 0  # the leader's: since the last telling
+        self._tell_by = 0  # when the gate has counted so many departures; after a pause, at once
         self._throttle = Throttle(log)
         # Guards _held.
         self._lock = threading.Lock()
@@ -68,7 +68,8 @@ class Turns:
         if handed := self._gate.take_handed():
             self._hold(handed, worker)
             return True
-        has_news = bool(self._audience.untold)
+        untold = self._audience.untold
+        has_news = bool(untold)
         taken = self._gate.take(LULL if has_news else timeout)
         slow = self._serve_quickly(taken, worker)
         if overdue := self._take_overdue():
@@ -77,8 +78,11 @@ class Turns:
             for connection in slow[1:]:
                 self._gate.hand_over(connection)
             self._hold(slow[0], worker)
-        elif self._audience.untold:
-            self._tell(is_lull=not taken)
+        elif untold and (
+            not taken or len(untold) >= MANY or self._gate.departures >= self._tell_by
+        ):
+            self._tell_by = self._gate.departures + MOST_TURNS
+            self._audience.tell()
         return bool(taken or slow or has_news)  # a lull is not the time that the caller gave us
 
     def leave(self, worker: Worker) -> None:
@@ -86,13 +90,6 @@ class Turns:
         if worker.leads:
             worker.leads = False
             self._gate.step_down()
-
-    def _tell(self, *, is_lull: bool) -> None:
-        """Have the audience told, if it is time for that."""
-        self._turns_untold += 1
-        if is_lull or len(self._audience.untold) >= MANY or self._turns_untold >= MOST_TURNS:
-            self._turns_untold = 0
-            self._audience.tell()
 
     def _serve_quickly(
         self, connections: list[ClientConnection], worker: Worker
