@@ -4,8 +4,8 @@ Between two requests whatever counts and writes leaves the CPU's caches, so tell
 it ends would cost three times as much. A worker only puts the record down here. All that have
 gathered are told of when there is nothing else to do, or when they are many.
 
-The dearest part of a record are its looks at the clock. So only those exchanges are timed of which
-somebody shows the times, and where a few will do, a few.
+A third of what a record costs are its looks at the clock. So only those exchanges are timed of
+which somebody shows the times, and where a few will do, a few.
 """
 
 from __future__ import annotations

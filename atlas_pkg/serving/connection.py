@@ -72,10 +72,7 @@ class HttpService:
             except Exception as error:  # noqa: BLE001 - it is logged or answered below
                 failure = error
             if failure is None:
-                if (record := exchange.record) is not None:
-                    # `Audience.note`, at the price of a method's call less.
-                    record.ended_at = time.monotonic()
-                    self._audience.untold.append(record)
+                self._observe(exchange.record)
             else:
                 yield from exchange.may_wait()
                 if not self._end_badly(client, exchange, failure):

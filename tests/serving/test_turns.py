@@ -110,13 +110,18 @@ class Noting:
         self.audience.note(Record(connection.address, b"", 0.0))
 
 
-def test_what_has_ended_is_told_when_there_is_nothing_else_to_do(scene: Scene) -> None:
-    noting = Noting(scene)
-    turns = scene.turns(noting.serve)
-    scene.arrive("the first of a busy time, who is told of at once")
+def begin_busy_time(scene: Scene, turns: Turns, noting: Noting) -> None:
+    """Have the first exchange after a pause told, as it is at once; from here on turns count."""
+    noting.audience.note(Record("192.0.2.7", b"", 0.0))
     assert turns.take_one(scene.worker, 10)
     assert noting.told == [1]
     noting.told.clear()
+
+
+def test_what_has_ended_is_told_when_there_is_nothing_else_to_do(scene: Scene) -> None:
+    noting = Noting(scene)
+    turns = scene.turns(noting.serve)
+    begin_busy_time(scene, turns, noting)
     scene.arrive(*["client"] * (MOST_TAKEN + 3))
 
     assert turns.take_one(scene.worker, 10)
@@ -134,6 +139,7 @@ def test_many_are_told_of_in_the_middle_of_the_work(
     monkeypatch.setattr(turns_module, "MANY", 3)
     noting = Noting(scene)
     turns = scene.turns(noting.serve)
+    begin_busy_time(scene, turns, noting)
     scene.arrive(*["client"] * (2 * MOST_TAKEN))
 
     scene.take_all(turns)
@@ -148,13 +154,16 @@ def test_turns_that_end_nothing_do_not_put_off_the_telling(
     monkeypatch.setattr(turns_module, "MOST_TURNS", 3)
     noting = Noting(scene)
     turns = scene.turns(at_once(scene.events))
+    begin_busy_time(scene, turns, noting)
     noting.audience.note(Record("192.0.2.7", b"", 0.0))
 
+    told = []
     for number in range(4):
         scene.arrive(f"nothing of interest {number}")
         assert turns.take_one(scene.worker, 10)
+        told.append(len(noting.told))
 
-    assert noting.told == [1]
+    assert told == [0, 0, 1, 1]
 
 
 def test_a_lull_is_not_all_the_time_that_a_worker_was_given(
