@@ -98,13 +98,22 @@ class Listen:
     workers: Annotated[
         int, between(0, 1024), Mark.RESTART, "processes sharing the port; 0 = one per CPU"
     ] = 1
+    lanes: Annotated[
+        int,
+        between(0, 64),
+        Mark.RESTART,
+        "threads that serve what needs no waiting (Linux); 0 = a thread for each client",
+    ] = 1
     pin: Annotated[bool, Mark.RESTART, "hold each process to one of the CPUs allowed to it"] = True
     max_connections: Annotated[
         int, between(1, 1_000_000), "clients at once, per process; beyond it the backlog waits"
     ] = 4096
     max_threads: Annotated[
-        int, between(1, 10_000), Mark.RESTART, "requests being served at once, per process"
-    ] = 256
+        int,
+        between(1, 10_000),
+        Mark.RESTART,
+        "threads that wait for somebody, per process; with lanes = 0 clients at once",
+    ] = 1024
     root: Annotated[str, PRINTABLE, 'mode "static": what is served'] = "/var/www/html"
 
 

@@ -1,10 +1,9 @@
-"""Every way things fail, each with its side, its stage and the status a client hears.
+"""Every way things fail, each with the party whose fault it was and how far things had come.
 
 Two parties can fail us: the *client* in front and the *upstream* behind. An error names the
-party and how far the exchange had come, because that decides everything that follows: what
-the client is answered (`serving/connection.py`), whether another attempt is allowed
-(`serving/proxy.py`) and what the log says. Nothing above `net/` and `balancing/pool.py` looks
-at an `errno`; they translate it once into one of these.
+party and the stage, because that decides everything that follows: what the client hears and what
+the log calls it (the table in `serving/failures.py`), and whether another attempt is allowed
+(`proxying/retry.py`). Nothing above `net/` looks at an `errno`; it is translated there, once.
 """
 
 from __future__ import annotations
@@ -61,6 +60,10 @@ class MalformedMessage(AtlasError):
         super().__init__(reason)
 
 
+class TruncatedMessage(MalformedMessage):
+    """A message whose sender closed its connection before it was whole."""
+
+
 class Side(enum.Enum):
     """The two parties of every conversation."""
 
@@ -71,14 +74,17 @@ class Side(enum.Enum):
 class StreamError(AtlasError):
     """A connection ended or fell silent while it was needed; `side` tells whose it was.
 
-    Raised by `net/`, which does not know what the bytes meant; serving turns it into one of the
-    errors below, with a stage.
+    Raised by `net/`, which does not know what the bytes meant; `proxying/` turns it into one of the
+    errors below, with a stage. `is_own_fault`: this machine lacks something (`OWN_FAULTS`).
     """
 
-    def __init__(self, side: Side, reason: str, *, timed_out: bool = False) -> None:
+    def __init__(
+        self, side: Side, reason: str, *, timed_out: bool = False, is_own_fault: bool = False
+    ) -> None:
         self.side = side
         self.reason = reason
         self.timed_out = timed_out
+        self.is_own_fault = is_own_fault
         super().__init__(f"{side.value}: {reason}")
 
 
@@ -87,11 +93,17 @@ class ClientGone(AtlasError):
 
 
 class NoUpstream(AtlasError):
-    """No upstream is available; the client hears 503 with `Retry-After` (whole seconds)."""
+    """No upstream is available, or none has had room in time; the client hears 503."""
 
-    def __init__(self, retry_after: int = 5) -> None:
-        self.retry_after = retry_after
+    def __init__(self) -> None:
         super().__init__("no upstream is available")
+
+
+class Overloaded(AtlasError):
+    """No thread was free in time (`listen.max_threads`); the client hears 503."""
+
+    def __init__(self) -> None:
+        super().__init__("no thread was free in time")
 
 
 class Stage(enum.Enum):
@@ -127,8 +139,3 @@ class UpstreamError(AtlasError):
         self.is_own_fault = is_own_fault
         self.upstream = ""  # its name, filled in by who chose it
         super().__init__(f"{stage.value}: {reason}")
-
-    @property
-    def status(self) -> int:
-        """504 where time ran out, else 502 (RFC 9110 §15.6.3, §15.6.5)."""
-        return 504 if self.timed_out else 502

@@ -20,6 +20,7 @@ class End(enum.Enum):
     REFUSED = "refused"  # the request was at fault: a 4xx or 5xx of ours
     CLIENT_GONE = "client-gone"  # the client hung up or stopped reading: logged as 499
     NO_UPSTREAM = "no-upstream"  # nobody available, or the queue took too long: 503
+    OVERLOADED = "overloaded"  # no thread was free in time: 503
     CONNECT_FAILED = "connect-failed"
     CONNECT_TIMEOUT = "connect-timeout"
     UPSTREAM_FAILED = "upstream-failed"  # broke or spoke nonsense before its answer: 502

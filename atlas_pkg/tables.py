@@ -54,6 +54,9 @@ class Timeouts:
     upstream_head: Annotated[Seconds, "the upstream's response head; then 504"] = 60.0
     upstream_body: Annotated[Seconds, "between two reads of a response body; then cut"] = 60.0
     upstream_idle: Annotated[Seconds, "a pooled connection's rest; then closed"] = 60.0
+    client_gone: Annotated[
+        Seconds, "after its end of input, while an answer is awaited; then it counts as gone"
+    ] = 3.0
     tunnel_idle: Annotated[Seconds, "silence in a tunnel (WebSocket)"] = 3600.0
     queue: Annotated[Seconds, "waiting for a slot under upstreams.max_connections; then 503"] = 5.0
     drain: Annotated[

@@ -25,6 +25,9 @@ from typing import IO, Any, Self, TypeVar
 ROOT = Path(__file__).resolve().parent.parent
 ATLAS = ROOT / "atlas.py"
 
+# How many lanes each Atlas has that a test starts; 0 = a thread for each client.
+LANES = int(os.environ.get("LANES", "1"))
+
 # For what should take milliseconds; a passing run never waits it out.
 DEADLINE = 20.0
 
@@ -57,7 +60,7 @@ def write_toml(tables: Mapping[str, Any]) -> str:
 
 def build_config(*upstreams: Mapping[str, object], **tables: Mapping[str, object]) -> str:
     """A configuration that listens on any free port of this machine; tables by their names."""
-    listen = {"address": "127.0.0.1", "port": 0, **tables.pop("listen", {})}
+    listen = {"address": "127.0.0.1", "port": 0, "lanes": LANES, **tables.pop("listen", {})}
     return write_toml({"listen": listen, "upstreams": list(upstreams), **tables})
 
 

@@ -19,6 +19,7 @@ import math
 import random
 import time
 from collections.abc import Callable
+from typing import Any
 
 from atlas_pkg.balancing.explaining import Explainer
 from atlas_pkg.balancing.lease import ANY, Lease, Ledger, Outcome, Waiter, Wish
@@ -70,7 +71,9 @@ class Balancer:
         with self.ledger.lock:
             position = previous.position if previous else START
         self._strategy: Strategy = STRATEGIES[config.routing.strategy](position, self._members)
-        self._counts_matter = self._has_limits or self._strategy.wants_counts
+        self.counts_matter = self._has_limits or self._strategy.wants_counts
+        self._choose = self._strategy.choose
+        self._leases = {upstream: Lease(self.ledger, upstream) for upstream in self.upstreams}
         self._explainer = Explainer(config.routing.strategy, self._members, self._strategy)
         if previous is None:
             self.activate()
@@ -89,60 +92,68 @@ class Balancer:
             self._is_stale = True
             self.ledger.serve_queue()
 
-    def lease_now(self, wish: Wish = ANY) -> Lease | None:
-        """Reserve an upstream for one attempt; None where it takes waiting for a place.
+    def lease_now(
+        self, wish: Wish = ANY, tried: Any = (), choices: list[Choice] | None = None
+    ) -> Lease | None:
+        """Reserve an upstream for one attempt; None where all that are available are full.
 
-        Raises `NoUpstream` where nobody is available.
+        Raises `NoUpstream` where nobody is available. Why it was chosen is added to `choices`, if
+        somebody asks. Does not wait.
         """
         ledger = self.ledger
+        if tried:
+            wish = Wish(wish.key, None, tuple(tried))
         with ledger.lock:
             # The newest list counts, also for a request that began under an older one.
             chooser = ledger.chooser or self
             if ledger.queue:
                 ledger.serve_queue()  # a breaker's time may be up, and they came first
-            lease = chooser.take(wish)
+            if choices is None:
+                lease = chooser.take(wish)
+            else:
+                lease, choice = chooser.take_explained(wish)
+                choices.append(choice)
             if lease is None and not chooser.may_wait(wish):
                 raise NoUpstream
             return lease
 
-    def lease(self, wish: Wish = ANY, *, is_gone: Callable[[], bool] | None = None) -> Lease:
-        """Reserve an upstream for one attempt; raises `NoUpstream`.
-
-        Blocks only where all that are available are full: then for `timeouts.queue` at most, or
-        until `is_gone` (asked now and then) says that nobody waits for the answer any more.
+    def lease(
+        self,
+        wish: Wish = ANY,
+        tried: Any = (),
+        choices: list[Choice] | None = None,
+        *,
+        is_gone: Callable[[], bool] | None = None,
+    ) -> Lease:
+        """As `lease_now`, but waits where all are full: for `timeouts.queue` at most, or until
+        `is_gone` (asked now and then) says that nobody waits for the answer any more. Blocks.
         """
-        lease = self.lease_now(wish)
-        if lease is not None:
-            return lease
-        waiter = Waiter(wish)
-        with self.ledger.lock:
-            self.ledger.queue.append(waiter)
-            self.ledger.serve_queue()  # a place may have become free since
-        return self.ledger.wait(waiter, self._config.timeouts.queue, is_gone)
-
-    def lease_explained(self, wish: Wish = ANY) -> tuple[Lease | None, Choice]:
-        """As `lease_now`, and why. Without a lease, `Choice.waits` is empty where nobody is
-        available: then nothing is raised, so that the account is not lost."""
-        ledger = self.ledger
-        with ledger.lock:
-            chooser = ledger.chooser or self
-            if ledger.queue:
-                ledger.serve_queue()
-            return chooser.take_explained(wish)
+        lease = self.lease_now(wish, tried, choices)
+        if tried:
+            wish = Wish(wish.key, None, tuple(tried))
+        return lease or self.ledger.wait(Waiter(wish), self._config.timeouts.queue, is_gone)
 
     def take(self, wish: Wish) -> Lease | None:
-        """Choose and count; None when nobody is available with room. Caller holds the lock."""
+        """Choose and count; None when nobody is available with room. Caller holds the lock.
+
+        A client that belongs to an upstream stays there; for all others the strategy decides.
+        """
         if self._is_stale or (self._next_change < math.inf and self._clock() >= self._next_change):
             self._refresh()
-        upstream = self._pick(wish)
+        if wish.sticky is not None and self._keeps(wish.sticky):
+            upstream = wish.sticky if self._member_of[wish.sticky].has_room else None
+        else:
+            upstream = self._choose(wish.key, wish.excluded) if self._available else None
+            if upstream is not None and upstream.recovered_at is not None:
+                upstream = self._spare(upstream, wish)
         if upstream is None:
             return None
         upstream.in_flight += 1
         self.ledger.in_flight += 1
-        if self._counts_matter:
+        if self.counts_matter:
             self._note(upstream)
         if upstream.breaker is None:
-            return Lease(self.ledger, upstream)
+            return self._leases[upstream]
         now = self._clock()
         ticket = upstream.breaker.begin(now)
         if not upstream.breaker.may_try(now):
@@ -171,7 +182,7 @@ class Balancer:
 
     def note_end(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> str:
         """An attempt has ended; returns news for the log. Caller holds the lock."""
-        if self._counts_matter:
+        if self.counts_matter:
             self._note(upstream)
         breaker = upstream.breaker
         if breaker is None or ticket is None:
@@ -232,23 +243,18 @@ class Balancer:
         self._is_stale = True
         self.ledger.serve_queue()
 
-    def _pick(self, wish: Wish) -> Upstream | None:
-        """Sticky first, then the strategy. Caller holds the lock."""
-        if wish.sticky is not None and self._keeps(wish.sticky):
-            return wish.sticky if self._member_of[wish.sticky].has_room else None
-        if not self._available:
-            return None
-        upstream = self._strategy.choose(wish.key, wish.excluded)
-        if upstream is None or upstream.recovered_at is None:
-            return upstream
-        first, excluded = upstream, set(wish.excluded)
+    def _spare(self, first: Upstream, wish: Wish) -> Upstream:
+        """Choose again where `first` has just recovered and is to be spared. Caller holds the
+        lock."""
+        upstream: Upstream | None = first
+        excluded = set(wish.excluded)
         for _ in range(MOST_SPARED):
+            if upstream is None:
+                break
             if not self._is_spared(upstream):
                 return upstream
             excluded.add(upstream)
-            upstream = self._strategy.choose(wish.key, excluded)
-            if upstream is None:
-                break
+            upstream = self._choose(wish.key, excluded)
         return first  # all are to be spared, so none is
 
     def _is_spared(self, upstream: Upstream) -> bool:
@@ -296,3 +302,9 @@ class Balancer:
             default=math.inf,
         )
         self._is_stale = False
+
+    def begin_retry(self) -> bool:
+        return self.ledger.begin_retry()
+
+    def end_retry(self) -> None:
+        self.ledger.end_retry()

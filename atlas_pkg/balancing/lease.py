@@ -41,6 +41,10 @@ class Outcome(enum.Enum):
     NONE = "none"  # the client's own doing: says nothing about the upstream
 
 
+# At hand, since finding them in the class takes longer than the rest of a release.
+SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
+
+
 class Wish(NamedTuple):
     """What an attempt asks for."""
 
@@ -50,6 +54,8 @@ class Wish(NamedTuple):
 
 
 ANY = Wish()
+Affinity = Wish
+ANYWHERE = ANY
 
 
 class Chooser(Protocol):
@@ -66,6 +72,9 @@ class Chooser(Protocol):
 
     def may_wait(self, wish: Wish) -> bool:
         """Is there somebody for it who is merely full?"""
+
+    # Must `note_end` be called even where no breaker wants to know?
+    counts_matter: bool
 
     def note_end(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> str:
         """An attempt has ended; returns what is worth a line in the log, or nothing."""
@@ -108,6 +117,9 @@ class Ledger:
 
     def wait(self, waiter: Waiter, timeout: float, is_gone: Callable[[], bool] | None) -> Lease:
         """Wait in the queue; raises `NoUpstream`, or `ClientGone` if `is_gone` says so. Blocks."""
+        with self.lock:
+            self.queue.append(waiter)
+            self.serve_queue()  # there may be room since the caller looked
         deadline = time.monotonic() + timeout
         while (remaining := deadline - time.monotonic()) > 0:
             if waiter.granted.wait(min(_QUEUE_TICK, remaining)):
@@ -142,7 +154,10 @@ class Ledger:
 
 
 class Lease:
-    """An upstream reserved for one attempt. Whoever holds it calls `release` once."""
+    """An upstream reserved for one attempt. Whoever holds it calls `release` once.
+
+    Those of an upstream without a breaker are all the same, so they share one object.
+    """
 
     __slots__ = ("_ledger", "_ticket", "upstream")
 
@@ -169,8 +184,9 @@ class Lease:
         with ledger.lock:
             self.upstream.in_flight -= 1
             ledger.in_flight -= 1
-            if ledger.chooser is not None:
-                news = ledger.chooser.note_end(self.upstream, self._ticket, outcome)
+            chooser = ledger.chooser
+            if chooser is not None and (self._ticket is not None or chooser.counts_matter):
+                news = chooser.note_end(self.upstream, self._ticket, outcome)
             if ledger.queue:
                 ledger.serve_queue()
         if news:

@@ -1,13 +1,14 @@
-"""This thread's idle upstream connections.
+"""Open connections to upstreams, and those that rest until they are used again.
 
-Each worker thread has a pool of its own, so taking a connection needs no lock and the connection's
-memory is warm. The newest idle connection is taken first: it is the least likely to have been
-closed, and the oldest ones age out.
+Pools are per thread, so taking a connection needs no lock and its memory is warm: with a lane the
+lane has one, and threads that wait borrow from it and give back to it; without a lane each thread
+has its own. The newest idle connection is taken first: it is the least likely to have been closed,
+and the oldest ones age out.
 
 An idle connection that can be read is finished: either the upstream closed it, or it sent bytes
 that nobody asked for. Both mean discard (RFC 9112 §9.3 and §9.6). The look shrinks the race
 with an upstream that closes at the same moment but cannot remove it; what is then still safe to
-repeat is decided in `serving/proxy.py`.
+repeat is decided in `proxying/retry.py`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ import time
 
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import PoolConfig
+from atlas_pkg.errors import Stage, StreamError, UpstreamError
+from atlas_pkg.net.connect import connect
 from atlas_pkg.net.stream import Stream
 
 # A request that may not be repeated is only put on a connection that was in use this recently.
 FRESH = 1.0
 
-# Connections beyond `pool.idle` are kept while they were all needed within so many seconds.
+# Connections beyond `pool.idle` are kept while they are in use once in so many seconds.
 SURPLUS = 1.0
 
 # We stop using a connection this long before the upstream said that it will close it.
@@ -31,109 +34,140 @@ _KEEP_ALIVE_MARGIN = 1.0
 class UpstreamConnection:
     """An open connection to an upstream, used for one exchange at a time."""
 
-    __slots__ = ("idle_limit", "idle_since", "opened_at", "requests", "stream", "upstream")
+    __slots__ = (
+        "idle_limit",
+        "idle_since",
+        "is_watched",
+        "opened_at",
+        "requests",
+        "stream",
+        "upstream",
+    )
 
     def __init__(self, upstream: Upstream, stream: Stream, now: float) -> None:
         self.upstream = upstream
         self.stream = stream
+        self.is_watched = False  # a lane's epoll tells of it
         self.opened_at = now
         self.idle_since = now
         self.idle_limit = float("inf")
-        self.requests = 0
+        self.requests = 0  # that were answered over it
 
-    @property
-    def is_reused(self) -> bool:
-        """Has an earlier exchange used this connection?"""
-        return self.requests > 0
 
-    def note_keep_alive(self, seconds: int) -> None:
-        """The upstream said that it closes after so many idle seconds; be earlier."""
-        self.idle_limit = max(0.0, seconds - _KEEP_ALIVE_MARGIN)
+def open_connection(upstream: Upstream, timeout: float) -> UpstreamConnection:
+    """Connect to `upstream`, at one of its addresses. Blocks. Raises `UpstreamError` (CONNECT)."""
+    if not upstream.endpoints:
+        raise UpstreamError(Stage.CONNECT, f"host name {upstream.address} is not resolved")
+    try:
+        stream = connect(upstream.endpoints, timeout)
+    except StreamError as error:
+        raise UpstreamError(
+            Stage.CONNECT, error.reason, timed_out=error.timed_out, is_own_fault=error.is_own_fault
+        ) from None
+    return UpstreamConnection(upstream, stream, time.monotonic())
 
 
 class Pool:
-    """Idle connections of one thread, newest last, by upstream.
+    """Idle connections, newest last, by upstream.
 
-    Not thread-safe, but for `count_idle`.
+    Thread-safe without a lock, since a lane shares its pool with the threads that wait for others:
+    taking from a list and adding to it are single steps.
     """
 
     def __init__(self) -> None:
         self._idle: dict[Upstream, list[UpstreamConnection]] = {}
 
     def checkout(
-        self, upstream: Upstream, settings: PoolConfig, *, idle_limit: float
+        self, upstream: Upstream, settings: PoolConfig, idle_limit: float
     ) -> UpstreamConnection | None:
-        """Take the newest usable idle connection, or None. Does not wait."""
+        """Take the newest usable idle connection, or None. Never waits."""
         connections = self._idle.get(upstream)
         if not connections:
             return None
         now = time.monotonic()
         while connections:
-            connection = connections.pop()
-            if _may_reuse(connection, settings, now, idle_limit):
+            try:
+                connection = connections.pop()
+            except IndexError:
+                break  # somebody else took it
+            idle = now - connection.idle_since
+            if (
+                idle <= idle_limit
+                and idle <= connection.idle_limit
+                and now - connection.opened_at <= settings.max_age
+                and not connection.stream.is_readable()
+            ):
                 return connection
             connection.stream.close()
         return None
 
-    def checkin(self, connection: UpstreamConnection, settings: PoolConfig) -> None:
-        """Keep a connection whose exchange ended cleanly, if there is room for it."""
+    def checkin(
+        self, connection: UpstreamConnection, settings: PoolConfig, keep_alive: int | None
+    ) -> None:
+        """Keep a connection whose exchange ended cleanly, if there is room for it.
+
+        `keep_alive`: the upstream said that it closes after so many idle seconds; be earlier.
+        """
+        if keep_alive is not None:
+            connection.idle_limit = max(0.0, keep_alive - _KEEP_ALIVE_MARGIN)
         connection.requests += 1
-        connections = self._idle.setdefault(connection.upstream, [])
         if settings.idle == 0 or connection.requests >= settings.max_requests:
             connection.stream.close()
             return
-        connection.idle_since = time.monotonic()
+        now = connection.idle_since = time.monotonic()
+        connections = self._idle.get(connection.upstream)
+        if connections is None:
+            connections = self._idle.setdefault(connection.upstream, [])
         connections.append(connection)
-        _close_surplus(connections, settings, connection.idle_since)
+        if len(connections) > settings.idle and connections[0].idle_since < now - SURPLUS:
+            _close_surplus(connections, settings, now)
 
     def close_expired(
         self, settings: PoolConfig, idle_limit: float, upstreams: tuple[Upstream, ...]
     ) -> None:
         """Close what has aged, what was closed on the other side, and what left the list."""
-        now = time.monotonic()
         listed = set(upstreams)
         for upstream, connections in list(self._idle.items()):
+            if upstream not in listed:
+                self._idle.pop(upstream, None)
+                _close_all(connections)
+                continue
             kept = []
-            for connection in connections:
-                if upstream in listed and _may_reuse(connection, settings, now, idle_limit):
-                    kept.append(connection)
-                else:
-                    connection.stream.close()
-            _close_surplus(kept, settings, now)
-            if kept:
-                self._idle[upstream] = kept
-            else:
-                del self._idle[upstream]
+            while connection := self.checkout(upstream, settings, idle_limit):
+                kept.append(connection)
+            connections.extend(reversed(kept))
+            _close_surplus(connections, settings, time.monotonic())
 
     def count_idle(self) -> dict[Upstream, int]:
-        """How many connections rest here. For any thread: the owner may be about to change it."""
+        """How many connections rest here. For any thread: it may change at any moment."""
         return {upstream: len(kept) for upstream, kept in self._idle.copy().items() if kept}
 
     def close(self) -> None:
         """Close all idle connections."""
-        for connections in self._idle.values():
-            for connection in connections:
-                connection.stream.close()
-        self._idle.clear()
+        for connections in self._idle.copy().values():
+            _close_all(connections)
+
+
+def _close_all(connections: list[UpstreamConnection]) -> None:
+    while connections:
+        try:
+            connections.pop().stream.close()
+        except IndexError:
+            return  # somebody else took it
 
 
 def _close_surplus(connections: list[UpstreamConnection], settings: PoolConfig, now: float) -> None:
     """Close what is beyond `pool.idle`, unless it was in use a moment ago.
 
-    A worker that leads has many requests under way, and will soon need as many again. The oldest
-    are first, since the newest are taken first.
+    Requests under way need a connection each, and will soon need as many again. The oldest are
+    first, since the newest are taken first.
     """
-    while len(connections) > settings.idle and connections[0].idle_since < now - SURPLUS:
-        connections.pop(0).stream.close()
-
-
-def _may_reuse(
-    connection: UpstreamConnection, settings: PoolConfig, now: float, idle_limit: float
-) -> bool:
-    """Is this idle connection still worth sending on?"""
-    idle = now - connection.idle_since
-    if idle > idle_limit or idle > connection.idle_limit:
-        return False
-    if now - connection.opened_at > settings.max_age:
-        return False
-    return not connection.stream.is_readable()
+    try:
+        while len(connections) > settings.idle:
+            oldest = connections[0]
+            if oldest.idle_since >= now - SURPLUS:
+                return
+            connections.remove(oldest)
+            oldest.stream.close()
+    except (IndexError, ValueError):
+        return  # somebody else took it

@@ -17,16 +17,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from atlas_pkg import logs
+from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.config import Admin, Config, Listen, Timeouts
 from atlas_pkg.control.board import Board
-from atlas_pkg.control.front import Front
 from atlas_pkg.control.intercom import Asker, Intercom
 from atlas_pkg.control.orders import Order, Orders
 from atlas_pkg.control.overview import About, Collect, Overview
 from atlas_pkg.control.report import Part
 from atlas_pkg.serving.admin import AdminApp
 from atlas_pkg.serving.clients import Clients
-from atlas_pkg.serving.exchange import Worker
+from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 
 log = logging.getLogger("atlas.admin")
@@ -54,7 +54,7 @@ class AdminPort:
             timeouts=_TIMEOUTS,
         )
         holder = ConfigHolder(Generation(config))
-        self._front = Front(holder, Clients(), app, tidy=_keep, max_threads=MAX_THREADS)
+        self._front = Frontend(holder, Clients(), app, tidy=_keep, lanes=1, max_threads=MAX_THREADS)
 
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over."""
@@ -96,5 +96,5 @@ def serve_admin(
     return serve
 
 
-def _keep(_: Worker) -> None:
-    """The workers of this port keep no upstream connections, so there is nothing to look after."""
+def _keep(_: Pool) -> None:
+    """This port has no upstream connections, so there is nothing to look after."""

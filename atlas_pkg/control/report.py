@@ -19,10 +19,10 @@ import atlas_pkg
 from atlas_pkg import logs
 from atlas_pkg.balancing.member import Member
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.gauges import Gauges, UpstreamGauges, read_process
 from atlas_pkg.metrics import Snapshot
+from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import Generation
 from atlas_pkg.serving.minute import UpstreamNow
 from atlas_pkg.serving.status import ErrorLine, Reload, state_of
@@ -81,7 +81,7 @@ class Reloads:
 class Reporter:
     """Makes the part of this process. Thread-safe."""
 
-    def __init__(self, front: Front, observing: Observing) -> None:
+    def __init__(self, front: Frontend, observing: Observing) -> None:
         self.reloads = Reloads()
         self.state = STARTING
         self._front = front
@@ -112,7 +112,7 @@ class Reporter:
                 version=atlas_pkg.__version__,
                 connections=self._front.connected,
                 connections_limit=generation.config.listen.max_connections,
-                queue=queue,
+                queue=queue + self._front.waiting,
                 upstreams={
                     item["name"]: UpstreamGauges(
                         up=is_usable(item),

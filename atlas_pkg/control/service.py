@@ -17,23 +17,22 @@ from typing import NamedTuple
 import atlas_pkg
 from atlas_pkg import logs
 from atlas_pkg.balancing.health import HealthChecker
+from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
 from atlas_pkg.control.board import ORDINARY, Asked, Board
-from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError
+from atlas_pkg.proxying.forward import Proxy
 from atlas_pkg.serving.clients import Clients
-from atlas_pkg.serving.exchange import Worker
+from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
-from atlas_pkg.serving.proxy import Proxy
 from atlas_pkg.serving.steering import Asking
-from atlas_pkg.serving.tunnels import Tunnels
 from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")
@@ -76,11 +75,12 @@ class Service:
         self._resolver = Resolver()
         self._holder = ConfigHolder(Generation(config, secret=secret))
         clients = Clients()
-        self._front = Front(
+        self._front = Frontend(
             self._holder,
             clients,
-            Proxy(Tunnels(clients.close)).forward,
+            Proxy(clients),
             tidy=self._tidy,
+            lanes=config.listen.lanes,
             max_threads=config.listen.max_threads,
         )
         self._observing = Observing(
@@ -262,11 +262,11 @@ class Service:
             if told.asked.orders != asked.orders:
                 self._observing.ask(Asking(next_from=told.asked.next_from))
 
-    def _tidy(self, worker: Worker) -> None:
-        """Let a worker with nothing to do look after its idle upstream connections."""
+    def _tidy(self, pool: Pool) -> None:
+        """Look after idle upstream connections."""
         generation = self._holder.current()
         config = generation.config
-        worker.pool.close_expired(
+        pool.close_expired(
             config.pool, config.timeouts.upstream_idle, generation.balancer.upstreams
         )
 

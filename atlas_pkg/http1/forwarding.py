@@ -5,7 +5,7 @@ Fields that speak to the neighbour end here (RFC 9110 §7.6.1): `Connection`, al
 what the next hop is to be told: framing, `Via` (§7.6.3), `X-Forwarded-*`, and the fields that the
 configuration sets or removes.
 
-What is the same for every request of a client connection is built once, as a `Hop`. The address
+What is the same for every request of a client is built once, as a `ClientInfo`. The address
 fields are set after everything else, so a client cannot have them removed by naming them in its
 `Connection` field.
 """
@@ -37,7 +37,7 @@ _HOST_LINE = re.compile(rb"(?i)(?<=\n)host:[^\r]*\r\n")
 _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
 
 
-class Hop:
+class ClientInfo:
     """What forwarding needs to know of one client connection; built once for it."""
 
     __slots__ = ("address", "is_trusted", "scheme", "tail", "text")
@@ -59,7 +59,7 @@ class Forwarder:
     ) -> None:
         """`filter_cookie` takes Atlas's own cookie out of a Cookie value, if there is one."""
         self._filter_cookie = filter_cookie
-        self._hops: Memo[Hop] = Memo()
+        self._clients: Memo[ClientInfo] = Memo()
         self._trusted_proxies = settings.trusted_proxies
         self._x_forwarded = settings.x_forwarded
         self._via = settings.via
@@ -72,46 +72,48 @@ class Forwarder:
         self._set_on_requests = _build_lines(settings.set_request_fields)
         self._set_on_responses = _build_lines(settings.set_response_fields)
 
-    def build_hop(self, address: str, scheme: str) -> Hop:
+    def describe_client(self, address: str, scheme: str) -> ClientInfo:
         """Prepare for a client connection from `address`, an IP address in text form.
 
-        Many connections come from few addresses, so hops are remembered.
+        Many connections come from few addresses, so what is found is remembered.
         """
         key = f"{scheme} {address}".encode("ascii")
-        hop = self._hops.get(key)
-        if hop is None:
-            hop = self._make_hop(address, scheme)
-            self._hops.put(key, hop)
-        return hop
+        client = self._clients.get(key)
+        if client is None:
+            client = self._describe_client(address, scheme)
+            self._clients.put(key, client)
+        return client
 
-    def _make_hop(self, address: str, scheme: str) -> Hop:
+    def _describe_client(self, address: str, scheme: str) -> ClientInfo:
         ip = ipaddress.ip_address(address)
         is_trusted = any(ip in network for network in self._trusted_proxies)
-        hop = Hop(address.encode("ascii"), scheme.encode("ascii"), is_trusted=is_trusted, tail=b"")
+        client = ClientInfo(
+            address.encode("ascii"), scheme.encode("ascii"), is_trusted=is_trusted, tail=b""
+        )
         if self._x_forwarded and not is_trusted and not self._not_ours:
             lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n\r\n"
-            hop.tail = self._via_line(1) + lines % (hop.address, hop.scheme)
-        return hop
+            client.tail = self._via_line(1) + lines % (client.address, client.scheme)
+        return client
 
     def build_request_head(
-        self, request: Request, hop: Hop, *, fallback_host: bytes, request_id: bytes = b""
+        self, request: Request, client: ClientInfo, fallback_host: bytes, request_id: bytes = b""
     ) -> bytes:
         """Build the head for the upstream.
 
         `fallback_host` is for an HTTP/1.0 request without Host. `request_id` goes out as
         X-Request-Id unless a trusted proxy has set one; empty means none.
         """
-        if hop.tail and request.minor == 1 and not request_id:
+        if client.tail and request.minor == 1 and not request_id:
             # The common road: equal requests are one object, and differ only in their client.
             if request.onward is None:
                 core, host = self._build_core(request, fallback_host)
-                core += self._request_id_line(request, hop, b"")
+                core += self._request_id_line(request, client, b"")
                 request.onward = core + b"X-Forwarded-Host: %b\r\n" % host
-            return request.onward + hop.tail
+            return request.onward + client.tail
         core, host = self._build_core(request, fallback_host)
-        parts = [core, self._request_id_line(request, hop, request_id)]
+        parts = [core, self._request_id_line(request, client, request_id)]
         parts.append(self._set_on_requests + self._via_line(request.minor))
-        parts.extend(self._forwarded_lines(request, hop, host))
+        parts.extend(self._forwarded_lines(request, client, host))
         parts.append(b"\r\n")
         return b"".join(parts)
 
@@ -138,7 +140,7 @@ class Forwarder:
         return b"".join(parts), host
 
     def build_response_head(
-        self, response: Response, framing: Framing, *, persistence: bytes
+        self, response: Response, framing: Framing, persistence: bytes
     ) -> bytes:
         """Build the head for the client; `framing` is how we shall frame the body to it.
 
@@ -168,10 +170,10 @@ class Forwarder:
         parts += (persistence, self._via_line(response.minor), self._set_on_responses, b"\r\n")
         return b"".join(parts)
 
-    def client_address(self, request: Request, hop: Hop) -> bytes:
+    def client_address(self, request: Request, client: ClientInfo) -> bytes:
         """The client's own address, as far as those in between can be trusted."""
-        if not hop.is_trusted:
-            return hop.address
+        if not client.is_trusted:
+            return client.address
         appended = b",".join(request.fields.notable.get(b"x-forwarded-for", [])).split(b",")
         for entry in reversed(appended):
             try:
@@ -180,7 +182,7 @@ class Forwarder:
                 break  # from here on it is anybody's text
             if not any(ip in network for network in self._trusted_proxies):
                 return str(ip).encode("ascii")
-        return hop.address
+        return client.address
 
     @staticmethod
     def _without_own_cookie(block: bytes, strip: Callable[[bytes], bytes]) -> bytes:
@@ -196,31 +198,31 @@ class Forwarder:
             return b""
         return b"Via: 1.1 atlas\r\n" if minor else b"Via: 1.0 atlas\r\n"
 
-    def _request_id_line(self, request: Request, hop: Hop, request_id: bytes) -> bytes:
+    def _request_id_line(self, request: Request, client: ClientInfo, request_id: bytes) -> bytes:
         """X-Request-Id: the client's own where it is believed or not our business, else ours."""
         if b"x-request-id" in self._not_ours:
             return b""
         theirs = request.fields.notable.get(b"x-request-id")
-        if theirs and (hop.is_trusted or not self.makes_request_ids):
+        if theirs and (client.is_trusted or not self.makes_request_ids):
             return b"".join(b"X-Request-Id: %b\r\n" % value for value in theirs)
         return b"X-Request-Id: %b\r\n" % request_id if request_id else b""
 
-    def kept_request_id(self, request: Request, hop: Hop) -> bytes:
+    def kept_request_id(self, request: Request, client: ClientInfo) -> bytes:
         """The X-Request-Id that the request came with, if it is passed on; else empty."""
-        if not hop.is_trusted and self.makes_request_ids:
+        if not client.is_trusted and self.makes_request_ids:
             return b""
         theirs = request.fields.notable.get(b"x-request-id")
         return theirs[0] if theirs else b""
 
-    def _forwarded_lines(self, request: Request, hop: Hop, host: bytes) -> list[bytes]:
+    def _forwarded_lines(self, request: Request, client: ClientInfo, host: bytes) -> list[bytes]:
         """X-Forwarded-*: passed as they came, appended to, or set anew."""
         values = {name: request.fields.notable.get(name, []) for name in _FORWARDED}
         if self._x_forwarded:
-            if not hop.is_trusted:
+            if not client.is_trusted:
                 values = {name: [] for name in _FORWARDED}
             before = [value for value in values[b"x-forwarded-for"] if value]
-            values[b"x-forwarded-for"] = [b", ".join([*before, hop.address])]
-            values[b"x-forwarded-proto"] = values[b"x-forwarded-proto"][:1] or [hop.scheme]
+            values[b"x-forwarded-for"] = [b", ".join([*before, client.address])]
+            values[b"x-forwarded-proto"] = values[b"x-forwarded-proto"][:1] or [client.scheme]
             values[b"x-forwarded-host"] = values[b"x-forwarded-host"][:1] or [host]
         return [
             b"%b: %b\r\n" % (_FORWARDED[name], value)

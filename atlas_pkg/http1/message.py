@@ -27,6 +27,8 @@ from atlas_pkg.http1.framing import (
 )
 from atlas_pkg.http1.memo import Memo
 
+_NO_FIELDS = Fields(b"\r\n", 0)
+
 # Upstreams are bounded by the bytes of their head; a count keeps the work on it small.
 MAX_RESPONSE_FIELDS = 1000
 
@@ -116,8 +118,11 @@ class MessageParser:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._requests: Memo[Request] = Memo()
+        # Heads that came before, to be looked up before anything else is done with what came.
+        self.known_request = self._requests.get
         self._request_fields: Memo[Fields] = Memo(counts_hits=True)
-        self._responses: Memo[Response] = Memo()  # except to HEAD, whose answers are framed apart
+        self._responses: Memo[Response] = Memo()
+        self._responses_to_head: Memo[Response] = Memo()  # which are framed apart
         self._response_fields: Memo[Fields] = Memo()
 
     def parse_request(self, head: bytes) -> Request:
@@ -152,7 +157,8 @@ class MessageParser:
 
         Equal heads may share a value.
         """
-        known = self._responses.get(head) if method != b"HEAD" else None
+        responses = self._responses if method != b"HEAD" else self._responses_to_head
+        known = responses.get(head)
         if known is not None:
             return known
         line_end = head.index(b"\r\n")
@@ -182,8 +188,8 @@ class MessageParser:
         )
         if known_fields is None:
             self._response_fields.put(block, fields)
-        elif method != b"HEAD":
-            self._responses.put(head, response)
+        else:
+            responses.put(head, response)
         return response
 
     def _build_request_fields(self, block: bytes) -> Fields:
@@ -211,6 +217,14 @@ class MessageParser:
             notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
         )
         return fields
+
+
+def refused_request(head: bytes) -> Request:
+    """What is known of a request that is refused: its line, and whether it is for a head only."""
+    request = Request(b"HEAD" if head.startswith(b"HEAD ") else b"", b"", 1, _NO_FIELDS)
+    request.line = head[: head.find(b"\r\n")]
+    request.keep_alive = False
+    return request
 
 
 def check_host(host: bytes) -> None:

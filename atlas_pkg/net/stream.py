@@ -1,4 +1,8 @@
-"""A socket with a buffer, deadlines and typed errors.
+"""A socket with a buffer, deadlines and typed errors; nobody outside `net/` touches the socket.
+
+There are verbs of two kinds. Those that *never wait* (`receive_now`, `send_now`, `send_some`) are
+for a thread that has others to serve; "not yet" is an answer that they give. Those that *wait*
+(`receive`, `send`) take a timeout and keep an eye on the other party.
 
 Sockets stay *blocking*. `socket.settimeout` would make Python poll before every call and so double
 the system calls; instead the kernel's own receive and send timeouts (`SO_RCVTIMEO`, `SO_SNDTIMEO`)
@@ -26,9 +30,9 @@ from atlas_pkg.errors import Side, StreamError
 # One read of a head, or of a body that is decoded: a larger one would only be copied around.
 RECEIVE_BYTES = 64 * 1024
 
-# How long a half-closed client is taken to be still reading. Under the 5 s within which an
-# upstream must be freed; above the time that most answers take.
-HALF_CLOSED_GRACE = 3.0
+# How long a half-closed client is taken to be still reading (`timeouts.client_gone`). Under the 5 s
+# within which an upstream must be freed; above the time that most answers take.
+CLIENT_GONE = 3.0
 
 # Where the kernel cannot report a hang-up by itself, we look this often (macOS, BSD).
 _WATCH_INTERVAL = 1.0
@@ -36,6 +40,8 @@ _HANG_UP = getattr(select, "POLLRDHUP", 0)
 
 # The kernel takes at most 1024 parts in one call (IOV_MAX).
 _MOST_PARTS = 1000
+
+_NOW = socket.MSG_DONTWAIT
 
 
 def set_patience(sock: socket.socket, *, receive: float, send: float) -> None:
@@ -49,18 +55,54 @@ def set_patience(sock: socket.socket, *, receive: float, send: float) -> None:
 class Stream:
     """One connection's bytes. `buffered` holds what was read but not yet consumed.
 
+    `fd` is for those who wait for many at once (`poll`, `epoll`, `splice`), and for nothing else.
     Used by one thread at a time, except that one thread may read while another writes.
     """
 
-    __slots__ = ("_readable", "buffered", "is_connecting", "is_watched", "side", "sock")
+    __slots__ = ("_readiness", "_sock", "buffered", "client_gone", "fd", "side")
 
     def __init__(self, sock: socket.socket, side: Side) -> None:
-        self.sock = sock
+        self._sock = sock
+        self.fd = sock.fileno()
         self.side = side
         self.buffered = b""
-        self.is_connecting = False  # not open yet: it will be writable when it is
-        self.is_watched = False  # the gate wants to hear of it
-        self._readable: select.poll | None = None
+        self.client_gone = CLIENT_GONE  # a client's grace once it has closed its sending half
+        self._readiness: select.poll | None = None
+
+    def receive_now(self) -> bytes | None:
+        """Read what has arrived: None if nothing has, b"" at the end of input. Never waits.
+
+        Raises `StreamError` where the connection has broken.
+        """
+        try:
+            return self._sock.recv(RECEIVE_BYTES, _NOW)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise self.broken(error) from None
+
+    def send_now(self, data: bytes) -> bytes:
+        """Write what fits and return the rest. Never waits.
+
+        A failure is not told here: sending the rest meets it again.
+        """
+        try:
+            sent = self._sock.send(data, _NOW)
+        except OSError:
+            return data
+        return data[sent:] if sent < len(data) else b""
+
+    def send_some(self, data: bytes | memoryview) -> int:
+        """Write what fits; returns how many bytes that was, possibly 0. Never waits.
+
+        Raises `StreamError`.
+        """
+        try:
+            return self._sock.send(data, _NOW)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise self.broken(error) from None
 
     def receive(self, timeout: float, other: Stream | None = None) -> bytes:
         """Read what has arrived, waiting up to `timeout`; b"" at the end of input.
@@ -69,26 +111,26 @@ class Stream:
         side of `other` when that one leaves meanwhile.
         """
         try:
-            return self.sock.recv(RECEIVE_BYTES)
+            return self._sock.recv(RECEIVE_BYTES)
         except BlockingIOError:
             self.wait_until_readable(timeout, other)
         except OSError as error:
             raise self.broken(error) from None
         try:
-            return self.sock.recv(RECEIVE_BYTES)
+            return self._sock.recv(RECEIVE_BYTES)
         except OSError as error:
             raise self.broken(error) from None
 
     def receive_into(self, view: memoryview, timeout: float, other: Stream | None = None) -> int:
         """As `receive`, into `view`; returns how many bytes were read, 0 at the end of input."""
         try:
-            return self.sock.recv_into(view)
+            return self._sock.recv_into(view)
         except BlockingIOError:
             self.wait_until_readable(timeout, other)
         except OSError as error:
             raise self.broken(error) from None
         try:
-            return self.sock.recv_into(view)
+            return self._sock.recv_into(view)
         except OSError as error:
             raise self.broken(error) from None
 
@@ -98,7 +140,7 @@ class Stream:
         Raises `StreamError` for this side.
         """
         try:
-            sent = self.sock.send(data)
+            sent = self._sock.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -116,7 +158,7 @@ class Stream:
             self.send(b"".join(parts), timeout)
             return
         try:
-            sent = self.sock.sendmsg(parts)
+            sent = self._sock.sendmsg(parts)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -124,41 +166,26 @@ class Stream:
         if sent < sum(map(len, parts)):
             self.send(memoryview(b"".join(parts))[sent:], timeout)
 
-    def send_some(self, data: bytes | memoryview) -> int:
-        """Write what fits without waiting; returns how many bytes that was, possibly 0."""
-        try:
-            return self.sock.send(data, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            raise self.broken(error) from None
-
-    def send_now(self, data: bytes) -> bytes:
-        """Write what fits without waiting and return the rest.
-
-        A failure is not told here: sending the rest meets it again.
-        """
-        try:
-            sent = self.sock.send(data, socket.MSG_DONTWAIT)
-        except OSError:
-            return data
-        return data[sent:] if sent < len(data) else b""
-
     def is_readable(self) -> bool:
         """Is there something to read at once: bytes, the end of input, or an error?"""
-        if self._readable is None:
-            self._readable = select.poll()
-            self._readable.register(self.sock, select.POLLIN)
-        return bool(self._readable.poll(0))
+        if self._readiness is None:
+            self._readiness = select.poll()
+            self._readiness.register(self._sock, select.POLLIN)
+        return bool(self._readiness.poll(0))
 
-    def wait_until_readable(self, timeout: float, other: Stream | None = None) -> None:
-        """Return when something can be read; raises `StreamError` as `receive` does."""
+    def wait_until_readable(
+        self, timeout: float, other: Stream | None = None, *, heeds_other: bool = False
+    ) -> bool:
+        """Wait until something can be read here (True) or, if `heeds_other`, there (False).
+
+        What `other` says goes first. Raises `StreamError` as `receive` does.
+        """
         deadline = time.monotonic() + timeout
         other_until = float("inf")
         poller = select.poll()
-        poller.register(self.sock, select.POLLIN)
+        poller.register(self.fd, select.POLLIN)
         if other is not None:
-            poller.register(other.sock, _HANG_UP)
+            poller.register(other.fd, _HANG_UP | (select.POLLIN if heeds_other else 0))
         while True:
             now = time.monotonic()
             if now >= deadline:
@@ -169,84 +196,79 @@ class Stream:
             if other is not None and not _HANG_UP:
                 wait = min(wait, _WATCH_INTERVAL)
             events = dict(poller.poll(wait * 1000 + 1))
-            if self.sock.fileno() in events:
-                return
+            seen = events.get(other.fd, 0) if other is not None else 0
+            if seen and heeds_other:
+                return False
+            if self.fd in events:
+                return True
             if other is None:
                 continue
-            seen = events.get(other.sock.fileno(), 0)
             if seen & (select.POLLHUP | select.POLLERR):
                 raise StreamError(other.side, "closed its connection")
             if seen or (not _HANG_UP and other_until == float("inf") and other.has_ended()):
-                other_until = now + HALF_CLOSED_GRACE
-                poller.unregister(other.sock)
+                other_until = now + other.client_gone
+                poller.unregister(other.fd)
 
-    def wait_until_writable(self, timeout: float) -> None:
-        """Return when something can be written; raises `StreamError` when time runs out."""
+    def wait_until_writable(self, timeout: float, *, heeds_input: bool = False) -> bool:
+        """Wait until something can be written (True) or, if `heeds_input`, read (False, first).
+
+        Raises `StreamError` when time runs out.
+        """
         poller = select.poll()
-        poller.register(self.sock, select.POLLOUT)
-        if not poller.poll(timeout * 1000):
+        poller.register(self.fd, select.POLLOUT | (select.POLLIN if heeds_input else 0))
+        events = poller.poll(timeout * 1000)
+        if not events:
             raise StreamError(self.side, "nothing could be written in time", timed_out=True)
+        has_input = events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR)
+        return not (heeds_input and has_input)
 
     def has_ended(self) -> bool:
-        """Has the other end closed, with nothing left to read? Does not wait."""
+        """Has the other end closed, with nothing left to read? Never waits."""
         try:
-            return not self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+            return not self._sock.recv(1, socket.MSG_PEEK | _NOW)
         except BlockingIOError:
             return False
         except OSError:
             return True
 
+    def stop_blocking(self) -> None:
+        """From now on no call on this connection waits, `send` and `receive` included."""
+        self._sock.setblocking(False)
+
     def shut_down(self) -> None:
         """End both directions at once, waking whoever waits on them."""
         try:
-            self.sock.shutdown(socket.SHUT_RDWR)
+            self._sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             return  # it had ended already
+
+    def end_receiving(self) -> None:
+        """Let whoever reads here find what has arrived, and then the end of input."""
+        try:
+            self._sock.shutdown(socket.SHUT_RD)
+        except OSError:
+            return
 
     def end_sending(self) -> None:
         """Close the sending half: the other end reads the end of input."""
         try:
-            self.sock.shutdown(socket.SHUT_WR)
+            self._sock.shutdown(socket.SHUT_WR)
         except OSError:
             return
 
     def close(self) -> None:
-        """Close the socket; harmless when it is closed already."""
-        self.sock.close()
+        """Close the connection; harmless when it is closed already."""
+        self._sock.close()
 
     def abort(self) -> None:
         """Close with a reset, so that what was sent cannot be taken for complete."""
         try:
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         except OSError:
             pass
-        self.sock.close()
+        self._sock.close()
 
     def broken(self, error: OSError) -> StreamError:
         """Translate what the kernel reports; the one place that looks at it for this side."""
         reason = os.strerror(error.errno).lower() if error.errno else "connection broken"
         return StreamError(self.side, reason)
-
-
-def wait_until_either(first: Stream, second: Stream, timeout: float) -> Stream | None:
-    """Wait until one of two streams is readable; `second` wins a tie, None when time runs out."""
-    poller = select.poll()
-    poller.register(first.sock, select.POLLIN)
-    poller.register(second.sock, select.POLLIN)
-    ready = {fd for fd, _ in poller.poll(timeout * 1000)}
-    if second.sock.fileno() in ready:
-        return second
-    return first if ready else None
-
-
-def wait_until_taken(stream: Stream, timeout: float) -> bool:
-    """Wait until `stream` can be written (True) or has something to read (False, and first).
-
-    Raises `StreamError` when time runs out.
-    """
-    poller = select.poll()
-    poller.register(stream.sock, select.POLLIN | select.POLLOUT)
-    events = poller.poll(timeout * 1000)
-    if not events:
-        raise StreamError(stream.side, "nothing could be written in time", timed_out=True)
-    return not events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR)

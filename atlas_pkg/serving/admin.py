@@ -20,8 +20,7 @@ import urllib.parse
 from collections.abc import Callable
 
 from atlas_pkg.logs import Throttle
-from atlas_pkg.serving.clients import Steps
-from atlas_pkg.serving.exchange import Exchange
+from atlas_pkg.serving.exchange import DONE, WAIT, Exchange, Step
 from atlas_pkg.serving.origin import is_foreign_host, is_foreign_origin
 from atlas_pkg.serving.page import Page
 from atlas_pkg.serving.reply import TEXT, Reply, read_small_body, send_reply
@@ -69,9 +68,16 @@ class AdminApp:
             explain = self._explainer.explain
             self._views["/explain.json"] = lambda exchange: _json_reply(explain(_query(exchange)))
 
-    def __call__(self, exchange: Exchange) -> Steps:
+    def ask(self, _: Exchange) -> Step:
+        """Leave it all to a thread: what is shown may have to be asked of other processes."""
+        return WAIT
+
+    def answer(self, _: Exchange) -> Step:
+        """There is no upstream that could say something."""
+        return WAIT
+
+    def forward(self, exchange: Exchange) -> Step:
         """Answer one exchange. Raises `ClientError` and `StreamError`."""
-        yield from exchange.may_wait()
         path = exchange.request.target.decode("ascii").partition("?")[0]
         refusal = None if path in _PROBES else self._refuse_foreign(exchange)
         order = self._find_order(path)
@@ -81,6 +87,7 @@ class AdminApp:
             self._steer(exchange, order)
         else:
             send_reply(exchange, self._view(exchange, path))
+        return DONE
 
     def _find_order(self, path: str) -> _Order | None:
         if path.startswith(_STEER) and path != _STEER:
@@ -227,4 +234,4 @@ def _query(exchange: Exchange) -> dict[str, str]:
 
 
 def _client(exchange: Exchange) -> str:
-    return exchange.hop.address.decode("latin-1")
+    return exchange.client.info.address.decode("latin-1")

@@ -1,4 +1,4 @@
-"""What a client is known by: the key that is hashed, and the upstream that its cookie names.
+"""What ties a client to an upstream: the key that is hashed, and the cookie that names one.
 
 The address that counts is the trusted one. A client can write what it likes into X-Forwarded-For,
 so only what a trusted proxy has appended is believed: the rightmost address that is not itself one
@@ -8,17 +8,17 @@ of the trusted proxies.
 from __future__ import annotations
 
 from atlas_pkg.balancing.balancer import Balancer
-from atlas_pkg.balancing.lease import ANY, Wish
+from atlas_pkg.balancing.lease import Affinity
 from atlas_pkg.balancing.sticky import StickySessions, read_cookie
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import Config
-from atlas_pkg.http1.forwarding import Forwarder, Hop
+from atlas_pkg.http1.forwarding import ClientInfo, Forwarder
 from atlas_pkg.http1.message import Request
 
-_HASHING = frozenset(("ip_hash", "consistent_hash"))
+HASHING = frozenset(("ip_hash", "consistent_hash"))
 
 
-class Affinity:
+class AffinityReader:
     """Reads what ties a client to an upstream, for one configuration. Thread-safe."""
 
     def __init__(
@@ -31,30 +31,28 @@ class Affinity:
         self._balancer = balancer
         self._forwarder = forwarder
         self._sticky = sticky
-        self._hashes = config.routing.strategy in _HASHING
+        self._hashes = config.routing.strategy in HASHING
         on = config.routing.hash_on if config.routing.strategy == "consistent_hash" else "client_ip"
         self._hash_on, _, name = on.partition(":")
         self._hash_name = name.encode("ascii")
 
-    def wish(self, request: Request, hop: Hop) -> Wish:
-        """What an attempt for this request asks of the balancer."""
-        if not self._hashes and self._sticky is None:
-            return ANY
-        key = self._key(request, hop) if self._hashes else b""
+    def read(self, request: Request, client: ClientInfo) -> Affinity:
+        """What the balancer is told of whoever sent this request."""
+        key = self._key(request, client) if self._hashes else b""
         upstream = None
         if self._sticky is not None:
             token = self._sticky.find(request.fields.values(b"cookie"))
             name = self._sticky.match(token) if token is not None else None
             upstream = self._balancer.by_name.get(name) if name is not None else None
-        return Wish(key, upstream)
+        return Affinity(key, upstream)
 
-    def mark(self, wish: Wish, upstream: Upstream) -> bytes:
+    def mark(self, affinity: Affinity, upstream: Upstream) -> bytes:
         """The Set-Cookie line for an answer of `upstream`; empty if the client knows it already."""
-        if self._sticky is None or wish.sticky is upstream:
+        if self._sticky is None or affinity.sticky is upstream:
             return b""
         return b"Set-Cookie: %b\r\n" % self._sticky.set_cookie(upstream.name)
 
-    def _key(self, request: Request, hop: Hop) -> bytes:
+    def _key(self, request: Request, client: ClientInfo) -> bytes:
         """What is hashed; the client's address where the request lacks what was asked for."""
         key = None
         if self._hash_on == "path":
@@ -65,4 +63,4 @@ class Affinity:
             values = request.fields.values(b"cookie")
             cookies = (c for value in values for c in read_cookie(value, self._hash_name))
             key = next(cookies, None)
-        return key if key is not None else self._forwarder.client_address(request, hop)
+        return key if key is not None else self._forwarder.client_address(request, client)

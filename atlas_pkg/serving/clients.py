@@ -1,66 +1,27 @@
-"""The clients that are connected now, and whether we are still taking them.
+"""All clients that are connected now, and how a client's connection ends.
 
-A `ClientConnection` is what remains of a client between two requests: a descriptor, some bytes, a
-deadline. It is small on purpose, since most clients say nothing most of the time.
+Ownership: a client that waits is in `parked`, and whoever takes it out of there (one atomic
+`dict.pop`) owns it. Everybody else is owned by the lane or by the thread that serves it, which
+hands it to `put_away` with what is to become of it.
+
+After a last answer a client may still be sending. Closing at once would make its kernel drop the
+answer unread (RFC 9112 §9.6), so Atlas closes its own half, reads on for a moment and throws away
+what comes (nginx calls it a lingering close). The waiting is done where all clients wait.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
-from typing import Any
+from collections.abc import Iterator
 
-from atlas_pkg.http1.forwarding import Hop
+from atlas_pkg.errors import StreamError
 from atlas_pkg.net.stream import Stream
-from atlas_pkg.serving.generation import Generation
+from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 
-# What serves a client, in steps: it pauses wherever it would have to wait for somebody, so that its
-# worker can go on with other clients. It yields the upstream's stream while it only awaits what
-# comes from there, or None where a worker has to wait. It is sent the worker that goes on with it.
-Steps = Generator[Stream | None, Any, None]
-
-
-class ClientConnection:
-    """One client's connection. Belongs to the gate or to one worker, never to both."""
-
-    __slots__ = (
-        "_generation",
-        "_hop",
-        "address",
-        "awaits_since",
-        "deadline",
-        "head_since",
-        "is_lingering",
-        "is_registered",
-        "requests",
-        "steps",
-        "stream",
-        "upstream",
-    )
-
-    def __init__(self, stream: Stream, address: str, deadline: float) -> None:
-        self.stream = stream
-        self.address = address
-        self.deadline = deadline  # when the gatekeeper ends the waiting
-        # When the first part of a head came that is not complete: then the deadline is the head's.
-        self.head_since = 0.0
-        self.is_lingering = False  # answered for the last time, waiting for the client to close
-        self.is_registered = False  # known to the gate's epoll
-        self.requests = 0
-        # Where its serving goes on, while it has paused; and since when it awaits its answer.
-        self.steps: Steps | None = None
-        self.awaits_since = 0.0
-        self.upstream: Stream | None = None  # from which it awaits it
-        self._generation: Generation | None = None
-        self._hop: Hop | None = None
-
-    def hop(self, generation: Generation) -> Hop:
-        """What forwarding needs to know of this client, built once per generation."""
-        if self._hop is None or self._generation is not generation:
-            self._hop = generation.forwarder.build_hop(self.address, "http")
-            self._generation = generation
-        return self._hop
+# How long a client may go on sending after its last answer, and how much is read in one turn.
+LINGER = 2.0
+LINGER_READS = 16
 
 
 class Clients:
@@ -70,16 +31,19 @@ class Clients:
         # Guards _open; notified when one has left.
         self._changed = threading.Condition()
         self._open: set[Stream] = set()
+        # Those that wait until they say something, by descriptor, the longest waiting first.
+        self.parked: dict[int, Client] = {}
         # Set once, when Atlas begins to drain: every answer from then on closes its connection.
         self.is_draining = False
+        self.is_cut = False  # and all that were left have been ended
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, stream: Stream) -> None:
+    def add(self, client: Client) -> None:
         """Count a new client."""
         with self._changed:
-            self._open.add(stream)
+            self._open.add(client.stream)
 
     def close(self, stream: Stream) -> None:
         """Close a client's connection and forget it."""
@@ -88,21 +52,96 @@ class Clients:
             self._open.discard(stream)
             self._changed.notify_all()
 
+    def put_away(self, client: Client, following: Next) -> Next:
+        """Do what is to become of a client: the one place for that.
+
+        Returns `PARK` where it waits from now on (without a lane, the caller has to see to that),
+        and `TAKEN` where it is gone.
+        """
+        if following is FINISH:
+            following = self._finish(client)
+        elif following is PARK and self.is_draining and _is_between_requests(client):
+            following = CLOSE
+        if following is PARK:
+            if client.lane is not None:
+                client.lane.park(client)
+            return PARK
+        if following is ABORT:
+            client.stream.abort()
+        if following is not TAKEN:
+            self.close(client.stream)
+        return TAKEN
+
+    def throw_away_input(self, client: Client) -> Next:
+        """Read what a lingering client still sends; it is over at its end, or when time is up."""
+        try:
+            for _ in range(LINGER_READS):
+                data = client.stream.receive_now()
+                if data is None:
+                    break
+                if not data:
+                    return CLOSE
+        except StreamError:
+            return CLOSE
+        return PARK if time.monotonic() < client.deadline else CLOSE
+
+    def take_expired(self, now: float) -> Iterator[Client]:
+        """Own all that have waited beyond their deadline, one after the other."""
+        # A copy is made in one step; others park and take all the while. So what is seen here is
+        # looked at again once it is ours.
+        for fd, seen in self.parked.copy().items():
+            if seen.deadline > now or not (client := self.parked.pop(fd, None)):
+                continue
+            if client.deadline <= now:
+                yield client
+            elif client.lane is not None:
+                client.lane.park(client)
+
+    def dismiss_idle(self, most: int) -> int:
+        """Close up to `most` of those that are between two requests, the longest waiting first."""
+        count = 0
+        for fd, seen in self.parked.copy().items():
+            if count >= most:
+                break
+            if seen.head_since or seen.is_lingering:
+                continue
+            if seen.lane is None:
+                seen.stream.end_receiving()  # its thread wakes, and closes it
+                count += 1
+            elif (client := self.parked.pop(fd, None)) is not None:
+                if _is_between_requests(client):
+                    self.close(client.stream)
+                    count += 1
+                elif client.lane is not None:
+                    client.lane.park(client)
+        return count
+
     def wait_until_below(self, limit: int, timeout: float) -> bool:
         """Wait until fewer than `limit` clients are connected; False when time runs out."""
-        if len(self._open) < limit:
-            return True
-        deadline = time.monotonic() + timeout
         with self._changed:
-            while len(self._open) >= limit:
-                if not self._changed.wait(deadline - time.monotonic()):
-                    return False
-        return True
+            return self._changed.wait_for(lambda: len(self._open) < limit, timeout)
 
     def cut(self) -> int:
         """End all connections that are still open; returns how many there were."""
+        self.is_cut = True
         with self._changed:
             streams = list(self._open)
         for stream in streams:
             stream.shut_down()  # wakes whoever uses it; its owner closes it
         return len(streams)
+
+    def _finish(self, client: Client) -> Next:
+        """Begin the gentle end, where the client is or may be still sending."""
+        if not (client.is_sending or client.stream.buffered or client.stream.is_readable()):
+            return CLOSE
+        client.stream.end_sending()
+        client.stream.buffered = b""
+        client.head_since = 0.0
+        client.is_lingering = True
+        client.deadline = time.monotonic() + LINGER
+        return self.throw_away_input(client)
+
+
+def _is_between_requests(client: Client) -> bool:
+    """Has it been answered, and says nothing new? To be asked by its owner."""
+    return not (client.head_since or client.is_lingering or client.stream.is_readable())

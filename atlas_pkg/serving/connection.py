@@ -1,287 +1,275 @@
-"""One client connection: read a head, call the app, keep alive, answer errors.
+"""HTTP/1.1 on a client's connection: read a head, call the app, answer errors, keep alive.
 
-This is the HTTP/1.1 loop (RFC 9112 §9). A worker runs it for as long as the client has something to
-say at once, or nobody else needs the worker; then the connection goes back to the gate. Heads
-that are not complete go back there too, with what has arrived, so a slow client holds no thread.
+This is RFC 9112 §9. `wait` is the road: it serves a client for as long as that says something, and
+blocks wherever it has to. `read`, `ask` and `answer` are the shortcut, for a thread that serves
+many clients and must not wait for any (`lane.py`); what they cannot finish, `wait` finishes, from
+wherever they have stopped. A head that is not complete waits with what has arrived of it, so a slow
+client holds nobody.
 
-All errors of an exchange end here, and only here are they turned into answers.
+A request that is refused takes the road of a good one: it becomes an exchange that has failed. All
+errors of an exchange end here, in `_fail`, and only there are they turned into answers.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import socket
 import time
-from collections.abc import Callable
+from typing import Protocol
 
-from atlas_pkg.errors import ClientError, ClientGone, StreamError, UpstreamError
+from atlas_pkg.errors import ClientError, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
+from atlas_pkg.http1.message import Request, refused_request
 from atlas_pkg.logs import Throttle
-from atlas_pkg.net.stream import RECEIVE_BYTES
-from atlas_pkg.record import NO_TIMES, End, Record
+from atlas_pkg.net.copy import Copier
+from atlas_pkg.record import NO_TIMES, End
 from atlas_pkg.serving.audience import Audience
-from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
-from atlas_pkg.serving.exchange import Exchange, Worker, build_answer
-from atlas_pkg.serving.failures import explain, log_failure
-from atlas_pkg.serving.farewell import Farewell
-from atlas_pkg.serving.gate import Gate
+from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
+from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.exchange import AWAIT, DONE, WAIT, Exchange, Step
+from atlas_pkg.serving.failures import find_failure, judge, log_failure
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 
 log = logging.getLogger("atlas.connection")
 
-App = Callable[[Exchange], Steps]
-
 _LINE_ENDS = re.compile(rb"(?:\r\n)++")
 
 
-def _skip_line_ends(data: bytes) -> bytes:
-    """Drop empty lines before a request: some old clients send one after a body (RFC 9112 §2.2)."""
-    if not data.startswith(b"\r\n"):
-        return data
-    return _LINE_ENDS.sub(b"", data, count=1)
+class App(Protocol):
+    """Answers exchanges. Thread-safe."""
+
+    def forward(self, exchange: Exchange) -> Step:
+        """Do all that is left. Blocks. `AWAIT` where a lane is to await the upstream instead."""
+
+    def ask(self, exchange: Exchange) -> Step:
+        """Do what can be done until an upstream has to say something. Never waits."""
+
+    def answer(self, exchange: Exchange) -> Step:
+        """The upstream has said something: pass it on. Never waits."""
 
 
 class HttpService:
-    """Serves client connections with one app. Thread-safe."""
+    """Serves clients with one app. Thread-safe."""
 
     def __init__(
-        self, holder: ConfigHolder, gate: Gate, clients: Clients, app: App, audience: Audience
+        self, holder: ConfigHolder, clients: Clients, app: App, audience: Audience
     ) -> None:
+        """The `audience` is told of every exchange that has ended."""
         self._holder = holder
-        self._gate = gate
         self._clients = clients
         self._app = app
-        self._farewell = Farewell(gate, clients)
-        self._throttle = Throttle(log)
-        # Told of every exchange that has ended.
         self._audience = audience
+        self._throttle = Throttle(log)
 
-    def serve(self, client: ClientConnection, worker: Worker) -> Steps:
-        """Serve `client` until it has nothing more to say; then it is parked or closed."""
-        if client.is_lingering:
-            self._farewell.throw_away(client)
-            return
+    def wait(self, exchange: Exchange, copier: Copier) -> Next:
+        """Serve from wherever `exchange` has come, until its client says nothing more. Blocks."""
+        client = exchange.client
         while True:
-            exchange = self._take_request(client, worker)
-            if exchange is None:
-                return
-            failure = None
+            exchange.copier = copier
             try:
-                yield from self._app(exchange)
-            except Exception as error:  # noqa: BLE001 - it is logged or answered below
-                failure = error
-            if failure is None:
-                self._observe(exchange.record)
-            else:
-                yield from exchange.may_wait()
-                if not self._end_badly(client, exchange, failure):
-                    return
-            if exchange.is_tunnel or not self._goes_on(client, exchange):
-                return
-            worker = exchange.worker
-            if not worker.leads:
-                self._audience.tell()  # the next one may take long
+                if exchange.rest:
+                    exchange.send_rest()
+                if not exchange.is_complete and self._forward(exchange) is AWAIT:
+                    return TAKEN
+            except Exception as error:  # noqa: BLE001 - it is logged or answered
+                self._fail(exchange, error)
+                self._send_failure(exchange)
+            following = self.end(exchange)
+            if following is not PARK:
+                return following
+            found = self.read(client)
+            if isinstance(found, Next):
+                return found
+            exchange = found
 
-    def expire(self, client: ClientConnection) -> None:
-        """End a connection whose waiting at the gate took too long."""
-        if client.head_since and not client.is_lingering:
-            self._refuse(client, ClientError(408, "the request head did not come in time"))
-            self._audience.tell()  # no worker is there to do it
-        else:
-            self._clients.close(client.stream)
+    def read(self, client: Client) -> Exchange | Next:
+        """Begin an exchange with what the client has said, or say what becomes of it.
 
-    def _read_head(self, client: ClientConnection) -> bytes:
-        """Read one whole head; b"" when the client was parked or closed instead.
-
-        Raises `ClientError` as soon as what has arrived cannot become a good head.
+        Never waits.
         """
-        stream = client.stream
-        data = _skip_line_ends(stream.buffered)
-        end = data.find(b"\r\n\r\n") + 4 if data else 3
-        if end < 4:
-            try:
-                # There is no waiting here: the gate does that.
-                more = stream.sock.recv(RECEIVE_BYTES, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._keep_incomplete(client, data)
-                return b""
-            except OSError as error:
-                log.debug("%s: connection lost: %s", client.address, error)
-                more = b""
-            if not more:
-                self._clients.close(stream)
-                return b""
-            data = _skip_line_ends(data + more)
-            end = data.find(b"\r\n\r\n") + 4
-            if end < 4:
-                self._keep_incomplete(client, data)
-                return b""
-        stream.buffered = data[end:]
-        return data[:end]
-
-    def _keep_incomplete(self, client: ClientConnection, data: bytes) -> None:
-        """Judge part of a head and let it wait at the gate for the rest; raises `ClientError`."""
-        generation = self._holder.current()
-        config = generation.config
-        line_end = data.find(b"\r\n")
-        if (line_end if line_end >= 0 else len(data)) > config.limits.request_line:
-            raise ClientError(414, "the request line is too long")
-        if len(data) > config.limits.head:
-            raise ClientError(431, "the request head is too large")
-        # What was judged before is not judged again, or a head byte by byte would cost its square.
-        begin = max(0, len(client.stream.buffered) - 1) if client.head_since else 0
-        if syntax.BAD_LINE_END.search(data, begin):
-            raise ClientError(400, "a line does not end with CRLF, or holds a NUL byte")
-        client.stream.buffered = data
-        if not data:
-            client.head_since = 0.0  # it was a line end that came in two pieces
-        elif not client.head_since:
-            client.head_since = time.monotonic()
-            client.deadline = client.head_since + config.timeouts.client_head
-        self._park(client, generation)
-
-    def _take_request(self, client: ClientConnection, worker: Worker) -> Exchange | None:
-        """Read and judge one request; None when the client was parked or closed instead."""
-        head = b""
-        generation = self._holder.current()
-        limits = generation.config.limits
+        if client.is_lingering:
+            return self._clients.throw_away_input(client)
+        stream, generation = client.stream, self._holder.generation
+        if client.generation is not generation:
+            client.follow(generation)
+        request: Request | None = None
+        failure: ClientError | None = None
+        data, judged = stream.buffered, 0
         try:
-            head = self._read_head(client)
-            if not head:
-                return None
-            client.requests += 1
-            if len(head) > limits.head and head.find(b"\r\n") <= limits.request_line:
-                raise ClientError(431, "the request head is too large")
-            request = generation.parser.parse_request(head)
+            if not data or client.head_since:
+                more = stream.receive_now()
+                if more is None:
+                    return PARK
+                if not more:
+                    return CLOSE
+                if not data:
+                    # Most heads have come before, and come whole, with nothing behind them.
+                    request = generation.parser.known_request(more)
+                data, judged = data + more, len(data)
+            if request is None:
+                request = self._find_request(client, generation, data, judged)
+                if request is None:
+                    return PARK
+        except StreamError as error:
+            log.debug("%s: connection lost: %s", client.address, error)
+            return CLOSE
         except ClientError as error:
-            self._refuse(client, error, head=head)
-            if head:
-                client.head_since = 0.0
-            return None
-        client.awaits_since, client.upstream = 0.0, None
-        exchange = Exchange(
-            request, client, clients=self._clients, generation=generation, worker=worker
-        )
+            request, failure = refused_request(data), error
+        exchange = Exchange(request, client, self._clients, generation)
+        exchange.failure = failure
         if self._audience.observers:
-            exchange.record = record = exchange.begin_record()
-            if client.head_since:
-                record.began_at = client.head_since
-            if self._audience.to_time > 0:
-                exchange.times = self._audience.follow(record)
+            self._begin_record(exchange)
         client.head_since = 0.0
-        if client.requests >= limits.requests_per_connection:
-            exchange.may_persist = False
+        client.requests += 1
+        if client.requests >= generation.config.limits.requests_per_connection:
+            exchange.following = FINISH
         return exchange
 
-    def _goes_on(self, client: ClientConnection, exchange: Exchange) -> bool:
-        """After an answer: has the client said more already? If not, it is parked or closed."""
-        if not exchange.may_persist:
-            self._farewell.finish(client, had_body=exchange.request.has_body)
-            return False
-        if client.stream.buffered:
-            return True
-        self._park(client, exchange.generation)
-        return False
-
-    def _end_badly(self, client: ClientConnection, exchange: Exchange, error: Exception) -> bool:
-        """Answer what went wrong; False when the connection is not ours any more."""
-        if not isinstance(error, (ClientGone, StreamError)):
-            return self._answer_failure(client, exchange, error)
-        log.debug("%s: client gone: %s", client.address, error)
-        if exchange.record is not None:
-            exchange.record.end = End.CLIENT_GONE
-            exchange.record.status = exchange.record.status or 499
-        self._observe(exchange.record)
-        # A reset frees at once what a client that does not read has left in our kernel.
-        client.stream.abort()
-        self._farewell.close(client)
-        return False
-
-    def _answer_failure(
-        self, client: ClientConnection, exchange: Exchange, error: Exception
-    ) -> bool:
-        """Answer what went wrong; False when the connection was closed over it."""
-        failure = explain(error)
-        if exchange.record is not None:
-            exchange.record.end = failure.end
-            if exchange.has_started and isinstance(error, UpstreamError):
-                exchange.record.end = End.UPSTREAM_CUT
-            exchange.record.status = exchange.record.status or failure.status
-        log_failure(self._throttle, exchange.request.line, error, failure)
-        if exchange.has_started:
-            self._observe(exchange.record)
-            self._farewell.cut(client, exchange)
-            return False
-        if isinstance(error, ClientError):
-            self._refuse(client, error, exchange)
-            return False
-        if exchange.request.has_body:
-            exchange.may_persist = False  # what is left of the body would be read as a request
-        is_gone = False
+    def ask(self, exchange: Exchange) -> Step:
+        """Have the app begin. Never waits."""
         try:
-            exchange.answer(failure.status, failure.reason, retry_after=failure.retry_after)
-        except StreamError:
-            is_gone = True
-        self._observe(exchange.record)
-        if is_gone:
-            self._farewell.close(client)
-        return not is_gone
+            if exchange.failure is None:
+                return self._app.ask(exchange)
+            failure: Exception = exchange.failure
+        except Exception as error:  # noqa: BLE001 - it is logged or answered
+            failure = error
+        return self.meet(exchange, failure)
 
-    def _observe(self, record: Record | None) -> None:
-        """Take note of the end of an exchange.
+    def answer(self, exchange: Exchange) -> Step:
+        """Have the app pass on what the upstream says. Never waits."""
+        try:
+            return self._app.answer(exchange)
+        except Exception as error:  # noqa: BLE001 - it is logged or answered
+            return self.meet(exchange, error)
 
-        Before its client is let go of: who waits for the last client finds a record of them all.
+    def end(self, exchange: Exchange) -> Next:
+        """The exchange has ended; returns what becomes of the client."""
+        # Observed before its client is let go of: who waits for the last client finds it noted.
+        if exchange.record is not None:
+            self._audience.note(exchange.record)
+        following = exchange.following
+        if following is PARK:
+            config = exchange.generation.config
+            exchange.client.deadline = time.monotonic() + config.timeouts.client_idle
+        elif following is FINISH and exchange.request.has_body:
+            exchange.client.is_sending = True
+        return following
+
+    def expire(self, client: Client) -> Exchange | Next:
+        """A client has waited too long: what becomes of it, or the exchange that tells it so."""
+        if not client.head_since or client.is_lingering:
+            return CLOSE
+        request = refused_request(client.stream.buffered)
+        client.follow(self._holder.generation)
+        exchange = Exchange(request, client, self._clients, self._holder.generation)
+        exchange.failure = ClientError(408, "the request head did not come in time")
+        if self._audience.observers:
+            self._begin_record(exchange)
+        return exchange
+
+    def meet(self, exchange: Exchange, error: Exception) -> Step:
+        """An error was met: answer it, or leave that to a thread where it needs a thought.
+
+        Never waits.
         """
-        if record is not None:
-            self._audience.note(record)
+        if isinstance(error, UpstreamError) and error.stage is not Stage.BODY:
+            exchange.failure = error  # another attempt may help
+            return WAIT
+        self._fail(exchange, error)
+        return WAIT if exchange.rest else DONE
 
-    def _refuse(
-        self,
-        client: ClientConnection,
-        error: ClientError,
-        exchange: Exchange | None = None,
-        *,
-        head: bytes = b"",
-    ) -> None:
-        """Answer a request that cannot be served and let go of the client.
+    def _forward(self, exchange: Exchange) -> Step:
+        """Have the app do the rest, or give it back to its lane."""
+        if exchange.failure is not None and not isinstance(exchange.failure, UpstreamError):
+            raise exchange.failure
+        step = self._app.forward(exchange)
+        if step is AWAIT and exchange.client.lane is not None:
+            exchange.client.lane.take_back(exchange)
+        return step
 
-        `head` is what there is of it where there is no exchange.
+    def _find_request(
+        self, client: Client, generation: Generation, data: bytes, judged: int
+    ) -> Request | None:
+        """Find a whole head in `data` and judge it; None where the client has to say more.
+
+        Raises `ClientError` as soon as what has arrived cannot become a good head. The first
+        `judged` bytes have been looked at before.
         """
-        self._throttle.write(
-            logging.INFO,
-            f"{error}",
-            "%s: refused with %d: %s",
-            client.address,
-            error.status,
-            error.reason,
-        )
-        record = exchange.record if exchange else None
-        if exchange is None and self._audience.observers:
-            record = Record(client.address, head[: head.find(b"\r\n")], time.monotonic())
-            record.began_at = client.head_since or record.head_at
-            record.status, record.end = error.status, End.REFUSED
+        stream, config = client.stream, generation.config
+        # Some old clients send an empty line after a body (RFC 9112 §2.2).
+        if data.startswith(b"\r\n"):
+            data = _LINE_ENDS.sub(b"", data, count=1)
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            self._judge_incomplete(data, judged, generation)
+            stream.buffered = data
+            if not data:  # it was a line end, perhaps one that came in two pieces
+                client.head_since = 0.0
+                client.deadline = time.monotonic() + config.timeouts.client_idle
+            elif not client.head_since:
+                client.head_since = time.monotonic()
+                client.deadline = client.head_since + config.timeouts.client_head
+            return None
+        stream.buffered = data[end:]
+        if end > config.limits.head and data.find(b"\r\n") <= config.limits.request_line:
+            raise ClientError(431, "the request head is too large")
+        return generation.parser.parse_request(data[:end])
+
+    @staticmethod
+    def _judge_incomplete(data: bytes, judged: int, generation: Generation) -> None:
+        """Raise `ClientError` where a part of a head cannot become a good one.
+
+        What was `judged` before is not judged again, or a head byte by byte would cost its square.
+        """
+        limits = generation.config.limits
+        line_end = data.find(b"\r\n")
+        if (line_end if line_end >= 0 else len(data)) > limits.request_line:
+            raise ClientError(414, "the request line is too long")
+        if len(data) > limits.head:
+            raise ClientError(431, "the request head is too large")
+        if syntax.BAD_LINE_END.search(data, max(0, judged - 1)):
+            raise ClientError(400, "a line does not end with CRLF, or holds a NUL byte")
+
+    def _begin_record(self, exchange: Exchange) -> None:
+        record = exchange.begin_record()
+        if exchange.client.head_since:
+            record.began_at = exchange.client.head_since
+        if exchange.failure is not None:
             record.times = NO_TIMES
-        accept = (exchange.request.fields.get(b"accept") if exchange else None) or b""
-        answer = build_answer(error.status, error.reason, accept=accept)
-        if (exchange.request.method + b" " if exchange else head).startswith(b"HEAD "):
-            answer = answer[: answer.index(b"\r\n\r\n") + 4]
-        if record is not None:
-            record.body_out = len(answer) - answer.index(b"\r\n\r\n") - 4
-        self._observe(record)
-        try:
-            # A few hundred bytes always fit, unless the client does not read at all.
-            client.stream.send_some(answer)
-        except StreamError:
-            self._clients.close(client.stream)
-            return
-        self._farewell.linger(client)
+        elif self._audience.to_time > 0:
+            exchange.times = self._audience.follow(record)
+            exchange.choices = record.choices
 
-    def _park(self, client: ClientConnection, generation: Generation) -> None:
-        """Let the client wait at the gate for its next request."""
-        if not client.head_since:
-            if self._clients.is_draining:
-                self._clients.close(client.stream)
-                return
-            client.deadline = time.monotonic() + generation.config.timeouts.client_idle
-        self._gate.park(client)
+    def _fail(self, exchange: Exchange, error: Exception) -> None:
+        """Turn an error into its answer, or into a cut. Never waits: see `exchange.rest`."""
+        failure = find_failure(error, has_started=exchange.has_started)
+        if isinstance(error, UpstreamError) and exchange.lease is not None:
+            error.upstream = exchange.lease.upstream.name
+        exchange.let_go(judge(error))
+        exchange.rest = b""
+        if (record := exchange.record) is not None:
+            record.end = failure.end
+            record.status = record.status or failure.status
+            if exchange.response_body is not None:
+                record.body_out = exchange.response_body.moved
+        log_failure(self._throttle, exchange.client.address, exchange.request.line, error, failure)
+        exchange.is_complete = True
+        if failure.end is End.CLIENT_GONE:
+            # A reset frees at once what a client that does not read has left in our kernel.
+            exchange.following = ABORT
+        elif exchange.has_started:
+            exchange.following = ABORT if exchange.ends_by_closing else CLOSE
+        else:
+            # What is left of a body would be read as a request.
+            if failure.closes or exchange.request.has_body:
+                exchange.following = FINISH
+            exchange.client.is_sending = failure.closes
+            exchange.answer(failure.status, failure.reason)
+
+    def _send_failure(self, exchange: Exchange) -> None:
+        """Send what is left of an answer to an error. Blocks."""
+        try:
+            if exchange.rest:
+                exchange.send_rest()
+        except StreamError:
+            exchange.following = CLOSE

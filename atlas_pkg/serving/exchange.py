@@ -1,138 +1,185 @@
-"""One request and the means to answer it.
+"""One request, how far it has come, and the means to answer it.
 
 The connection loop makes an `Exchange` for each request and hands it to the app. It carries the
-generation that the request keeps to its end, the worker's own tools (buffer, upstream pool), and
-the client's stream. `has_started` tells whether the client has been sent a byte of the final
-answer: from then on a failure can only cut the connection.
+generation that the request keeps to its end, and everything that is held for it: the lease of an
+upstream, the connection to it, what is read and not yet sent. So whoever goes on with it (a lane,
+or a thread that may wait) can go on from there, and whoever gives it up lets go of all at once.
 
-Answers that Atlas makes itself are built here, so all of them carry a length and never an
-exception text.
+`has_started` tells whether the client has been sent a byte of the final answer: from then on a
+failure can only cut the connection.
 """
 
 from __future__ import annotations
 
-import email.utils
-import html
-import http.client
+import enum
 import time
 import uuid
 
-from atlas_pkg.balancing.lease import Lease, Wish
-from atlas_pkg.balancing.pool import Pool
-from atlas_pkg.errors import NoUpstream
-from atlas_pkg.http1.forwarding import Hop
-from atlas_pkg.http1.message import Request
-from atlas_pkg.net.relay import Relay
-from atlas_pkg.net.stream import Stream
+from atlas_pkg.balancing.lease import ANYWHERE, Affinity, Lease, Outcome
+from atlas_pkg.balancing.pool import UpstreamConnection
+from atlas_pkg.balancing.upstream import Upstream
+from atlas_pkg.choice import Choice
+from atlas_pkg.errors import ClientGone, Stage, UpstreamError
+from atlas_pkg.http1.body import Body
+from atlas_pkg.http1.message import Request, Response
+from atlas_pkg.net.copy import Copier
 from atlas_pkg.record import Record, Times
-from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
+from atlas_pkg.serving.client import FINISH, PARK, Client, Next
+from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.failures import build_answer
 from atlas_pkg.serving.generation import Generation
 
+# Whether a client is still there is not asked before its answer takes so long.
+LOOK_AFTER = 0.5
 
-class Worker:
-    """What belongs to one worker thread alone: its pool of upstream connections and its buffer."""
 
-    __slots__ = ("leads", "pool", "relay")
+class Step(enum.Enum):
+    """How an exchange goes on."""
 
-    def __init__(self) -> None:
-        self.leads = False  # at the gate: it must not wait for anybody then
-        self.pool = Pool()
-        self.relay = Relay()
+    AWAIT = "await"  # its upstream is to say something: the lane can await that
+    WAIT = "wait"  # something else takes waiting: for a thread
+    DONE = "done"  # it has ended
 
-    def close(self) -> None:
-        """Close what the worker kept."""
-        self.pool.close()
-        self.relay.close()
+
+# At hand, since finding them in the class takes longer than comparing them.
+AWAIT, WAIT, DONE = Step
 
 
 class Exchange:
-    """One request, from its head to the end of its answer."""
+    """One request, from its head to the end of its answer. Belongs to one thread at a time."""
 
-    __slots__ = (
-        "_clients",
-        "client",
-        "ends_by_closing",
-        "generation",
-        "has_sent",
-        "has_started",
-        "hop",
-        "is_tunnel",
-        "may_persist",
-        "record",
-        "request",
-        "request_id",
-        "times",
-        "wish",
-        "worker",
-    )
+    # What most exchanges never change stands in the class: it costs nothing to begin with.
+
+    # Has the client been sent anything, an interim answer included? Of the final answer?
+    has_sent = False
+    has_started = False
+    # Closing the connection is what ends the answer's body, so a cut needs another sign.
+    ends_by_closing = False
+    # Ours for this request, if we make one: the same for each attempt.
+    request_id = b""
+    # What the observers are told of this exchange; None while nobody watches.
+    record: Record | None = None
+    # The times in it; None while nobody shows them.
+    times: Times | None = None
+    # Why it was sent where, one for each attempt; None while nobody asks.
+    choices: list[Choice] | None = None
+
+    # How far it has come. What is held for it:
+    lease: Lease | None = None
+    connection: UpstreamConnection | None = None
+    unsent = b""  # of the request's head and what came with it, what was not taken yet
+    request_body: Body | None = None
+    replay: bytes | None = None  # a body that came whole with its head, kept for another attempt
+    awaits_continue = False  # the client holds its body back until it hears 100
+    is_deaf = False  # the upstream takes no more of the request
+    has_heard = False  # from the upstream, if only an interim answer
+    response: Response | None = None
+    response_body: Body | None = None
+    rest = b""  # of the answer, what the client has not taken yet
+    deadline = 0.0  # until when the upstream has to say more
+    client_left_at = 0.0  # when it was first seen that the client has closed its sending half
+    failure: Exception | None = None  # what was met, and is still to be judged
+    tried: tuple[Upstream, ...] = ()  # those that have failed
+    is_retry = False  # it counts in the budget of retries
+    wants_fresh = False  # an idle connection had gone stale: this time a new one
+    is_complete = False  # the whole answer has been handed to the client's connection
+
+    # The buffers of the thread that goes on with it.
+    copier: Copier
 
     def __init__(
-        self,
-        request: Request,
-        connection: ClientConnection,
-        *,
-        clients: Clients,
-        generation: Generation,
-        worker: Worker,
+        self, request: Request, client: Client, clients: Clients, generation: Generation
     ) -> None:
         self.request = request
-        self.client: Stream = connection.stream
-        self.hop: Hop = connection.hop(generation)
+        self.client = client
         self._clients = clients
         self.generation = generation
-        self.worker = worker
-        self.has_started = False
-        # Has the client been sent anything, an interim answer included?
-        self.has_sent = False
-        # Ours for this request, if we make one: the same for each attempt.
-        self.request_id = b""
         # What ties this client to an upstream, for the balancer.
-        self.wish: Wish = generation.affinity.wish(request, self.hop)
-        # What the observers are told of this exchange; None while nobody watches.
-        self.record: Record | None = None
-        # The times in it; None while nobody shows them.
-        self.times: Times | None = None
-        # May the client's connection carry another request after this one? Only ever turned off.
-        self.may_persist = request.keep_alive
-        # Closing the connection is what ends the answer's body, so a cut needs another sign.
-        self.ends_by_closing = False
-        # Both connections now belong to a tunnel; nobody else may touch them.
-        self.is_tunnel = False
+        self.affinity: Affinity = ANYWHERE
+        if generation.affinity is not None:
+            self.affinity = generation.affinity.read(request, client.info)
+        # What becomes of the client afterwards.
+        self.following: Next = PARK if request.keep_alive else FINISH
 
-    def lease_now(self, wish: Wish) -> Lease | None:
-        """Reserve an upstream for one attempt; None where it takes waiting for a place.
+    def persistence(self) -> bytes:
+        """The Connection line for an answer (RFC 9112 §9.3): said only where it is not implied."""
+        if self._clients.is_draining:
+            self.following = FINISH  # it may have begun while the request was under way
+        if self.following is not PARK:
+            return b"Connection: close\r\n"
+        return b"" if self.request.minor == 1 else b"Connection: keep-alive\r\n"
 
-        Raises `NoUpstream`. Notes why, if somebody asked for that.
+    def send(self, data: bytes) -> None:
+        """Send to the client. Blocks. Raises `StreamError`."""
+        self.client.stream.send(data, self.generation.config.timeouts.client_write)
+
+    def send_rest(self) -> None:
+        """Send what the client has not taken yet. Blocks. Raises `StreamError`."""
+        rest, self.rest = self.rest, b""
+        self.send(rest)
+
+    def start(self, status: int) -> None:
+        """The final answer is about to be sent: from here on a failure can only cut it."""
+        self.has_started = True
+        if self.record is not None:
+            self.record.status = status
+
+    def answer(self, status: int, reason: str) -> None:
+        """Answer by Atlas itself. Never waits: what the client does not take at once is kept."""
+        answer = build_answer(
+            status,
+            reason,
+            accept=self.request.fields.get(b"accept") or b"",
+            persistence=self.persistence(),
+        )
+        self.answer_whole(status, answer)
+
+    def answer_whole(self, status: int, answer: bytes) -> None:
+        """Send an answer made by Atlas, without its body where only the head was asked for.
+
+        Never waits: what the client does not take at once is kept.
         """
-        balancer, record = self.generation.balancer, self.record
-        if record is None or record.choices is None:
-            return balancer.lease_now(wish)
-        lease, choice = balancer.lease_explained(wish)
-        record.choices.append(choice)
-        if lease is None and not choice.waits:
-            raise NoUpstream
-        return lease
+        head_end = answer.index(b"\r\n\r\n") + 4
+        if self.request.method == b"HEAD":
+            answer = answer[:head_end]
+        self.start(status)
+        if self.record is not None:
+            self.record.body_out = len(answer) - head_end
+        self.is_complete = True
+        self.rest = self.client.stream.send_now(answer)
 
-    def queue(self, wish: Wish) -> Lease:
-        """Wait for a place at an upstream. Blocks. Raises `NoUpstream`, `ClientGone`."""
-        return self.generation.balancer.lease(wish, is_gone=self.client.has_ended)
+    def let_go(self, outcome: Outcome) -> None:
+        """Give up the upstream that is held, if any, with what that says about it."""
+        if self.connection is not None:
+            self.connection.stream.close()
+            self.connection = None
+        self.unsent = b""
+        if self.lease is not None:
+            lease, self.lease = self.lease, None
+            lease.release(outcome)
+        if self.is_retry:
+            self.is_retry = False
+            self.generation.balancer.end_retry()
 
-    def may_wait(self) -> Steps:
-        """Pause until a worker goes on that may wait."""
-        while self.worker.leads:
-            self.worker = yield None
+    def find_loss(self, now: float) -> Exception | None:
+        """Say why nothing good is to be awaited any more: time has run out, or the client left.
 
-    def begin_record(self) -> Record:
-        """Begin to take down what happens in this exchange."""
-        request, hop, forwarder = self.request, self.hop, self.generation.forwarder
-        address = hop.text
-        if hop.is_trusted:
-            address = forwarder.client_address(request, hop).decode("ascii")
-        record = Record(address, request.line, time.monotonic())
-        record.origin = request.fields.origin()
-        if b"x-request-id" in request.fields.notable:
-            record.request_id = forwarder.kept_request_id(request, hop)
-        return record
+        To be asked by the lane, now and then.
+        """
+        is_head = self.response is None
+        if now >= self.deadline:
+            stage = Stage.HEAD if is_head else Stage.BODY
+            return UpstreamError(stage, "nothing came in time", timed_out=True)
+        timeouts = self.generation.config.timeouts
+        if is_head and self.deadline - now > timeouts.upstream_head - LOOK_AFTER:
+            return None
+        if not self.client.stream.has_ended():
+            return None
+        # It may have closed its sending half only, and be reading on.
+        self.client_left_at = self.client_left_at or now
+        if now - self.client_left_at < timeouts.client_gone and not self._clients.is_cut:
+            return None
+        return ClientGone("closed its connection")
 
     def make_request_id(self) -> bytes:
         """The id that is sent on unless the request has one that is kept (UUID 4, RFC 9562)."""
@@ -142,67 +189,34 @@ class Exchange:
                 self.record.request_id = self.request_id
         return self.request_id
 
-    def start(self, status: int) -> None:
-        """The final answer is about to be sent: from here on a failure can only cut it."""
-        self.has_started = True
+    def begin_record(self) -> Record:
+        """Begin to take down what happens in this exchange."""
+        request, client, forwarder = self.request, self.client.info, self.generation.forwarder
+        address = client.text
+        if client.is_trusted:
+            address = forwarder.client_address(request, client).decode("ascii")
+        self.record = record = Record(address, request.line, time.monotonic())
+        record.origin = request.fields.origin()
+        if b"x-request-id" in request.fields.notable:
+            record.request_id = forwarder.kept_request_id(request, client)
+        return record
+
+    def note_attempt(self, upstream: Upstream) -> None:
+        """An attempt at `upstream` begins, for those who watch."""
         if self.record is not None:
-            self.record.status = status
+            self.record.upstream = upstream.name
+        if self.times is not None:
+            self.times.chosen_at = time.monotonic()
 
-    def persistence(self) -> bytes:
-        """The Connection line for an answer (RFC 9112 §9.3): said only where it is not implied."""
-        if self._clients.is_draining:
-            self.may_persist = False  # it may have begun while the request was under way
-        if not self.may_persist:
-            return b"Connection: close\r\n"
-        return b"" if self.request.minor == 1 else b"Connection: keep-alive\r\n"
-
-    def answer(self, status: int, reason: str, *, retry_after: int | None = None) -> None:
-        """Send an answer that Atlas makes itself. Raises `StreamError`."""
-        answer = build_answer(
-            status,
-            reason,
-            accept=self.request.fields.get(b"accept") or b"",
-            retry_after=retry_after,
-            persistence=self.persistence(),
-        )
-        if self.request.method == b"HEAD":
-            answer = answer[: answer.index(b"\r\n\r\n") + 4]
-        self.start(status)
+    def note_connection(self, connection: UpstreamConnection) -> None:
+        """There is a connection for it, for those who watch."""
         if self.record is not None:
-            self.record.body_out = len(answer) - answer.index(b"\r\n\r\n") - 4
-        self.client.send(answer, self.generation.config.timeouts.client_write)
+            self.record.reused = connection.requests > 0
+        if self.times is not None:
+            is_new = not connection.requests
+            self.times.connected_at = time.monotonic() if is_new else self.times.chosen_at
 
-
-def build_answer(
-    status: int,
-    reason: str,
-    *,
-    accept: bytes = b"",
-    retry_after: int | None = None,
-    persistence: bytes = b"Connection: close\r\n",
-) -> bytes:
-    """Build a whole error answer: HTML for a client that asks for it, else one line of text.
-
-    `reason` is our own wording and never repeats what the client sent.
-    """
-    phrase = http.client.responses.get(status, "Error")
-    if b"text/html" in accept.lower():
-        kind = "text/html; charset=utf-8"
-        title = html.escape(f"{status} {phrase}")
-        body = (
-            f"<!DOCTYPE html>\n<html lang=en><title>{title}</title>\n"
-            f"<h1>{title}</h1>\n<p>{html.escape(reason)}</p>\n</html>\n"
-        )
-    else:
-        kind = "text/plain; charset=utf-8"
-        body = f"{status} {phrase}: {reason}\n"
-    payload = body.encode()
-    head = [
-        f"HTTP/1.1 {status} {phrase}",
-        f"Date: {email.utils.formatdate(usegmt=True)}",
-        f"Content-Type: {kind}",
-        f"Content-Length: {len(payload)}",
-    ]
-    if retry_after is not None:
-        head.append(f"Retry-After: {retry_after}")
-    return "\r\n".join(head).encode() + b"\r\n" + persistence + b"\r\n" + payload
+    def note_asked(self) -> None:
+        """The request's head has been sent, for those who watch."""
+        if self.times is not None:
+            self.times.asked_at = time.monotonic()

@@ -1,19 +1,27 @@
-"""What went wrong, in the client's words: the status, a short reason, and how it is recorded.
+"""The failure table: everything that can go wrong with an exchange, a row each.
 
-An error says whose fault it was and how far the exchange had come (`errors.py`); this is the table
-from there to what is answered. The reasons are our own wording: an exception's text may hold what
-is nobody's business.
+An error says whose fault it was and how far things had come (`errors.py`). Its row says all else:
+the one word by which log, metrics and page call it, the status and the reason that the client
+hears, whether the upstream's circuit breaker hears of it, and how it is logged. The reasons are
+our own wording: an exception's text may hold what is nobody's business.
+
+Answers that Atlas makes itself are built here, so all of them carry a length.
 """
 
 from __future__ import annotations
 
+import email.utils
+import html
+import http.client
 import logging
 from typing import NamedTuple
 
+from atlas_pkg.balancing.lease import FAILURE, Outcome
 from atlas_pkg.errors import (
     ClientError,
     ClientGone,
     NoUpstream,
+    Overloaded,
     Side,
     Stage,
     StreamError,
@@ -22,65 +30,123 @@ from atlas_pkg.errors import (
 from atlas_pkg.logs import Throttle
 from atlas_pkg.record import End
 
-log = logging.getLogger("atlas.connection")
+log = logging.getLogger("atlas.failures")
+
+# In whole seconds, with every 503 of ours: when it is worth asking again.
+RETRY_AFTER = 5
 
 
 class Failure(NamedTuple):
-    """An answer that Atlas makes itself."""
+    """One way in which an exchange fails."""
 
-    status: int
-    reason: str
-    end: End
-    retry_after: int | None = None
+    end: End  # its word in log, metrics and page
+    status: int  # what the client hears; 0 = what the error says
+    reason: str  # in words; empty = what the error says
+    fault: Side | None  # whose it is; None = ours
+    reaches_breaker: bool  # is it held against the upstream?
+    closes: bool  # does the client's connection end with it?
+    level: int  # of the log
 
 
-def explain(error: Exception) -> Failure:
-    """Say what a client is to be told about `error`; everything unknown is our own fault."""
-    if isinstance(error, ClientError):
-        return Failure(error.status, error.reason, End.REFUSED)
-    if isinstance(error, NoUpstream):
-        reason = "no upstream is available"
-        return Failure(503, reason, End.NO_UPSTREAM, retry_after=error.retry_after)
+_CLIENT, _UPSTREAM = Side.CLIENT, Side.UPSTREAM
+_LATE, _BAD = "the upstream did not answer in time", "the upstream failed"
+_DEBUG, _INFO = logging.DEBUG, logging.INFO
+_WARNING, _ERROR = logging.WARNING, logging.ERROR
+
+# fmt: off
+FAILURES = {row.end: row for row in (
+    #       word               status reason                    fault     breaker closes level
+    Failure(End.REFUSED,          0, "",                         _CLIENT,   False, True,  _INFO),
+    Failure(End.CLIENT_GONE,    499, "",                         _CLIENT,   False, True,  _DEBUG),
+    Failure(End.NO_UPSTREAM,    503, "no upstream is available", _UPSTREAM, False, False, _WARNING),
+    Failure(End.OVERLOADED,     503, "too much to do",           None,      False, False, _WARNING),
+    Failure(End.CONNECT_FAILED, 502, _BAD,                       _UPSTREAM, True,  False, _WARNING),
+    Failure(End.CONNECT_TIMEOUT, 504, _LATE,                     _UPSTREAM, True,  False, _WARNING),
+    Failure(End.UPSTREAM_FAILED, 502, _BAD,                      _UPSTREAM, True,  False, _WARNING),
+    Failure(End.UPSTREAM_TIMEOUT, 504, _LATE,                    _UPSTREAM, True,  False, _WARNING),
+    Failure(End.UPSTREAM_CUT,   502, _BAD,                       _UPSTREAM, True,  True,  _WARNING),
+    Failure(End.ERROR,          500, "an error in Atlas",        None,      False, False, _ERROR),
+)}
+# fmt: on
+
+
+def find_failure(error: Exception, *, has_started: bool = False) -> Failure:
+    """Find the row of `error`; `has_started`: the client had been sent some of the answer."""
     if isinstance(error, UpstreamError):
-        reason = "the upstream did not answer in time" if error.timed_out else "the upstream failed"
-        return Failure(error.status, reason, _end_of(error))
-    return Failure(500, "an error in Atlas", End.ERROR)
+        if has_started:
+            return FAILURES[End.UPSTREAM_CUT]
+        if error.stage is Stage.CONNECT:
+            return FAILURES[End.CONNECT_TIMEOUT if error.timed_out else End.CONNECT_FAILED]
+        return FAILURES[End.UPSTREAM_TIMEOUT if error.timed_out else End.UPSTREAM_FAILED]
+    if isinstance(error, ClientError):
+        return FAILURES[End.REFUSED]._replace(status=error.status, reason=error.reason)
+    if isinstance(error, (ClientGone, StreamError)):  # a stream's own error is the client's here
+        return FAILURES[End.CLIENT_GONE]
+    if isinstance(error, NoUpstream):
+        return FAILURES[End.NO_UPSTREAM]
+    if isinstance(error, Overloaded):
+        return FAILURES[End.OVERLOADED]
+    return FAILURES[End.ERROR]
 
 
-def _end_of(error: UpstreamError) -> End:
-    if error.stage is Stage.CONNECT:
-        return End.CONNECT_TIMEOUT if error.timed_out else End.CONNECT_FAILED
-    return End.UPSTREAM_TIMEOUT if error.timed_out else End.UPSTREAM_FAILED
+def judge(error: Exception) -> Outcome:
+    """What `error` says about the upstream that was tried.
 
-
-def translate(
-    error: StreamError, stage: Stage, *, is_stale: bool = False
-) -> ClientGone | UpstreamError:
-    """Give a stream's failure its meaning: whose it was, and at which stage."""
-    if error.side is Side.CLIENT:
-        return ClientGone(error.reason)
-    # Silence is no sign of a stale connection: asking again would only wait as long again.
-    is_stale = is_stale and not error.timed_out
-    return UpstreamError(stage, error.reason, timed_out=error.timed_out, is_stale=is_stale)
+    A connection that had gone stale says nothing about it, nor does a want of this machine.
+    """
+    if not find_failure(error).reaches_breaker or not isinstance(error, UpstreamError):
+        return Outcome.NONE
+    return Outcome.NONE if error.is_stale or error.is_own_fault else FAILURE
 
 
 def log_failure(
-    throttle: Throttle, request_line: bytes, error: Exception, failure: Failure
+    throttle: Throttle, client: str, request_line: bytes, error: Exception, failure: Failure
 ) -> None:
-    """Log what is not the client's fault; that is logged where it is refused."""
+    """Log a failure at its level, each cause once in a while."""
     line = request_line.decode("latin-1")
-    if isinstance(error, NoUpstream):
-        throttle.write(logging.WARNING, "none", "503 for %s: %s", line, error)
+    if failure.end is End.ERROR:
+        log.error("500 for %s: an error in Atlas", line, exc_info=error)
+    elif failure.end is End.CLIENT_GONE:
+        log.debug("%s: client gone: %s", client, error)
+    elif isinstance(error, ClientError):
+        throttle.write(
+            failure.level, f"{error}", "%s: refused with %d: %s", client, error.status, error.reason
+        )
     elif isinstance(error, UpstreamError):
         upstream = error.upstream or "an upstream"
+        message = "%d for %s: upstream %s %s"
         throttle.write(
-            logging.WARNING,
-            f"{upstream} {error}",
-            "%d for %s: upstream %s %s",
-            failure.status,
-            line,
-            upstream,
-            error,
+            failure.level, f"{upstream} {error}", message, failure.status, line, upstream, error
         )
-    elif not isinstance(error, ClientError):
-        log.error("500 for %s: an error in Atlas", line, exc_info=error)
+    else:
+        throttle.write(failure.level, str(error), "%d for %s: %s", failure.status, line, error)
+
+
+def build_answer(
+    status: int, reason: str, *, accept: bytes = b"", persistence: bytes = b"Connection: close\r\n"
+) -> bytes:
+    """Build a whole error answer: HTML for a client that asks for it, else one line of text.
+
+    `reason` is our own wording and never repeats what the client sent.
+    """
+    phrase = http.client.responses.get(status, "Error")
+    if b"text/html" in accept.lower():
+        kind = "text/html; charset=utf-8"
+        title = html.escape(f"{status} {phrase}")
+        body = (
+            f"<!DOCTYPE html>\n<html lang=en><title>{title}</title>\n"
+            f"<h1>{title}</h1>\n<p>{html.escape(reason)}</p>\n</html>\n"
+        )
+    else:
+        kind = "text/plain; charset=utf-8"
+        body = f"{status} {phrase}: {reason}\n"
+    payload = body.encode()
+    head = [
+        f"HTTP/1.1 {status} {phrase}",
+        f"Date: {email.utils.formatdate(usegmt=True)}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(payload)}",
+    ]
+    if status == 503:
+        head.append(f"Retry-After: {RETRY_AFTER}")
+    return "\r\n".join(head).encode() + b"\r\n" + persistence + b"\r\n" + payload

@@ -10,27 +10,15 @@ import os
 import threading
 
 from atlas_pkg.balancing.balancer import Balancer
-from atlas_pkg.balancing.lease import Outcome
 from atlas_pkg.balancing.sticky import StickySessions
 from atlas_pkg.config import Config
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
-from atlas_pkg.serving.affinity import Affinity
+from atlas_pkg.serving.affinity import HASHING, AffinityReader
 
 
 class Generation:
     """A configuration with its balancer, parser and forwarder. Immutable, thread-safe."""
-
-    __slots__ = (
-        "_failure_statuses",
-        "affinity",
-        "balancer",
-        "config",
-        "forwarder",
-        "number",
-        "parser",
-        "secret",
-    )
 
     def __init__(
         self, config: Config, previous: Generation | None = None, *, secret: bytes = b""
@@ -40,7 +28,8 @@ class Generation:
         self.config = config
         self.balancer: Balancer = Balancer(config, previous.balancer if previous else None)
         breaker = config.circuit_breaker
-        self._failure_statuses = frozenset(breaker.statuses if breaker else ())
+        # What an answer says about its upstream, if it has one of these.
+        self.failure_statuses = frozenset(breaker.statuses if breaker else ())
         self.parser = MessageParser(config.limits)
         self.secret: bytes = previous.secret if previous else secret or os.urandom(32)
         sticky = None
@@ -50,28 +39,27 @@ class Generation:
         self.forwarder = Forwarder(
             config.forwarding, filter_cookie=sticky.without_own_cookie if sticky else None
         )
-        self.affinity = Affinity(config, self.balancer, self.forwarder, sticky)
-
-    def judge(self, status: int) -> Outcome:
-        """What an answer with `status` says about its upstream."""
-        return Outcome.FAILURE if status in self._failure_statuses else Outcome.SUCCESS
+        # What ties a client to an upstream; None where nothing does.
+        self.affinity: AffinityReader | None = None
+        if sticky is not None or config.routing.strategy in HASHING:
+            self.affinity = AffinityReader(config, self.balancer, self.forwarder, sticky)
 
 
 class ConfigHolder:
     """Holds the generation in force. Thread-safe."""
 
     def __init__(self, generation: Generation) -> None:
-        # Guards _generation: readers get the old one or the new one, never anything between.
+        # Guards the change from one to the next. Reading needs no lock: whoever looks finds the
+        # old one or the new one, never anything between.
         self._lock = threading.Lock()
-        self._generation = generation
+        self.generation = generation
 
     def current(self) -> Generation:
         """The generation in force now."""
-        with self._lock:
-            return self._generation
+        return self.generation
 
     def swap(self, generation: Generation) -> None:
         """Put `generation` in force for all requests that begin from now on."""
         with self._lock:
-            self._generation = generation
-        generation.balancer.activate()
+            self.generation = generation
+            generation.balancer.activate()

@@ -4,7 +4,7 @@ For apps whose answers fit into memory, such as the admin app. A `Reply` is a va
 adds what every such answer has: its length, and fields that keep browsers from storing it, guessing
 its type or showing it inside a page of somebody else.
 
-Not done here: error answers of the proxy (`exchange.build_answer`), and anything that streams.
+Not done here: error answers of the proxy (`failures.py`), and anything that streams.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import http.client
 import time
 from dataclasses import dataclass
 
-from atlas_pkg.errors import ClientError, MalformedMessage, StreamError
+from atlas_pkg.errors import ClientError, MalformedMessage, Side, StreamError
+from atlas_pkg.http1.chunked import ChunkedDecoder
 from atlas_pkg.http1.forwarding import CONTINUE
-from atlas_pkg.http1.framing import BodyKind, ChunkedDecoder
+from atlas_pkg.http1.framing import BodyKind
+from atlas_pkg.serving.client import FINISH
 from atlas_pkg.serving.exchange import Exchange
 
 TEXT = "text/plain; charset=utf-8"
@@ -44,7 +46,7 @@ def send_reply(exchange: Exchange, reply: Reply, *, has_read_body: bool = False)
     """
     request = exchange.request
     if request.has_body and not has_read_body:
-        exchange.may_persist = False
+        exchange.following = FINISH
     head = [
         f"HTTP/1.1 {reply.status} {http.client.responses.get(reply.status, 'Unknown')}",
         f"Date: {email.utils.formatdate(usegmt=True)}",
@@ -59,10 +61,9 @@ def send_reply(exchange: Exchange, reply: Reply, *, has_read_body: bool = False)
         *(f"{name}: {value}" for name, value in reply.fields),
     ]
     answer = "\r\n".join(head).encode("ascii") + b"\r\n" + exchange.persistence() + b"\r\n"
-    if request.method != b"HEAD":
-        answer += reply.body
-    exchange.has_started = True
-    exchange.client.send(answer, exchange.generation.config.timeouts.client_write)
+    exchange.answer_whole(reply.status, answer + reply.body)
+    if exchange.rest:
+        exchange.send_rest()
 
 
 def read_small_body(exchange: Exchange, most: int) -> bytes:
@@ -71,13 +72,13 @@ def read_small_body(exchange: Exchange, most: int) -> bytes:
     All of it must come within `timeouts.client_body`, so a slow client cannot hold a thread. Raises
     `ClientError` (408, 413, malformed chunks) and `StreamError`.
     """
-    framing, client = exchange.request.framing, exchange.client
+    framing, client = exchange.request.framing, exchange.client.stream
     config = exchange.generation.config
     if framing.length > most:
         raise ClientError(413, "the request body is too large")
     if exchange.request.expects_continue and not client.buffered:
         exchange.has_sent = True
-        client.send(CONTINUE, config.timeouts.client_write)
+        exchange.send(CONTINUE)
     decoder = ChunkedDecoder(config.limits.fields) if framing.kind is BodyKind.CHUNKED else None
     deadline = time.monotonic() + config.timeouts.client_body
     body = b""
@@ -98,7 +99,7 @@ def read_small_body(exchange: Exchange, most: int) -> bytes:
 
 
 def _decode_buffered(exchange: Exchange, decoder: ChunkedDecoder) -> bytes:
-    client = exchange.client
+    client = exchange.client.stream
     try:
         piece, client.buffered = decoder.decode(client.buffered)
     except MalformedMessage as error:
@@ -112,11 +113,11 @@ def _receive(exchange: Exchange, timeout: float) -> bytes:
     if timeout <= 0:
         raise late
     try:
-        data = exchange.client.receive(timeout)
+        data = exchange.client.stream.receive(timeout)
     except StreamError as error:
         if error.timed_out:
             raise late from None
         raise
     if not data:
-        raise StreamError(exchange.client.side, "closed its connection in the middle of a body")
+        raise StreamError(Side.CLIENT, "closed its connection in the middle of a body")
     return data

@@ -1,32 +1,43 @@
-"""Accepting clients: the `ThreadingTCPServer` of the standard library, with the gate for threads.
+"""Accepting clients: the `ThreadingTCPServer` of the standard library.
 
-The library's loop waits for the listening socket and accepts. Where it would start a thread for
-each connection, `process_request` puts the connection at the gate: a client that says nothing costs
-no thread. Nothing else happens in the accepting thread, so new clients do not wait for old ones.
+Without a lane it is just that: each client gets a thread, which serves it from its first request
+to its last. With lanes, `process_request` puts the client at one of them instead, and a client that
+says nothing costs no thread. Nothing else happens in the accepting thread, so new clients do not
+wait for old ones.
 
-At the connection limit, or without descriptors, accepting pauses and the kernel's backlog holds
-the newcomers. The log says so once, until a time comes when nobody waits any more.
+Where there is no room for another client, those that have been silent longest make room, and while
+there are none, accepting pauses and the kernel's backlog holds the newcomers. Room is what
+`listen.max_connections` and the limit of open files leave. The log says once that others wait,
+until a time comes when nobody does.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
+import resource
 import select
 import socket
 import socketserver
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.errors import Side
 from atlas_pkg.net.listener import BACKLOG
 from atlas_pkg.net.stream import Stream
-from atlas_pkg.serving.clients import ClientConnection, Clients
-from atlas_pkg.serving.gate import Gate
+from atlas_pkg.serving.client import PARK, Client
+from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.generation import ConfigHolder
+from atlas_pkg.serving.lane import EpollLane
 
 log = logging.getLogger("atlas.server")
+
+# Descriptors that a process needs beside its connections: log, epoll, watcher, pipes, probes.
+OWN_DESCRIPTORS = 64
 
 # Rest for this long when descriptors or memory have run out; others will be closed meanwhile.
 EXHAUSTED_REST = 0.1
@@ -43,23 +54,44 @@ _ACCEPTS_BLOCKING = sys.platform == "linux"
 POLL_INTERVAL = 0.1
 
 
+class ClientHandler(socketserver.BaseRequestHandler):
+    """Serves one client in a thread of its own, which `ThreadingTCPServer` has started for it."""
+
+    server: AtlasServer
+
+    def handle(self) -> None:
+        """Serve the client until it is gone."""
+        self.server.serve_client(self.request, self.client_address)
+
+
 class AtlasServer(socketserver.ThreadingTCPServer):
-    """Accepts clients and puts them at the gate."""
+    """Accepts clients, and has each served by a lane or by a thread of its own."""
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(
-        self, listener: socket.socket, gate: Gate, clients: Clients, holder: ConfigHolder
+        self,
+        listener: socket.socket,
+        holder: ConfigHolder,
+        clients: Clients,
+        *,
+        lanes: Sequence[EpollLane],
+        serve: Callable[[Client], None],
+        most_threads: int,
     ) -> None:
-        """Takes over `listener`, which is open and listening."""
-        super().__init__(
-            listener.getsockname(), socketserver.BaseRequestHandler, bind_and_activate=False
-        )
+        """Takes over `listener`, which is open and listening.
+
+        `serve` serves a client from its first request to its last, in its own thread; that is for
+        the case without `lanes`, and then there are at most `most_threads`.
+        """
+        super().__init__(listener.getsockname(), ClientHandler, bind_and_activate=False)
         self.socket.close()  # the one that the library made for itself
         self.socket = listener
         self.socket.setblocking(False)  # so that a turn can take all who are there, and no more
-        self._gate = gate
+        self._lanes = itertools.cycle(lanes) if lanes else None
+        self._serve = serve
+        self._most = client_limit() if lanes else min(client_limit(), most_threads)
         self._clients = clients
         self._holder = holder
         self._waiting = select.poll()
@@ -82,39 +114,33 @@ class AtlasServer(socketserver.ThreadingTCPServer):
             raise
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Put a new client at the gate, and those that came with it.
+        """Have a new client served, and those that came with it.
 
-        Each turn of the library's loop waits for the interpreter lock behind all busy workers. So
+        Each turn of the library's loop waits for the interpreter lock behind whoever is busy. So
         it takes several clients, else newcomers would starve while others are served.
         """
         self._admit(request, client_address)
-        self._admit_more(ACCEPTS_PER_TURN - 1)
-
-    def _admit_more(self, most: int) -> None:
-        """Admit up to `most` clients that the kernel has connected for us already."""
-        for _ in range(most):
+        for _ in range(ACCEPTS_PER_TURN - 1):
             try:
                 self._admit(*self.get_request())
             except OSError:
                 return
 
-    def _admit(self, request: Any, client_address: Any) -> None:
-        """Put a new client at the gate, where it waits for its first byte."""
-        if not _ACCEPTS_BLOCKING:
-            request.setblocking(True)
-        address = client_address[0]
-        # An IPv4 client of a socket that takes both kinds appears as ::ffff:192.0.2.1.
-        if address.startswith("::ffff:") and "." in address:
-            address = address[7:]
-        address = address.partition("%")[0]
-        timeouts = self._holder.current().config.timeouts
-        stream = Stream(request, Side.CLIENT)
-        self._clients.add(stream)
-        self._gate.park(ClientConnection(stream, address, time.monotonic() + timeouts.client_idle))
+    def shutdown_request(self, request: Any) -> None:
+        """The library's end of a request: whoever has served the client has closed it already."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log what the library caught; it would print a traceback to the terminal."""
-        log.error("a new client could not be taken", exc_info=True)  # noqa: LOG014
+        log.error("a client could not be served", exc_info=True)  # noqa: LOG014
+
+    def serve_client(self, request: Any, client_address: Any) -> None:
+        """Serve a client in its own thread, until it is gone."""
+        pool = Pool()
+        try:
+            client = self._make_client(request, client_address, None, pool)
+            self._serve(client)
+        finally:
+            pool.close()
 
     def accept_backlog(self) -> None:
         """Take the clients that the kernel has connected for us already; then stop listening.
@@ -128,6 +154,31 @@ class AtlasServer(socketserver.ThreadingTCPServer):
             pass
         self.server_close()
 
+    def _admit(self, request: Any, client_address: Any) -> None:
+        """Put a new client at a lane, where it waits for its first byte, or start its thread."""
+        if not _ACCEPTS_BLOCKING:
+            request.setblocking(True)
+        if self._lanes is None:
+            super().process_request(request, client_address)
+            return
+        lane = next(self._lanes)
+        client = self._make_client(request, client_address, lane, lane.pool)
+        self._clients.put_away(client, PARK)
+
+    def _make_client(
+        self, request: Any, client_address: Any, lane: EpollLane | None, pool: Pool
+    ) -> Client:
+        address = client_address[0]
+        # An IPv4 client of a socket that takes both kinds appears as ::ffff:192.0.2.1.
+        if address.startswith("::ffff:") and "." in address:
+            address = address[7:]
+        address = address.partition("%")[0]
+        timeouts = self._holder.current().config.timeouts
+        deadline = time.monotonic() + timeouts.client_idle
+        client = Client(Stream(request, Side.CLIENT), address, deadline, lane, pool)
+        self._clients.add(client)
+        return client
+
     def _forget_if_nobody_waits(self) -> None:
         """End a time of shortage, which was logged once; raises `BlockingIOError`."""
         if not self._waiting.poll(0):
@@ -135,12 +186,21 @@ class AtlasServer(socketserver.ThreadingTCPServer):
             raise BlockingIOError(errno.EAGAIN, "nobody waits to be accepted")
 
     def _wait_for_room(self) -> None:
-        limit = self._holder.current().config.listen.max_connections
-        if self._clients.wait_until_below(limit, 0):
+        limit = min(self._holder.current().config.listen.max_connections, self._most)
+        if len(self._clients) < limit:
             return
         self._forget_if_nobody_waits()
+        self._clients.dismiss_idle(1 + len(self._clients) - limit)
+        if len(self._clients) < limit:
+            return
         if not self._is_full:
-            log.warning("%d clients are connected (listen.max_connections); others wait", limit)
+            log.warning("%d clients are connected, and none is idle; others wait", limit)
             self._is_full = True
         if not self._clients.wait_until_below(limit, POLL_INTERVAL):
             raise BlockingIOError(errno.EAGAIN, "no room for another client yet")
+
+
+def client_limit() -> int:
+    """How many clients the limit of open files leaves room for, each with an upstream."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, (soft - OWN_DESCRIPTORS) // 2)

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.toolkit import LANES
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_PATIENCE = 20.0
 
@@ -95,7 +97,7 @@ def run_atlas(upstream: int, config: str = "plain") -> Iterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "atlas.toml"
         path.write_text(
-            '[listen]\naddress = "127.0.0.1"\nport = 0\npin = false\n'
+            f'[listen]\naddress = "127.0.0.1"\nport = 0\npin = false\nlanes = {LANES}\n'
             f'[[upstreams]]\nname = "u"\naddress = "127.0.0.1"\nport = {upstream}\n'
             + CONFIGS[config],
             encoding="utf-8",

@@ -1,14 +1,9 @@
-"""Move bytes between two sockets without looking at them.
+"""Bytes both ways between two connections, whatever they mean.
 
-`Relay.copy` moves a counted number of bytes one way: through a kernel pipe where there are many and
-the system can (`pipe.py`), else through one kept buffer. Either way memory does not depend on the
-size of a body, and a side that does not read stops the other: we read again only when what was read
-has been written.
-
-`Tunnel` moves bytes both ways until both sides have ended. It runs in one thread that waits on both
-sockets and writes without blocking, because two sides that each wait for the other to read would
-otherwise wait for ever. A bulk transfer goes through a kernel pipe, too. The end of input on one
-side is passed on as such (a half-close), not as the end of the tunnel.
+A tunnel moves bytes until both sides have ended. It runs in one thread that waits on both sockets
+and writes without blocking, because two sides that each wait for the other to read would otherwise
+wait for ever. A bulk transfer goes through a kernel pipe. The end of input on one side is passed
+on as such (a half-close), not as the end of the tunnel.
 """
 
 from __future__ import annotations
@@ -17,76 +12,11 @@ import select
 import time
 
 from atlas_pkg.errors import Side, StreamError
-from atlas_pkg.net.pipe import HAS_SPLICE, PIPE_BYTES, SPLICE_FROM, KernelPipe
+from atlas_pkg.net.splice import HAS_SPLICE, PIPE_BYTES, KernelPipe
 from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
-
-# Larger reads cost less per byte: 0.86 s of CPU per GB with 64 KB, 0.41 s with 256 KB.
-BUFFER_BYTES = 256 * 1024
 
 # After one side of a tunnel has ended, the other may fall silent for so long.
 HALF_CLOSED_LIMIT = 30.0
-
-
-class Relay:
-    """Copies between streams through a buffer and a pipe that are kept. Not thread-safe."""
-
-    def __init__(self) -> None:
-        self._storage: bytearray | None = None
-        # None where splicing is not to be had.
-        self.pipe = KernelPipe() if HAS_SPLICE else None
-        self.moved = 0  # bytes, by the last `copy`; also when it failed
-
-    @property
-    def buffer(self) -> memoryview:
-        """A view of the kept buffer."""
-        return memoryview(self.storage)
-
-    @property
-    def storage(self) -> bytearray:
-        """The kept buffer itself, made on first use."""
-        if self._storage is None:
-            self._storage = bytearray(BUFFER_BYTES)
-        return self._storage
-
-    def copy(
-        self, source: Stream, sink: Stream, count: int, *, read_timeout: float, write_timeout: float
-    ) -> None:
-        """Move exactly `count` bytes; raises `StreamError` for the side that fails.
-
-        Input that ends early is a failure of `source`; `sink` leaving is noticed while waiting.
-        """
-        self.moved = 0
-        if self.pipe is not None and count >= SPLICE_FROM:
-            pipe = self.pipe
-            try:
-                while self.moved < count:
-                    left = count - self.moved
-                    received = _expect(pipe.fill(source, left, read_timeout, sink), source)
-                    pipe.drain(sink, write_timeout)
-                    self.moved += received
-            except BaseException:
-                pipe.close()  # what is left in it belongs to no other body
-                raise
-            return
-        buffer = self.buffer
-        while self.moved < count:
-            view = buffer[: count - self.moved]
-            received = _expect(source.receive_into(view, read_timeout, sink), source)
-            sink.send(view[:received], write_timeout)
-            self.moved += received
-
-    def close(self) -> None:
-        """Release what was kept."""
-        self._storage = None
-        if self.pipe is not None:
-            self.pipe.close()
-
-
-def _expect(received: int, source: Stream) -> int:
-    """Pass on a count of bytes that must not be 0, the end of input."""
-    if not received:
-        raise StreamError(source.side, "closed its connection in the middle of a body")
-    return received
 
 
 class _Direction:
@@ -152,7 +82,7 @@ class Tunnel:
 
     def __init__(self, client: Stream, upstream: Stream, idle_limit: float) -> None:
         for stream in (client, upstream):
-            stream.sock.setblocking(False)  # one that does not read must not stop the other way
+            stream.stop_blocking()  # one that does not read must not stop the other way
         self._up = _Direction(client, upstream)
         self._down = _Direction(upstream, client)
         self._idle_limit = idle_limit
@@ -194,8 +124,8 @@ class Tunnel:
             wanted = select.POLLOUT if outward.is_pending else 0
             if not inward.is_pending and not inward.has_ended:
                 wanted |= select.POLLIN
-                readers[stream.sock.fileno()] = stream
+                readers[stream.fd] = stream
             if wanted:
-                poller.register(stream.sock, wanted)
+                poller.register(stream.fd, wanted)
         ready = poller.poll(timeout * 1000 + 1)
         return [readers[fd] for fd, seen in ready if fd in readers and seen & ~select.POLLOUT]

@@ -5,8 +5,8 @@ another socket's send queue. Nothing is copied to user space, so a gigabyte cost
 CPU where reading and writing 256 KB at a time costs 0.41 s. A pipe takes 64 KB by default; ours is
 enlarged to 1 MiB, so that one round trip moves more.
 
-Each worker keeps one pipe. It is empty between two bodies; after a failure it is thrown away,
-since bytes of the failed body may be left in it.
+A thread that moves bodies keeps one pipe. It is empty between two bodies; after a failure it is
+thrown away, since bytes of the failed body may be left in it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ PIPE_BYTES = 1 << 20
 # Below this, two system calls more cost as much as they save.
 SPLICE_FROM = 128 * 1024
 
-# ATLAS_PORTABLE=1 asks for what works everywhere.
-HAS_SPLICE = hasattr(os, "splice") and not os.environ.get("ATLAS_PORTABLE")
+HAS_SPLICE = hasattr(os, "splice")
 
 
 class KernelPipe:
@@ -42,10 +41,9 @@ class KernelPipe:
         raises as `Stream.receive` does.
         """
         writer = self._open()[1]
-        fd = source.sock.fileno()
         while True:
             try:
-                self.held = os.splice(fd, writer, min(count, PIPE_BYTES))
+                self.held = os.splice(source.fd, writer, min(count, PIPE_BYTES))
             except BlockingIOError:
                 source.wait_until_readable(timeout, other)
             except OSError as error:
@@ -60,7 +58,7 @@ class KernelPipe:
         """
         reader = self._open()[0]
         try:
-            self.held -= os.splice(reader, sink.sock.fileno(), self.held)
+            self.held -= os.splice(reader, sink.fd, self.held)
         except BlockingIOError:
             return self.held
         except OSError as error:

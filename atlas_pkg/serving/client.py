@@ -1,0 +1,88 @@
+"""One client, and what becomes of it.
+
+A `Client` is what remains of a client between two requests: a connection, some bytes, a deadline.
+It is small on purpose, since most clients say nothing most of the time.
+
+Whoever serves a client returns one of `Next`; nothing below it parks or closes. One place acts on
+that (`clients.py`).
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Protocol
+
+from atlas_pkg.balancing.pool import Pool, UpstreamConnection
+from atlas_pkg.http1.forwarding import ClientInfo
+from atlas_pkg.net.stream import Stream
+from atlas_pkg.serving.generation import Generation
+
+
+class Next(enum.Enum):
+    """What becomes of a client that has been served."""
+
+    PARK = "park"  # it may say more: let it wait until then
+    FINISH = "finish"  # its last answer is complete: close gently
+    CLOSE = "close"  # close at once
+    ABORT = "abort"  # close with a reset, so that nobody takes what was sent for complete
+    TAKEN = "taken"  # somebody else serves it now
+
+
+# At hand, since finding them in the class takes longer than comparing them.
+PARK, FINISH, CLOSE, ABORT, TAKEN = Next
+
+
+class Lane(Protocol):
+    """A thread that serves many clients (`lane.py`), as far as those who wait for one know it."""
+
+    def park(self, client: Client) -> None:
+        """Let `client` wait until it says something. The caller gives it up."""
+
+    def take_back(self, exchange: Any) -> None:
+        """Await the upstream of an exchange that a thread has brought so far."""
+
+    def ignore(self, connection: UpstreamConnection) -> None:
+        """Say nothing of it any more: a thread reads from it."""
+
+
+class Client:
+    """One client's connection. Belongs to the parked ones, a lane or one thread, to one of them."""
+
+    __slots__ = (
+        "address",
+        "deadline",
+        "generation",
+        "head_since",
+        "info",
+        "is_lingering",
+        "is_registered",
+        "is_sending",
+        "lane",
+        "pool",
+        "requests",
+        "stream",
+    )
+
+    def __init__(
+        self, stream: Stream, address: str, deadline: float, lane: Lane | None, pool: Pool
+    ) -> None:
+        self.stream = stream
+        self.address = address
+        self.deadline = deadline  # when its waiting ends
+        self.lane = lane  # which serves it; None: a thread of its own does
+        self.pool = pool  # of upstream connections, for its requests
+        self.requests = 0
+        # When the first part of a head came that is not complete: then the deadline is the head's.
+        self.head_since = 0.0
+        self.is_sending = False  # perhaps still, after its last answer
+        self.is_lingering = False  # answered for the last time, waiting for the client to close
+        self.is_registered = False  # known to the lane's epoll
+        # What forwarding needs to know of this client, as it is in one generation.
+        self.generation: Generation | None = None
+        self.info: ClientInfo
+
+    def follow(self, generation: Generation) -> None:
+        """Be served as `generation` says, from now on."""
+        self.info = generation.forwarder.describe_client(self.address, "http")
+        self.stream.client_gone = generation.config.timeouts.client_gone
+        self.generation = generation

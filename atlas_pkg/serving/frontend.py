@@ -1,0 +1,175 @@
+"""One port with all that serves its clients: acceptor, lanes, threads, and an app.
+
+The proxy has a frontend (the word is HAProxy's), and so has the admin address: the same HTTP with
+another app. A frontend is made first, then started with a listening socket. It ends in steps, since
+a drain wants to do things between them: `stop_accepting`, `release_idle` as often as needed, `cut`,
+`stop`.
+
+Not done here: what the app does, and how long a drain waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from atlas_pkg.balancing.pool import Pool
+from atlas_pkg.balancing.upstream import Upstream
+from atlas_pkg.errors import StreamError
+from atlas_pkg.net.copy import Copier
+from atlas_pkg.serving.audience import Audience
+from atlas_pkg.serving.client import CLOSE, PARK, Client, Next
+from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.connection import App, HttpService
+from atlas_pkg.serving.exchange import Exchange
+from atlas_pkg.serving.generation import ConfigHolder
+from atlas_pkg.serving.lane import HAS_EPOLL, TIDY_INTERVAL, EpollLane
+from atlas_pkg.serving.server import POLL_INTERVAL, AtlasServer
+from atlas_pkg.serving.threads import STACK_BYTES, Threads
+
+log = logging.getLogger("atlas.frontend")
+
+
+class Frontend:
+    """Serves the clients of one port with one app."""
+
+    def __init__(
+        self,
+        holder: ConfigHolder,
+        clients: Clients,
+        app: App,
+        *,
+        tidy: Callable[[Pool], None],
+        lanes: int,
+        max_threads: int,
+    ) -> None:
+        """`tidy` looks after idle upstream connections. Without `lanes` each client has a thread."""
+        self._holder = holder
+        self._clients = clients
+        self._tidy = tidy
+        self._max_threads = max_threads
+        # Who is told of the exchanges here.
+        self.audience = Audience()
+        self._http = HttpService(holder, clients, app, self.audience)
+        self._threads = Threads(self._go_on, max_threads)
+        self._lanes = [
+            EpollLane(self._http, clients, self._threads, self.audience, tidy)
+            for _ in range(lanes if HAS_EPOLL else 0)
+        ]
+        # Guards _pools: those of the threads that serve a client each.
+        self._lock = threading.Lock()
+        self._pools: set[Pool] = set()
+        self._server: AtlasServer | None = None
+
+    @property
+    def connected(self) -> int:
+        """How many clients are connected."""
+        return len(self._clients)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests stand in line for a thread, because all are at work."""
+        return self._threads.waiting
+
+    def start(self, listener: socket.socket) -> None:
+        """Begin to serve the clients of `listener`, which is taken over."""
+        threading.stack_size(STACK_BYTES)
+        if self._lanes:
+            self._threads.start()
+        for number, lane in enumerate(self._lanes, 1):
+            lane.start(f"lane-{number}")
+        self._server = AtlasServer(
+            listener,
+            self._holder,
+            self._clients,
+            lanes=self._lanes,
+            serve=self._serve,
+            most_threads=self._max_threads,
+        )
+        threading.Thread(
+            target=self._server.serve_forever, args=(POLL_INTERVAL,), name="accept", daemon=True
+        ).start()
+
+    def idle_connections(self) -> dict[Upstream, int]:
+        """How many upstream connections are kept at rest."""
+        with self._lock:
+            pools = [*self._pools, *(lane.pool for lane in self._lanes)]
+        counts: dict[Upstream, int] = {}
+        for pool in pools:
+            for upstream, count in pool.count_idle().items():
+                counts[upstream] = counts.get(upstream, 0) + count
+        return counts
+
+    def stop_accepting(self) -> None:
+        """Take those whom the kernel has connected already, and from now on nobody."""
+        if self._server is not None:
+            self._clients.is_draining = True
+            self._server.shutdown()
+            self._server.accept_backlog()
+
+    def release_idle(self) -> None:
+        """Close the connections of clients that are saying nothing."""
+        self._clients.dismiss_idle(len(self._clients))
+
+    def wait_until_alone(self, timeout: float) -> None:
+        """Wait until no client is connected, or time runs out."""
+        self._clients.wait_until_below(1, timeout)
+
+    def cut(self) -> int:
+        """End all connections that are still open; returns how many there were."""
+        return self._clients.cut()
+
+    def stop(self) -> None:
+        """Let all threads end once they are done with what they do; does not wait."""
+        for lane in self._lanes:
+            lane.stop()
+
+    def _go_on(self, exchange: Exchange, copier: Copier) -> None:
+        """Serve from where the lane has stopped; in a thread that may wait."""
+        following: Next = CLOSE
+        try:
+            following = self._http.wait(exchange, copier)
+        except Exception:
+            # Whatever went wrong, it costs this client and not the thread.
+            log.exception("serving failed; the client's connection is closed")
+        self._clients.put_away(exchange.client, following)
+
+    def _serve(self, client: Client) -> None:
+        """Serve a client from its first request to its last, in a thread of its own: the road."""
+        copier = Copier()
+        with self._lock:
+            self._pools.add(client.pool)
+        try:
+            while True:
+                found = self._wait_for_request(client)
+                following = found if isinstance(found, Next) else self._http.wait(found, copier)
+                if self._clients.put_away(client, following) is not PARK:
+                    return
+                self.audience.tell()
+        except Exception:
+            log.exception("serving failed; the client's connection is closed")
+            self._clients.close(client.stream)
+        finally:
+            self.audience.tell()
+            with self._lock:
+                self._pools.discard(client.pool)
+            copier.close()
+
+    def _wait_for_request(self, client: Client) -> Exchange | Next:
+        """Wait until a client says something, and begin to read it. Blocks."""
+        parked, fd = self._clients.parked, client.stream.fd
+        parked[fd] = client
+        try:
+            while (left := client.deadline - time.monotonic()) > 0:
+                try:
+                    client.stream.wait_until_readable(min(left, TIDY_INTERVAL))
+                except StreamError:
+                    self._tidy(client.pool)  # nothing has come yet: a time to look after it
+                else:
+                    return self._http.read(client)
+            return self._http.expire(client)
+        finally:
+            parked.pop(fd, None)

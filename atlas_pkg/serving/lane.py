@@ -1,0 +1,200 @@
+"""The lane: one thread that serves whatever takes no waiting.
+
+It waits at one `epoll` for two things at once: for clients that say something, whose requests it
+passes on to an upstream (`ask`), and for upstreams that say something, which it passes back
+(`answer`). Neither ever waits for anybody, so one thread serves them all and nobody fights for the
+interpreter lock. Whatever else takes waiting it hands to a thread that may (`threads.py`).
+
+Clients are registered *one-shot*: the first event hands a client over, and the kernel keeps quiet
+about it until it is parked again. Upstream connections are registered once and *edge-triggered*,
+so awaiting an answer costs no system call. An edge is told once: whoever has read since, or may
+have missed it, re-arms the registration before the next wait (`expect_more`).
+
+Twice a second the lane ends what has waited too long. It must never block: logging to a slow
+disk, names, starting threads are for others.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from atlas_pkg.balancing.pool import Pool, UpstreamConnection
+from atlas_pkg.errors import Overloaded
+from atlas_pkg.serving.audience import MANY, Audience
+from atlas_pkg.serving.client import Client, Next
+from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.connection import HttpService
+from atlas_pkg.serving.exchange import AWAIT, DONE, Exchange, Step
+from atlas_pkg.serving.threads import Threads
+
+log = logging.getLogger("atlas.lane")
+
+# macOS and BSD have no epoll; there every client has a thread.
+HAS_EPOLL = hasattr(select, "epoll")
+
+# So much is taken at once: requests leave together, and their answers come meanwhile.
+BATCH = 32
+
+# When nothing has come for so long, it is time to tell observers what has happened.
+LULL = 0.002
+
+# How often deadlines and idle upstream connections are looked after.
+SWEEP_INTERVAL = 0.5
+TIDY_INTERVAL = 5.0
+
+if HAS_EPOLL:
+    _CLIENT_EVENTS = select.EPOLLIN | select.EPOLLONESHOT
+    _UPSTREAM_EVENTS = select.EPOLLIN | select.EPOLLET
+
+
+class EpollLane:
+    """One thread with its epoll and its pool of upstream connections."""
+
+    def __init__(
+        self,
+        http: HttpService,
+        clients: Clients,
+        threads: Threads,
+        audience: Audience,
+        tidy: Callable[[Pool], None],
+    ) -> None:
+        """`tidy` looks after idle upstream connections."""
+        self.pool = Pool()
+        self._http = http
+        self._clients = clients
+        self._threads = threads
+        self._audience = audience
+        self._tidy = tidy
+        self._next_tidying = 0.0
+        self._is_stopping = False
+        self._epoll = select.epoll()
+        # Those whose answers are awaited, by the upstream connection's descriptor.
+        self._awaited: dict[int, Exchange] = {}
+        # They have said more already, of which the kernel will not tell again.
+        self._pipelining: deque[Client] = deque()
+
+    def start(self, name: str) -> None:
+        """Begin to serve."""
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the thread end; does not wait."""
+        self._is_stopping = True
+
+    def park(self, client: Client) -> None:
+        """Let `client` wait until it says something. For any thread; the caller gives it up."""
+        if client.stream.buffered and not client.head_since:
+            self._pipelining.append(client)
+            return
+        fd = client.stream.fd
+        self._clients.parked[fd] = client  # before the kernel may report it
+        try:
+            if client.is_registered:
+                self._epoll.modify(fd, _CLIENT_EVENTS)
+            else:
+                client.is_registered = True
+                self._epoll.register(fd, _CLIENT_EVENTS)
+        except OSError:
+            pass  # it was taken from the parked ones and closed since then, as draining may do
+
+    def take_back(self, exchange: Exchange) -> None:
+        """Await the upstream of an exchange that a thread has brought so far. For any thread."""
+        connection = exchange.connection
+        assert connection is not None
+        self._expect(exchange, connection, is_behind=True)
+
+    def ignore(self, connection: UpstreamConnection) -> None:
+        """Say nothing of it any more: a thread reads from it. For any thread."""
+        if connection.is_watched:
+            connection.is_watched = False
+            self._epoll.unregister(connection.stream.fd)
+
+    def _run(self) -> None:
+        untold = self._audience.untold
+        next_sweep = 0.0
+        while not self._is_stopping:
+            try:
+                has_news = bool(untold)
+                is_quiet = not self._serve(LULL if has_news else SWEEP_INTERVAL)
+                if has_news and (is_quiet or len(untold) >= MANY):
+                    self._audience.tell()
+                now = time.monotonic()
+                if now >= next_sweep:
+                    next_sweep = now + SWEEP_INTERVAL
+                    self._sweep(now)
+            except Exception:
+                log.exception("the lane met an error of ours and goes on")
+
+    def _serve(self, timeout: float) -> bool:
+        """Wait for somebody who says something, and serve all who do; False if nobody did."""
+        http, parked, awaited = self._http, self._clients.parked, self._awaited
+        clients = []
+        if self._pipelining:
+            timeout = 0
+            clients = [self._pipelining.popleft() for _ in range(len(self._pipelining))]
+        events = self._epoll.poll(timeout, BATCH)
+        for fd, _ in events:
+            if fd in awaited:
+                exchange = awaited.pop(fd)
+                self._go_on(exchange, http.answer(exchange), has_read=True)
+            elif (client := parked.pop(fd, None)) is not None:
+                clients.append(client)
+            # else: it ended while it was idle. The look before its next use tells.
+        for client in clients:
+            found = http.read(client)
+            if isinstance(found, Next):
+                self._clients.put_away(client, found)
+            else:
+                self._go_on(found, http.ask(found))
+        return bool(events or clients)
+
+    def _go_on(self, exchange: Exchange, step: Step, *, has_read: bool = False) -> None:
+        """Await the upstream, hand over to a thread, or be done."""
+        if step is AWAIT:
+            connection = exchange.connection
+            assert connection is not None
+            self._expect(exchange, connection, is_behind=has_read)
+        elif step is DONE:
+            self._clients.put_away(exchange.client, self._http.end(exchange))
+        else:
+            self._threads.put(exchange)
+
+    def _expect(
+        self, exchange: Exchange, connection: UpstreamConnection, *, is_behind: bool
+    ) -> None:
+        """Let `exchange` wait for its upstream. The caller gives it up.
+
+        `is_behind`: what the upstream has said since the last read may have been told already.
+        """
+        fd = connection.stream.fd
+        self._awaited[fd] = exchange  # before the kernel may report it
+        if not connection.is_watched:
+            connection.is_watched = True
+            self._epoll.register(fd, _UPSTREAM_EVENTS)
+        elif is_behind:
+            self._epoll.modify(fd, _UPSTREAM_EVENTS)
+
+    def _sweep(self, now: float) -> None:
+        """End what has waited too long."""
+        http = self._http
+        for client in self._clients.take_expired(now):
+            expired = http.expire(client)
+            if isinstance(expired, Next):
+                self._clients.put_away(client, expired)
+            else:
+                self._go_on(expired, http.ask(expired))
+        for fd, waiting in self._awaited.copy().items():
+            loss = waiting.find_loss(now)
+            if loss is not None and (exchange := self._awaited.pop(fd, None)) is not None:
+                self._go_on(exchange, http.meet(exchange, loss))
+        for exchange in self._threads.take_overdue(now):
+            self._go_on(exchange, http.meet(exchange, Overloaded()))
+        self._audience.tell()
+        if now >= self._next_tidying:
+            self._next_tidying = now + TIDY_INTERVAL
+            self._tidy(self.pool)
