@@ -14,11 +14,9 @@ import random
 import resource
 
 from atlas_pkg.config import Listen
+from atlas_pkg.serving.server import client_limit
 
 log = logging.getLogger("atlas")
-
-# Descriptors that a process needs beside its connections: log, gate, watcher, pipes of workers.
-OWN_DESCRIPTORS = 64
 
 # From glibc's malloc.h.
 _M_ARENA_MAX = -8
@@ -83,15 +81,13 @@ def allow_many_descriptors(listen: Listen) -> None:
         log.debug("open files are not limited")
         return
     log.debug("open files: at most %d", soft)
-    # Every client, and an upstream connection for each that is being served.
-    needed = listen.max_connections + listen.max_threads + OWN_DESCRIPTORS
-    if soft < needed:
+    if client_limit() < listen.max_connections:
         log.warning(
-            "open files are limited to %d, and listen.max_connections = %d may need %d; clients "
-            "beyond it will wait (ulimit -n, LimitNOFILE=)",
+            "open files are limited to %d: %d clients at once, not listen.max_connections = %d "
+            "(ulimit -n, LimitNOFILE=)",
             soft,
+            client_limit(),
             listen.max_connections,
-            needed,
         )
 
 

@@ -75,6 +75,8 @@ class HttpService:
                 self._fail(exchange, error)
                 self._send_failure(exchange)
             following = self.end(exchange)
+            if client.lane is None:
+                self._audience.tell()
             if following is not PARK:
                 return following
             found = self.read(client)

@@ -46,7 +46,7 @@ class Frontend:
         lanes: int,
         max_threads: int,
     ) -> None:
-        """`tidy` looks after idle upstream connections. Without `lanes` each client has a thread."""
+        """`tidy` looks after idle upstream connections. Without `lanes` a client has a thread."""
         self._holder = holder
         self._clients = clients
         self._tidy = tidy
@@ -148,12 +148,10 @@ class Frontend:
                 following = found if isinstance(found, Next) else self._http.wait(found, copier)
                 if self._clients.put_away(client, following) is not PARK:
                     return
-                self.audience.tell()
         except Exception:
             log.exception("serving failed; the client's connection is closed")
             self._clients.close(client.stream)
         finally:
-            self.audience.tell()
             with self._lock:
                 self._pools.discard(client.pool)
             copier.close()

@@ -190,11 +190,16 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         if len(self._clients) < limit:
             return
         self._forget_if_nobody_waits()
-        self._clients.dismiss_idle(1 + len(self._clients) - limit)
-        if len(self._clients) < limit:
+        has_room_soon = self._clients.dismiss_idle(1 + len(self._clients) - limit)
+        if has_room_soon and self._clients.wait_until_below(limit, POLL_INTERVAL):
             return
         if not self._is_full:
-            log.warning("%d clients are connected, and none is idle; others wait", limit)
+            log.warning(
+                "%d clients are connected (listen.max_connections = %d), and none is idle; "
+                "others wait",
+                len(self._clients),
+                self._holder.current().config.listen.max_connections,
+            )
             self._is_full = True
         if not self._clients.wait_until_below(limit, POLL_INTERVAL):
             raise BlockingIOError(errno.EAGAIN, "no room for another client yet")
@@ -203,4 +208,6 @@ class AtlasServer(socketserver.ThreadingTCPServer):
 def client_limit() -> int:
     """How many clients the limit of open files leaves room for, each with an upstream."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else max(1, (soft - OWN_DESCRIPTORS) // 2)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    return max(1, (soft - min(OWN_DESCRIPTORS, soft // 2)) // 2)

@@ -6,8 +6,8 @@ import socket
 import time
 
 import pytest
-
 from atlas_pkg.balancing.opening import Opening, connect
+
 from atlas_pkg.balancing.pool import UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import UpstreamConfig

@@ -13,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from tests import toolkit
 from tests.toolkit import Atlas
+
+# The shortcut, and the road alone.
+ENGINES = {"lane": 1, "road": 0}
 
 Start = Callable[..., Atlas]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path, lanes: int) -> Iterator[Start]:  # noqa: ARG001 - for what it sets
     """Start Atlas with a configuration; all of them end with the test."""
     with contextlib.ExitStack() as running:
 
@@ -37,10 +41,19 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start_atlas
 
 
-@pytest.fixture(params=["gate", "portable gate"])
-def gate(request: pytest.FixtureRequest) -> dict[str, str]:
-    """The environment that chooses a gate: a test that asks for it runs with both kinds."""
-    return {"ATLAS_PORTABLE": "1"} if request.param == "portable gate" else {}
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run whatever starts Atlas with both of its engines."""
+    if "start" in metafunc.fixturenames:
+        engines = metafunc.definition.get_closest_marker("engines")
+        metafunc.parametrize("lanes", engines.args if engines else ENGINES, indirect=True)
+
+
+@pytest.fixture
+def lanes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many lanes each Atlas of this test has."""
+    number: int = ENGINES.get(request.param, request.param)
+    monkeypatch.setattr(toolkit, "LANES", number)
+    return number
 
 
 @pytest.fixture

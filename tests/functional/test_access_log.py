@@ -147,7 +147,6 @@ def test_a_line_does_not_wait_for_the_next_exchange(
                 may_end.wait(30)
                 conversation.send(b"2")
             else:
-                time.sleep(0.3)  # until it takes a worker
                 conversation.send(build_answer(b"short"))
 
     upstream = upstreams.enter_context(Upstream(serve))

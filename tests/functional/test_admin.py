@@ -125,7 +125,7 @@ def check_counters(open_admin: Open, a: Upstream, workers: int, share: int) -> N
         "atlas_request_duration_seconds_count a": 3 * share,
         "atlas_request_duration_seconds_bucket a +Inf": 3 * share,
         "atlas_request_duration_seconds_count -": 2 * share,
-        "atlas_upstream_failures_total dead connect": share,
+        "atlas_upstream_failures_total dead connect-failed": share,
         "atlas_upstream_failures_total - no-upstream": share,
         "atlas_retries_total dead": 0,
         "atlas_bytes_total in": 0,

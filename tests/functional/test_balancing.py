@@ -23,9 +23,7 @@ def ask(atlas: Atlas, times: int) -> list[str]:
         return [client.get().text for _ in range(times)]
 
 
-def test_shares_are_exact_under_load(
-    abc: list[Upstream], start: Start, gate: dict[str, str]
-) -> None:
+def test_shares_are_exact_under_load(abc: list[Upstream], start: Start) -> None:
     a, b, c = abc
     atlas = start(
         build_config(
@@ -34,7 +32,6 @@ def test_shares_are_exact_under_load(
             c.table(weight=1),
             routing={"strategy": "weighted_round_robin"},
         ),
-        env=gate,
     )
     clients, requests = 64, 6000
     threads = Threads()

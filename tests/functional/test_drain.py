@@ -46,9 +46,9 @@ def is_refused(atlas: Atlas) -> bool:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_request_under_way_is_finished(
-    number: signal.Signals, slow: Upstream, start: Start, gate: dict[str, str]
+    number: signal.Signals, slow: Upstream, start: Start
 ) -> None:
-    atlas = start(build_config(slow.table()), env=gate)
+    atlas = start(build_config(slow.table()))
 
     with begin_request(atlas, slow) as client:
         atlas.send_signal(number)
@@ -73,7 +73,7 @@ def test_an_answer_during_the_drain_says_that_the_connection_closes(
 
 
 def test_idle_clients_are_closed_at_once_and_new_ones_refused(
-    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+    upstreams: contextlib.ExitStack, start: Start
 ) -> None:
     def serve(conversation: Conversation) -> None:
         while request := conversation.read_head():
@@ -84,7 +84,7 @@ def test_idle_clients_are_closed_at_once_and_new_ones_refused(
 
     may_answer = threading.Event()
     upstream = upstreams.enter_context(Upstream(serve))
-    atlas = start(build_config(upstream.table()), env=gate)
+    atlas = start(build_config(upstream.table()))
 
     with contextlib.ExitStack() as clients:
         silent_ones = [clients.enter_context(atlas.client()) for _ in range(20)]
@@ -225,11 +225,11 @@ def test_an_upload_under_way_is_finished(upstreams: contextlib.ExitStack, start:
 
 
 def test_a_busy_atlas_drains_without_losing_an_answer(
-    upstreams: contextlib.ExitStack, start: Start, gate: dict[str, str]
+    upstreams: contextlib.ExitStack, start: Start
 ) -> None:
     # Clients come, go and idle at the very moment of the drain, all in one process.
     upstream = upstreams.enter_context(named("A", delay=0.02))
-    atlas = start(build_config(upstream.table()), env=gate)
+    atlas = start(build_config(upstream.table()))
 
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(atlas.client()) for _ in range(60)]

@@ -153,7 +153,7 @@ def test_why_somebody_was_left_out_and_why_it_was_tried_elsewhere(
     assert atlas.get("/").status == 200
 
     (item,) = wait_for_exchanges(admin, 1)
-    assert item["failures"] == [{"upstream": "dead", "stage": "connect"}]
+    assert item["failures"] == [{"upstream": "dead", "stage": "connect-failed"}]
     first, second = item["choices"]
     assert (first["chosen"], first["cause"]) == ("dead", "strategy")
     assert (second["chosen"], second["cause"]) == ("a", "strategy, for a retry")

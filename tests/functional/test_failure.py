@@ -6,6 +6,7 @@ import contextlib
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +19,8 @@ from tests.functional.conftest import Start
 from tests.toolkit import (
     ROOT,
     Answer,
+    Atlas,
+    Client,
     Cut,
     Program,
     Threads,
@@ -144,13 +147,12 @@ def test_an_upstream_stopped_by_a_signal_is_504_and_serves_again(
 
 
 def test_a_stalled_upstream_is_504_and_others_do_not_wait(
-    stuck: Upstream, a: Upstream, start: Start, gate: dict[str, str]
+    stuck: Upstream, a: Upstream, start: Start
 ) -> None:
     atlas = start(
         build_config(
             stuck.table(), a.table(), routing=ROUND_ROBIN, timeouts={"upstream_head": 1.0}
         ),
-        env=gate,
     )
     with atlas.client() as waiting:
         began = time.monotonic()
@@ -271,8 +273,8 @@ def test_a_client_that_does_not_read_is_let_go(
 
 
 @pytest.mark.parametrize("sent", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: example.test\r\n"])
-def test_a_slow_head_is_408(sent: bytes, a: Upstream, start: Start, gate: dict[str, str]) -> None:
-    atlas = start(build_config(a.table(), timeouts={"client_head": 0.5}), env=gate)
+def test_a_slow_head_is_408(sent: bytes, a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table(), timeouts={"client_head": 0.5}))
 
     with atlas.client() as client:
         client.send(sent)
@@ -313,8 +315,8 @@ def test_a_slow_body_is_408(framing: str, upstreams: contextlib.ExitStack, start
     assert upstream.requests == 0
 
 
-def test_idle_clients_are_closed_in_time(a: Upstream, start: Start, gate: dict[str, str]) -> None:
-    atlas = start(build_config(a.table(), timeouts={"client_idle": 0.5}), env=gate)
+def test_idle_clients_are_closed_in_time(a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table(), timeouts={"client_idle": 0.5}))
 
     with atlas.client() as used, atlas.client() as mute:
         used.get()
@@ -329,12 +331,19 @@ def test_idle_clients_are_closed_in_time(a: Upstream, start: Start, gate: dict[s
             assert client.get().text == "A"
 
 
+def hold(atlas: Atlas, number: int, stack: contextlib.ExitStack) -> list[Client]:
+    """Connect clients that are not idle: each has sent a part of a request."""
+    clients = [stack.enter_context(atlas.client()) for _ in range(number)]
+    for client in clients:
+        client.send(b"GET / HTTP/1.1\r\n")
+    return clients
+
+
 def test_beyond_the_connection_limit_clients_wait_and_are_served(a: Upstream, start: Start) -> None:
     atlas = start(build_config(a.table(), listen={"max_connections": 3}))
 
     with contextlib.ExitStack() as stack:
-        first = [stack.enter_context(atlas.client()) for _ in range(3)]
-        assert [client.get().status for client in first] == [200] * 3
+        first = hold(atlas, 3, stack)
         late = [stack.enter_context(atlas.client()) for _ in range(3)]
         for client in late:
             client.send_head()
@@ -350,18 +359,23 @@ def test_beyond_the_connection_limit_clients_wait_and_are_served(a: Upstream, st
     assert atlas.count("listen.max_connections") == 1
 
 
-def test_a_limit_that_is_just_reached_is_no_shortage(a: Upstream, start: Start) -> None:
-    atlas = start(build_config(a.table(), listen={"max_connections": 2}))
+def test_idle_clients_make_room_for_new_ones_the_oldest_first(a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table(), listen={"max_connections": 3}))
 
-    with atlas.client() as one, atlas.client() as other:
-        assert one.get().status == other.get().status == 200
+    with contextlib.ExitStack() as stack:
+        first = [stack.enter_context(atlas.client()) for _ in range(3)]
+        assert [client.get().status for client in first] == [200] * 3
+        began = time.monotonic()
+        late = stack.enter_context(atlas.client())
+        assert late.get().status == 200
+
+        assert time.monotonic() - began < 5  # not the 75 s of `timeouts.client_idle`
+        assert first[0].is_closed()
+        assert [client.get().status for client in (*first[1:], late)] == [200] * 3
     assert "listen.max_connections" not in atlas.log
 
-    with atlas.client(), atlas.client(), atlas.client():
-        atlas.wait_for("listen.max_connections")
 
-
-def test_without_descriptors_atlas_says_so_once_and_recovers(
+def test_with_few_descriptors_whoever_is_let_in_is_served(
     a: Upstream, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
     prlimit = find_program("prlimit")
@@ -369,10 +383,30 @@ def test_without_descriptors_atlas_says_so_once_and_recovers(
         pytest.skip("prlimit is not installed")
     b = upstreams.enter_context(named("B"))
     config = build_config(a.table(), b.table(), circuit_breaker={"failures": 1})
-    atlas = start(config, prefix=(prlimit, "--nofile=60:60"))
+    atlas = start(config, prefix=(prlimit, "--nofile=90:90"))
 
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(atlas.client()) for _ in range(80)]
+        assert [client.get().status for client in clients[-10:]] == [200] * 10
+        assert clients[0].is_closed()
+    assert atlas.get().status == 200
+    assert "cannot accept" not in atlas.log
+    assert "circuit breaker" not in atlas.log
+    assert "open files are limited to 90" in atlas.log
+
+
+def test_without_descriptors_atlas_says_so_once_and_recovers(a: Upstream, start: Start) -> None:
+    prlimit = find_program("prlimit")
+    if prlimit is None:
+        pytest.skip("prlimit is not installed")
+    config = build_config(a.table(), circuit_breaker={"failures": 1})
+    atlas = start(config)
+    assert atlas.get().status == 200
+    # Taken away while it runs, so that it could not plan for it.
+    subprocess.run([prlimit, f"--pid={atlas.pid}", "--nofile=40:40"], check=True)
+
+    with contextlib.ExitStack() as stack:
+        clients = hold(atlas, 80, stack)
         atlas.wait_for("cannot accept")
         cpu_before = atlas.cpu
         quiet_until = time.monotonic() + 0.5
@@ -380,7 +414,6 @@ def test_without_descriptors_atlas_says_so_once_and_recovers(
         assert atlas.cpu - cpu_before < 30  # of 50 ticks: it rests meanwhile
 
         for leaving in clients[:20]:  # each makes room for one of those who wait
-            leaving.get()  # answered, though the first ones leave no descriptor for an upstream
             leaving.close()
 
     wait_until(lambda: atlas.get().status == 200, "service to go on")

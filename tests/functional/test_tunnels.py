@@ -41,9 +41,9 @@ def websocket_port() -> Iterator[int]:
 
 
 @pytest.fixture
-def atlas(websocket_port: int, start: Start, gate: dict[str, str]) -> Atlas:
+def atlas(websocket_port: int, start: Start) -> Atlas:
     table = {"name": "a", "address": "127.0.0.1", "port": websocket_port}
-    return start(build_config(table), env=gate)
+    return start(build_config(table))
 
 
 def open_websocket(atlas: Atlas) -> ClientConnection:

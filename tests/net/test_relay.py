@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from atlas_pkg.net.relay import Relay, Tunnel
 
 from atlas_pkg.errors import Side, StreamError
-from atlas_pkg.net.relay import Relay, Tunnel
 from atlas_pkg.net.stream import Stream, set_patience
 
 

@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from atlas_pkg.serving.gates import PortableGate
+
 from atlas_pkg.config import Config, Timeouts
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
@@ -26,7 +28,6 @@ from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.gates import PortableGate
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 from atlas_pkg.serving.status import ErrorLine, Event, Sample, Stats, Strip, Totals, UpstreamStats
 from atlas_pkg.serving.steering import Change, SteeringError

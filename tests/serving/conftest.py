@@ -6,12 +6,12 @@ import socket
 from collections.abc import Iterator
 
 import pytest
+from atlas_pkg.serving.gate import Gate
+from atlas_pkg.serving.gates import EpollGate, PortableGate
 
 from atlas_pkg.errors import Side
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.clients import ClientConnection
-from atlas_pkg.serving.gate import Gate
-from atlas_pkg.serving.gates import EpollGate, PortableGate
 
 LATER = float("inf")
 

@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
+from atlas_pkg.serving.gate import PATIENCE, Gate
+from atlas_pkg.serving.gates import EpollGate, PortableGate, open_gate
 
 from atlas_pkg.errors import Side
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.clients import ClientConnection
-from atlas_pkg.serving.gate import PATIENCE, Gate
-from atlas_pkg.serving.gates import EpollGate, PortableGate, open_gate
 from tests.serving.conftest import LATER, Ends
 from tests.toolkit import wait_until
 

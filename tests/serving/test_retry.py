@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from atlas_pkg.serving.retry import IDEMPOTENT, Retries
+from atlas_pkg.serving.upload import Upload
 
 from atlas_pkg.balancing.lease import ANY, Lease, Wish
 from atlas_pkg.config import CircuitBreaker, Config, Routing, Timeouts, UpstreamConfig
@@ -12,8 +14,6 @@ from atlas_pkg.errors import ClientGone, Stage, UpstreamError
 from atlas_pkg.http1.framing import CHUNKED, BodyKind, Framing
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.serving.generation import Generation
-from atlas_pkg.serving.retry import IDEMPOTENT, Retries
-from atlas_pkg.serving.upload import Upload
 
 
 class FakeStream:

@@ -8,15 +8,15 @@ from collections import deque
 from collections.abc import Callable
 
 import pytest
+from atlas_pkg.serving.gate import PATIENCE, Gate
+from atlas_pkg.serving.gates import MOST_TAKEN, PortableGate
+from atlas_pkg.serving.turns import Turns
 
 from atlas_pkg.record import Record
 from atlas_pkg.serving import turns as turns_module
 from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.gate import PATIENCE, Gate
-from atlas_pkg.serving.gates import MOST_TAKEN, PortableGate
-from atlas_pkg.serving.turns import Turns
 from tests.serving.conftest import Ends
 from tests.toolkit import Threads, wait_until
 

@@ -9,15 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from atlas_pkg.serving.gate import Gate
+from atlas_pkg.serving.headroom import Headroom
+from atlas_pkg.serving.turns import Turns
+from atlas_pkg.serving.workers import KEPT_WORKERS, RETIRE_AFTER, Workers
 
 from atlas_pkg.serving import workers as module
 from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
-from atlas_pkg.serving.gate import Gate
-from atlas_pkg.serving.headroom import Headroom
-from atlas_pkg.serving.turns import Turns
-from atlas_pkg.serving.workers import KEPT_WORKERS, RETIRE_AFTER, Workers
 from tests.serving.conftest import LATER, Ends
 from tests.toolkit import wait_until
 

@@ -26,8 +26,9 @@ _COUNTS = pytest.StashKey[dict[str, Counter[int]]]()
 class Stage:
     """Plays cases through Atlas, in the configuration that each wants."""
 
-    def __init__(self, stack: contextlib.ExitStack) -> None:
+    def __init__(self, stack: contextlib.ExitStack, lanes: int) -> None:
         self._stack = stack
+        self._lanes = lanes
         self._running: dict[str, tuple[Arena, int]] = {}
 
     def play(self, case: Case) -> list[str]:
@@ -39,15 +40,23 @@ class Stage:
         """The arena and the port of Atlas in this configuration."""
         if config not in self._running:
             arena = self._stack.enter_context(contextlib.closing(Arena()))
-            self._running[config] = arena, self._stack.enter_context(run_atlas(arena.port, config))
+            program = run_atlas(arena.port, config, lanes=self._lanes)
+            self._running[config] = arena, self._stack.enter_context(program)
         return self._running[config]
 
 
+@pytest.fixture(scope="session", params=[1, 0], ids=["lane", "road"])
+def lanes(request: pytest.FixtureRequest) -> int:
+    """Both engines: whatever wants this runs with either."""
+    number: int = request.param
+    return number
+
+
 @pytest.fixture(scope="session")
-def stage() -> Iterator[Stage]:
+def stage(lanes: int) -> Iterator[Stage]:
     """The program, running."""
     with contextlib.ExitStack() as stack:
-        yield Stage(stack)
+        yield Stage(stack, lanes)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -20,8 +20,6 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.toolkit import LANES
-
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_PATIENCE = 20.0
 
@@ -92,12 +90,12 @@ class ProxyFailed(Exception):
 
 
 @contextlib.contextmanager
-def run_atlas(upstream: int, config: str = "plain") -> Iterator[int]:
+def run_atlas(upstream: int, config: str = "plain", *, lanes: int = 1) -> Iterator[int]:
     """Run Atlas in front of the port `upstream`; yields its own port."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "atlas.toml"
         path.write_text(
-            f'[listen]\naddress = "127.0.0.1"\nport = 0\npin = false\nlanes = {LANES}\n'
+            f'[listen]\naddress = "127.0.0.1"\nport = 0\npin = false\nlanes = {lanes}\n'
             f'[[upstreams]]\nname = "u"\naddress = "127.0.0.1"\nport = {upstream}\n'
             + CONFIGS[config],
             encoding="utf-8",

@@ -81,7 +81,7 @@ def read_all(sock: socket.socket) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def start() -> Iterator[Callable[[str], Bench]]:
+def start(lanes: int) -> Iterator[Callable[[str], Bench]]:
     """Run Atlas in a configuration, once for all tests that want it."""
     with contextlib.ExitStack() as stack:
         benches: dict[str, Bench] = {}
@@ -89,7 +89,8 @@ def start() -> Iterator[Callable[[str], Bench]]:
         def get(config: str) -> Bench:
             if config not in benches:
                 listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-                port = stack.enter_context(run_atlas(listener.getsockname()[1], config))
+                program = run_atlas(listener.getsockname()[1], config, lanes=lanes)
+                port = stack.enter_context(program)
                 sockets = stack.enter_context(contextlib.ExitStack())
                 benches[config] = Bench(listener, port, sockets)
             return benches[config]

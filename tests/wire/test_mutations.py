@@ -64,13 +64,13 @@ class Upstream:
 
 
 @pytest.fixture(scope="module")
-def way() -> Iterator[tuple[Upstream, int]]:
+def way(lanes: int) -> Iterator[tuple[Upstream, int]]:
     """An upstream, and the port of Atlas before it."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         upstream = Upstream(listener)
         thread = threading.Thread(target=upstream.accept, daemon=True)
         thread.start()
-        with run_atlas(listener.getsockname()[1]) as port:
+        with run_atlas(listener.getsockname()[1], lanes=lanes) as port:
             yield upstream, port
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE)

@@ -1,0 +1,145 @@
+"""Who says nothing costs nothing, and who is waited for does not keep others waiting."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import statistics
+import time
+
+import pytest
+
+from tests.fakes import named
+from tests.functional.conftest import Start
+from tests.toolkit import DEADLINE, Atlas, Client, Threads, build_config, wait_until
+
+FEW = 20  # more than the lane, the accepting thread and all the others together
+
+
+def ask(atlas: Atlas, times: int) -> list[float]:
+    """Ask on one connection; returns how long each answer took."""
+    durations = []
+    with atlas.client() as client:
+        for _ in range(times):
+            began = time.monotonic()
+            assert client.get().status == 200
+            durations.append(time.monotonic() - began)
+    return durations
+
+
+@pytest.mark.engines("lane")
+def test_slow_upstreams_hold_no_thread(upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(named("A", delay=0.2))
+    atlas = start(build_config(upstream.table()))
+
+    threads = Threads()
+    for _ in range(256):
+        threads.start(ask, atlas, 4)
+    durations = [duration for run in threads.join() for duration in run[2:]]
+
+    # All wait for the upstream and hardly for one another.
+    assert statistics.median(durations) < 0.8
+    wait_until(lambda: atlas.threads < FEW, "the threads that have connected to leave")
+
+
+@pytest.mark.engines("lane")
+def test_half_sent_heads_hold_no_thread(upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(named("A"))
+    atlas = start(build_config(upstream.table()))
+
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(atlas.client()) for _ in range(500)]
+        for client in slow:
+            client.send(b"GET /half HTTP/1.1\r\nHost: exa")
+        durations = ask(atlas, 50)
+        assert statistics.median(durations) < 0.2
+        assert atlas.threads < FEW
+
+        for client in slow[::50]:  # and they are still welcome
+            client.send(b"mple.test\r\n\r\n")
+            assert client.read_answer().text == "A"
+
+
+@pytest.mark.engines("lane")
+def test_idle_clients_hold_no_thread(upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(named("A"))
+    atlas = start(build_config(upstream.table()))
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(atlas.client()) for _ in range(300)]
+        for client in clients:
+            assert client.get().text == "A"
+
+        assert atlas.threads < FEW
+        assert upstream.connected < FEW
+        assert [client.get().text for client in clients] == ["A"] * 300
+
+
+@pytest.mark.engines("lane")
+def test_at_the_limit_of_threads_work_stands_in_line_and_others_are_served(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(named("A"))
+    atlas = start(
+        build_config(upstream.table(), listen={"max_threads": 2}, timeouts={"queue": 1.0})
+    )
+
+    assert atlas.get().text == "A"  # so that there is a connection to the upstream
+    with contextlib.ExitStack() as stack:
+        uploads = [stack.enter_context(atlas.client()) for _ in range(5)]
+        for client in uploads:
+            client.send_head("POST", Content_Length="10")
+            client.send(b"half ")
+        atlas.wait_for("listen.max_threads")
+        assert ask(atlas, 20)  # what takes no waiting goes on
+        refused = []
+        for client in uploads:
+            client.sock.settimeout(0.2)
+        wait_until(lambda: refused.extend(_answered(uploads, refused)) or len(refused) == 3)
+        for client in uploads:
+            if client not in refused:
+                client.send(b"whole")
+                client.sock.settimeout(DEADLINE)
+                assert client.read_answer().text == "A"
+        answers = [client.read_answer() for client in refused]
+
+    assert [answer.status for answer in answers] == [503] * 3
+    assert [answer.get("Retry-After") for answer in answers] == ["5"] * 3
+
+
+def _answered(clients: list[Client], before: list[Client]) -> list[Client]:
+    """Those to whom something has been said."""
+    found = []
+    for client in clients:
+        with contextlib.suppress(TimeoutError):
+            if client not in before and client.sock.recv(1, socket.MSG_PEEK):
+                found.append(client)
+    return found
+
+
+@pytest.mark.engines("road")
+def test_without_a_lane_a_client_has_a_thread_and_there_are_no_more_than_allowed(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(named("A"))
+    atlas = start(build_config(upstream.table(), listen={"max_threads": 3}))
+    before = atlas.threads
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(6):
+            client = stack.enter_context(atlas.client())
+            assert client.get().text == "A"  # the idle ones before it make room
+        assert atlas.threads <= before + 3
+
+
+def test_an_idle_atlas_uses_no_cpu(upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(named("A"))
+    atlas = start(build_config(upstream.table()))
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(atlas.client()).get()
+        before, began = atlas.cpu, time.monotonic()
+        wait_until(lambda: time.monotonic() - began > 1.5)
+
+        assert atlas.cpu - before < 15  # of 150 ticks
