@@ -72,13 +72,16 @@ class StreamError(AtlasError):
     """A connection ended or fell silent while it was needed; `side` tells whose it was.
 
     Raised by `net/`, which does not know what the bytes meant; serving turns it into one of the
-    errors below, with a stage.
+    errors below, with a stage. `is_own_fault`: this machine could not begin (`OWN_FAULTS`).
     """
 
-    def __init__(self, side: Side, reason: str, *, timed_out: bool = False) -> None:
+    def __init__(
+        self, side: Side, reason: str, *, timed_out: bool = False, is_own_fault: bool = False
+    ) -> None:
         self.side = side
         self.reason = reason
         self.timed_out = timed_out
+        self.is_own_fault = is_own_fault
         super().__init__(f"{side.value}: {reason}")
 
 

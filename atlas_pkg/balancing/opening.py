@@ -14,12 +14,10 @@ import time
 
 from atlas_pkg.balancing.pool import UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.errors import OWN_FAULTS, Side, Stage, UpstreamError
+from atlas_pkg.errors import OWN_FAULTS, Side, Stage, StreamError, UpstreamError
+from atlas_pkg.net import connect as net_connect
+from atlas_pkg.net.connect import UPSTREAM_PATIENCE
 from atlas_pkg.net.stream import Stream, set_patience
-
-# How long a read from an upstream blocks before the client is watched as well. Most answers
-# come sooner, and then cost one system call.
-UPSTREAM_PATIENCE = 0.25
 
 _BEGUN = frozenset((0, errno.EINPROGRESS))
 
@@ -95,7 +93,18 @@ def connect(upstream: Upstream, timeout: float) -> UpstreamConnection:
 
     Blocks. Raises `UpstreamError` at stage CONNECT.
     """
-    return Opening(upstream, timeout).wait()
+    if not upstream.endpoints:
+        raise UpstreamError(Stage.CONNECT, f"host name {upstream.address} is not resolved")
+    try:
+        stream = net_connect.connect(upstream.endpoints, timeout)
+    except StreamError as error:
+        raise UpstreamError(
+            Stage.CONNECT,
+            error.reason,
+            timed_out=error.timed_out,
+            is_own_fault=error.is_own_fault,
+        ) from None
+    return UpstreamConnection(upstream, stream, time.monotonic())
 
 
 def _failed(code: int) -> UpstreamError:
