@@ -8,7 +8,7 @@ trying. The first that connects is taken and the others are closed: "happy eyeba
 
 Of a single address that costs what connecting with a timeout costs: one `connect`, one `poll`.
 
-Not done here: looking names up (`balancing/resolver.py`), keeping connections (`balancing/pool.py`).
+Not done here: looking names up (`balancing/resolver.py`), keeping what was opened (`pool.py`).
 """
 
 from __future__ import annotations
@@ -97,6 +97,4 @@ def _explain(code: int) -> StreamError:
     """Translate what the kernel reports when a connection cannot be opened."""
     reason = os.strerror(code).lower()
     is_late = code == errno.ETIMEDOUT
-    return StreamError(
-        Side.UPSTREAM, reason, timed_out=is_late, is_own_fault=code in OWN_FAULTS
-    )
+    return StreamError(Side.UPSTREAM, reason, timed_out=is_late, is_own_fault=code in OWN_FAULTS)

@@ -1,4 +1,5 @@
-"""What a client is known by: the key that is hashed, and the upstream that its cookie names.
+"""Reads what ties a client to an upstream: the key that is hashed, and the upstream that its cookie
+names.
 
 The address that counts is the trusted one. A client can write what it likes into X-Forwarded-For,
 so only what a trusted proxy has appended is believed: the rightmost address that is not itself one
@@ -8,7 +9,7 @@ of the trusted proxies.
 from __future__ import annotations
 
 from atlas_pkg.balancing.balancer import Balancer
-from atlas_pkg.balancing.lease import ANY, Wish
+from atlas_pkg.balancing.lease import ANYWHERE, Affinity
 from atlas_pkg.balancing.sticky import StickySessions, read_cookie
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import Config
@@ -18,7 +19,7 @@ from atlas_pkg.http1.message import Request
 _HASHING = frozenset(("ip_hash", "consistent_hash"))
 
 
-class Affinity:
+class AffinityReader:
     """Reads what ties a client to an upstream, for one configuration. Thread-safe."""
 
     def __init__(
@@ -36,21 +37,21 @@ class Affinity:
         self._hash_on, _, name = on.partition(":")
         self._hash_name = name.encode("ascii")
 
-    def wish(self, request: Request, hop: Hop) -> Wish:
-        """What an attempt for this request asks of the balancer."""
+    def read(self, request: Request, hop: Hop) -> Affinity:
+        """What ties the client of this request to an upstream."""
         if not self._hashes and self._sticky is None:
-            return ANY
+            return ANYWHERE
         key = self._key(request, hop) if self._hashes else b""
         upstream = None
         if self._sticky is not None:
             token = self._sticky.find(request.fields.values(b"cookie"))
             name = self._sticky.match(token) if token is not None else None
             upstream = self._balancer.by_name.get(name) if name is not None else None
-        return Wish(key, upstream)
+        return Affinity(key, upstream)
 
-    def mark(self, wish: Wish, upstream: Upstream) -> bytes:
+    def mark(self, affinity: Affinity, upstream: Upstream) -> bytes:
         """The Set-Cookie line for an answer of `upstream`; empty if the client knows it already."""
-        if self._sticky is None or wish.sticky is upstream:
+        if self._sticky is None or affinity.sticky is upstream:
             return b""
         return b"Set-Cookie: %b\r\n" % self._sticky.set_cookie(upstream.name)
 

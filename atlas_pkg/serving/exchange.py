@@ -16,10 +16,11 @@ import html
 import http.client
 import time
 import uuid
+from collections.abc import Collection
 
-from atlas_pkg.balancing.lease import Lease, Wish
+from atlas_pkg.balancing.lease import NOBODY, Affinity, Lease
 from atlas_pkg.balancing.pool import Pool
-from atlas_pkg.errors import NoUpstream
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.http1.forwarding import Hop
 from atlas_pkg.http1.message import Request
 from atlas_pkg.net.relay import Relay
@@ -50,6 +51,7 @@ class Exchange:
 
     __slots__ = (
         "_clients",
+        "affinity",
         "client",
         "ends_by_closing",
         "generation",
@@ -62,7 +64,6 @@ class Exchange:
         "request",
         "request_id",
         "times",
-        "wish",
         "worker",
     )
 
@@ -87,7 +88,7 @@ class Exchange:
         # Ours for this request, if we make one: the same for each attempt.
         self.request_id = b""
         # What ties this client to an upstream, for the balancer.
-        self.wish: Wish = generation.affinity.wish(request, self.hop)
+        self.affinity: Affinity = generation.affinity.read(request, self.hop)
         # What the observers are told of this exchange; None while nobody watches.
         self.record: Record | None = None
         # The times in it; None while nobody shows them.
@@ -99,23 +100,18 @@ class Exchange:
         # Both connections now belong to a tunnel; nobody else may touch them.
         self.is_tunnel = False
 
-    def lease_now(self, wish: Wish) -> Lease | None:
+    def lease_now(self, tried: Collection[Upstream] = NOBODY) -> Lease | None:
         """Reserve an upstream for one attempt; None where it takes waiting for a place.
 
         Raises `NoUpstream`. Notes why, if somebody asked for that.
         """
-        balancer, record = self.generation.balancer, self.record
-        if record is None or record.choices is None:
-            return balancer.lease_now(wish)
-        lease, choice = balancer.lease_explained(wish)
-        record.choices.append(choice)
-        if lease is None and not choice.waits:
-            raise NoUpstream
-        return lease
+        choices = None if self.record is None else self.record.choices
+        return self.generation.balancer.lease_now(self.affinity, tried, choices)
 
-    def queue(self, wish: Wish) -> Lease:
+    def queue(self, tried: Collection[Upstream] = NOBODY) -> Lease:
         """Wait for a place at an upstream. Blocks. Raises `NoUpstream`, `ClientGone`."""
-        return self.generation.balancer.lease(wish, is_gone=self.client.has_ended)
+        balancer = self.generation.balancer
+        return balancer.lease(self.affinity, tried, is_gone=self.client.has_ended)
 
     def may_wait(self) -> Steps:
         """Pause until a worker goes on that may wait."""

@@ -1,21 +1,24 @@
 """What is in force: one configuration and everything built from it.
 
 A generation never changes. A reload builds the next one and swaps it in; requests under way keep
-the one that they began with, so no request ever sees half of two configurations.
+the one that they began with, so no request ever sees half of two configurations. All generations
+share one balancer, which lives on and is given new settings with the swap.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from types import MappingProxyType
 
-from atlas_pkg.balancing.balancer import Balancer
-from atlas_pkg.balancing.lease import Outcome
+from atlas_pkg.balancing.balancer import Addresses, Balancer, BalancerSettings
+from atlas_pkg.balancing.lease import FAILURE, SUCCESS, Outcome
 from atlas_pkg.balancing.sticky import StickySessions
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import Config
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
-from atlas_pkg.serving.affinity import Affinity
+from atlas_pkg.serving.affinity import AffinityReader
 
 
 class Generation:
@@ -35,10 +38,15 @@ class Generation:
     def __init__(
         self, config: Config, previous: Generation | None = None, *, secret: bytes = b""
     ) -> None:
-        """`secret` signs sticky cookies where the configuration has none; made up if empty."""
+        """`secret` signs sticky cookies where the configuration has none; made up if empty.
+
+        The balancer of `previous` goes on under its settings until this generation is swapped in.
+        """
         self.number: int = previous.number + 1 if previous else 1
         self.config = config
-        self.balancer: Balancer = Balancer(config, previous.balancer if previous else None)
+        self.balancer: Balancer = (
+            previous.balancer if previous else Balancer(BalancerSettings.of(config))
+        )
         breaker = config.circuit_breaker
         self._failure_statuses = frozenset(breaker.statuses if breaker else ())
         self.parser = MessageParser(config.limits)
@@ -46,15 +54,17 @@ class Generation:
         sticky = None
         if config.sticky is not None:
             key = config.sticky.secret.encode() or self.secret
-            sticky = StickySessions(config.sticky, key, self.balancer.by_name)
+            sticky = StickySessions(
+                config.sticky, key, [upstream.name for upstream in config.upstreams]
+            )
         self.forwarder = Forwarder(
             config.forwarding, filter_cookie=sticky.without_own_cookie if sticky else None
         )
-        self.affinity = Affinity(config, self.balancer, self.forwarder, sticky)
+        self.affinity = AffinityReader(config, self.balancer, self.forwarder, sticky)
 
     def judge(self, status: int) -> Outcome:
         """What an answer with `status` says about its upstream."""
-        return Outcome.FAILURE if status in self._failure_statuses else Outcome.SUCCESS
+        return FAILURE if status in self._failure_statuses else SUCCESS
 
 
 class ConfigHolder:
@@ -70,8 +80,14 @@ class ConfigHolder:
         with self._lock:
             return self._generation
 
-    def swap(self, generation: Generation) -> None:
-        """Put `generation` in force for all requests that begin from now on."""
+    def swap(
+        self, generation: Generation, addresses: Addresses = MappingProxyType({})
+    ) -> list[Upstream]:
+        """Put `generation` in force for all requests that begin from now on.
+
+        `addresses` are those of host names as far as they are known. Returns the upstreams that are
+        new.
+        """
         with self._lock:
             self._generation = generation
-        generation.balancer.activate()
+        return generation.balancer.apply(BalancerSettings.of(generation.config), addresses)

@@ -41,10 +41,10 @@ class Proxy:
         client's side.
         """
         upload = _begin_upload(exchange) if exchange.request.has_body else None
-        lease = exchange.lease_now(exchange.wish)
+        lease = exchange.lease_now()
         if lease is None:
             yield from exchange.may_wait()
-            lease = exchange.queue(exchange.wish)
+            lease = exchange.queue()
         try:
             attempt = Attempt(exchange, lease.upstream, upload)
             attempt.begin()
@@ -253,7 +253,7 @@ def _build_head(
     head = generation.forwarder.build_response_head(
         response, onward, persistence=exchange.persistence()
     )
-    if mark := generation.affinity.mark(exchange.wish, connection.upstream):
+    if mark := generation.affinity.mark(exchange.affinity, connection.upstream):
         head = head[:-2] + mark + b"\r\n"
     return head
 

@@ -9,7 +9,7 @@ not make its neighbours fail under doubled load.
 
 from __future__ import annotations
 
-from atlas_pkg.balancing.lease import Lease, Outcome, Wish
+from atlas_pkg.balancing.lease import Lease, Outcome
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.errors import NoUpstream, Stage, UpstreamError
 from atlas_pkg.serving.exchange import Exchange
@@ -45,13 +45,12 @@ class Retries:
         if not self._may_repeat(error):
             raise error
         if error.stage is not Stage.CONNECT:  # outside the budget: nothing was sent
-            if not balancer.ledger.begin_retry():
+            if not balancer.begin_retry():
                 raise error
             self._is_counted = True
         self._left -= 1
-        wish = Wish(exchange.wish.key, None, tuple(self._tried))
         try:
-            return exchange.lease_now(wish) or exchange.queue(wish)
+            return exchange.lease_now(self._tried) or exchange.queue(self._tried)
         except NoUpstream:
             raise error from None
 
@@ -59,7 +58,7 @@ class Retries:
         """The attempt is over: give its place in the budget back."""
         if self._is_counted:
             self._is_counted = False
-            self._exchange.generation.balancer.ledger.end_retry()
+            self._exchange.generation.balancer.end_retry()
 
     def _may_repeat(self, error: UpstreamError) -> bool:
         if self._left == 0 or self._exchange.has_sent:
