@@ -4,7 +4,7 @@ Choosing leaves no trace, since it has to be quick. Where somebody asks, the bal
 who the candidates were, what spoke for each, and why others were left out. That account goes with
 the exchange's `Record`, in plain words: people read it long after the upstreams have changed.
 
-Not done here: looking at upstreams (`balancing/explaining.py`) and showing what was found
+Not done here: looking at upstreams (`balancing/explain.py`) and showing what was found
 (`serving/timeline.py`).
 """
 
@@ -26,7 +26,7 @@ class Choice(NamedTuple):
 
     strategy: str  # its name in the configuration
     cause: str  # what decided: the cookie, the strategy, ...
-    candidates: tuple[Candidate, ...]  # the likeliest first, then those left out; not all of many
+    candidates: tuple[Candidate, ...]  # the chosen one first, those left out last; not all of many
     chosen: str = ""  # a name, or empty
     waits: str = ""  # why it went into the queue; empty if it did not
     others: tuple[tuple[str, int], ...] = ()  # those not listed: what they have in common, how many

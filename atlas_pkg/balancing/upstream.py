@@ -1,11 +1,11 @@
 """One upstream's run-time truth: what is known about it while the program runs.
 
 Configuration comes and goes with reloads; an `Upstream` stays for as long as some configuration
-lists the same name, address and port. So counts, verdicts, breaker and administrative state
-survive, and requests that began under an older configuration are still counted in the right place.
+lists the same name, address, port and group. So counts, health, breaker and administrative state
+survive. What the file says of it (weight, limit, place) comes anew with each reload: `configure`.
 
-What it does not hold: its weight and limits, which belong to a configuration (`member.py`), and its
-idle connections, which belong to the threads that opened them (`pool.py`).
+What it does not hold: its idle connections, which belong to the threads that opened them
+(`pool.py`), and whose turn it is, which is the strategy's.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 import enum
 import ipaddress
 import socket
-from typing import Any
 
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.config import CircuitBreaker, UpstreamConfig
+from atlas_pkg.net.connect import Endpoint
 
-# What identifies an upstream across reloads: name, address, port.
-Identity = tuple[str, str, int]
+# What identifies an upstream across reloads: name, address, port, group.
+Identity = tuple[str, str, int, str]
 
-# One way to reach an upstream: address family and what `socket.connect` takes.
-Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
+# The group of all upstreams that name none.
+DEFAULT_GROUP = "default"
 
 # The health reason of one that a reload has added and no probe has passed yet.
 UNPROBED = "waits for its first probe"
@@ -36,9 +36,9 @@ class AdminState(enum.Enum):
     MAINTENANCE = "maintenance"  # nobody
 
 
-def identity_of(config: UpstreamConfig) -> Identity:
-    """The identity under which counts and verdicts are kept."""
-    return (config.name, config.address, config.port)
+def identity_of(config: UpstreamConfig, group: str) -> Identity:
+    """The identity under which counts and health are kept."""
+    return (config.name, config.address, config.port, group)
 
 
 class Upstream:
@@ -52,80 +52,130 @@ class Upstream:
         "address",
         "admin_state",
         "breaker",
+        "configured_weight",
         "endpoints",
+        "group",
+        "health_check",
         "health_reason",
         "host_field",
         "in_flight",
-        "is_checked",
+        "is_backup",
         "is_up",
+        "max_connections",
         "name",
+        "order",
         "port",
         "recovered_at",
         "weight_override",
     )
 
-    def __init__(self, config: UpstreamConfig) -> None:
+    def __init__(self, config: UpstreamConfig, group: str = DEFAULT_GROUP) -> None:
         self.name = config.name
         self.address = config.address
         self.port = config.port
+        self.group = group
         self.in_flight = 0
-        self.is_checked = False  # the configuration in force has it probed
-        self.is_up = True  # the verdict of its health checks
+        self.is_up = True  # what its health checks say
         self.health_reason = ""
         self.breaker: Breaker | None = None
         self.admin_state = AdminState.READY
         self.weight_override: int | None = None
-        self.recovered_at: float | None = None  # since when it is spared (`[slow_start]`)
-        self.endpoints: tuple[Endpoint, ...] = _parse_literal(config.address, config.port)
+        self.recovered_at: float | None = None  # since when it starts slowly (`[slow_start]`)
+        self.endpoints: tuple[Endpoint, ...] = parse_literal(config.address, config.port)
         host = f"[{config.address}]" if ":" in config.address else config.address
         # What an HTTP/1.0 request without Host is given as one.
         self.host_field = f"{host}:{config.port}".encode("ascii")
+        self.configure(config, order=0, breaker=None)
 
     @property
     def identity(self) -> Identity:
-        """Name, address and port."""
-        return (self.name, self.address, self.port)
+        """Name, address, port and group."""
+        return (self.name, self.address, self.port, self.group)
 
     @property
     def needs_resolving(self) -> bool:
         """Is the address a host name rather than an IP address?"""
-        return not _parse_literal(self.address, self.port)
+        return not parse_literal(self.address, self.port)
 
-    def adopt(
-        self, config: UpstreamConfig, breaker: CircuitBreaker | None, *, is_new: bool
+    def configure(
+        self, config: UpstreamConfig, *, order: int, breaker: CircuitBreaker | None
     ) -> None:
-        """Be as a configuration wants it that comes into force, `is_new` with a reload.
+        """Be as a configuration wants it that comes into force; `order` is its place in the file.
 
         Caller holds the balancer's lock.
         """
+        self.configured_weight = config.weight
+        self.max_connections = config.max_connections
+        self.is_backup = config.backup
+        self.order = order
         if breaker is None:
             self.breaker = None
         elif self.breaker is None:
             self.breaker = Breaker(breaker)
         else:
             self.breaker.reconfigure(breaker)
-        self.is_checked = config.health_check is not None
-        if not self.is_checked:
+        self.health_check = config.health_check
+        if config.health_check is None:
             self.is_up, self.health_reason = True, ""
-        elif is_new:
-            self.is_up, self.health_reason = False, UNPROBED
+
+    @property
+    def weight(self) -> int:
+        """The weight in force: an administrator's word goes before the file's."""
+        return self.configured_weight if self.weight_override is None else self.weight_override
+
+    @property
+    def load(self) -> float:
+        """Requests in flight for the weight, which is not 0: all that are idle are equal."""
+        return self.in_flight / self.weight
+
+    @property
+    def has_room(self) -> bool:
+        """May another request be sent to it now?"""
+        return not self.max_connections or self.in_flight < self.max_connections
+
+    def is_alive(self, now: float) -> bool:
+        """Can it be expected to answer: healthy, not in maintenance, breaker not open?"""
+        if not self.is_up or self.admin_state is AdminState.MAINTENANCE:
+            return False
+        return self.breaker is None or self.breaker.may_try(now)
+
+    def takes_new_clients(self, now: float) -> bool:
+        """Is it in rotation for clients that do not belong to it already?"""
+        if self.weight == 0 or self.admin_state is not AdminState.READY:
+            return False
+        return self.is_alive(now)
 
     def note_health(self, is_up: bool, reason: str) -> bool:
-        """Take over a verdict; False where nothing is different. Caller holds the balancer's lock.
+        """Take over what the checks say; False where nothing is different.
 
-        One that comes when a reload has just ended the checks is too late: nobody would correct it.
+        What comes when a reload has just ended the checks is too late: nobody would correct it.
+        Caller holds the balancer's lock.
         """
-        if not self.is_checked:
+        if self.health_check is None:
             return False
         was_up = self.is_up
         self.is_up, self.health_reason = is_up, reason
         return was_up != is_up
 
+    def describe(self, now: float) -> str:
+        """Say in a line how it is. Caller holds the balancer's lock."""
+        facts = [
+            f"weight {self.weight}",
+            f"{self.in_flight} in flight",
+            self.admin_state.value,
+            "up" if self.is_up else f"down ({self.health_reason})",
+        ]
+        if self.breaker is not None:
+            facts.append(f"breaker {self.breaker.state(now).value}")
+        if self.is_backup:
+            facts.append("backup")
+        return f"upstream {self.name}: {', '.join(facts)}"
+
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {self.address}:{self.port}>"
 
 
-def _parse_literal(address: str, port: int) -> tuple[Endpoint, ...]:
+def parse_literal(address: str, port: int) -> tuple[Endpoint, ...]:
     """The endpoint of an IP address; empty for a host name."""
     try:
         ip = ipaddress.ip_address(address)

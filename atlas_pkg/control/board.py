@@ -137,7 +137,7 @@ def _decode(text: bytes) -> tuple[dict[Identity, Word], Asked]:
         return {}, Asked()
     document = json.loads(text)
     words = {
-        (name, address, port): Word(AdminState(state), weight)
-        for name, address, port, state, weight in document["words"]
+        (name, address, port, group): Word(AdminState(state), weight)
+        for name, address, port, group, state, weight in document["words"]
     }
     return words, Asked(*document["asked"])

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import atlas_pkg
+from atlas_pkg.balancing.upstream import DEFAULT_GROUP
 from atlas_pkg.control import merging
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.report import DRAINING, SERVING, Part
@@ -102,7 +103,7 @@ class Overview:
         if not found:
             return False
         for item in found:  # two for a moment, while a reload gives the name another address
-            if not self._board.change((name, item["address"], item["port"]), change):
+            if not self._board.change((name, item["address"], item["port"], DEFAULT_GROUP), change):
                 raise SteeringError(503, "too many upstreams have been steered")
         self._journal.note("steering", f"{change}, by an administrator", upstream=name)
         self._have_all_follow()

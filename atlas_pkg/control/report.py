@@ -17,7 +17,6 @@ from typing import TypedDict
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.balancing.member import Member
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.gauges import Gauges, UpstreamGauges, read_process
@@ -97,9 +96,6 @@ class Reporter:
         tracer = self._observing.tracer
         upstreams = _describe_upstreams(generation, self._front.idle_connections())
         counts, last = self.reloads.read()
-        ledger = generation.balancer.ledger
-        with ledger.lock:
-            queue = len(ledger.queue)
         return Part(
             pid=os.getpid(),
             started=self._started,
@@ -112,7 +108,7 @@ class Reporter:
                 version=atlas_pkg.__version__,
                 connections=self._front.connected,
                 connections_limit=generation.config.listen.max_connections,
-                queue=queue + self._front.waiting,
+                queue=generation.balancer.waiting + self._front.waiting,
                 upstreams={
                     item["name"]: UpstreamGauges(
                         up=is_usable(item),
@@ -136,14 +132,12 @@ class Reporter:
 
 def _describe_upstreams(generation: Generation, idle: dict[Upstream, int]) -> list[UpstreamNow]:
     """Describe all upstreams of a configuration, in its order."""
-    lock, now = generation.balancer.ledger.lock, time.monotonic()
+    balancer, now = generation.balancer, time.monotonic()
     described = []
-    pairs = zip(generation.balancer.upstreams, generation.config.upstreams, strict=True)
-    for order, (upstream, item) in enumerate(pairs):
-        member = Member(upstream, item, order)
-        with lock:
-            state = state_of(upstream, now, is_checked=item.health_check is not None)
-            weight, in_flight = member.weight, upstream.in_flight
+    for upstream in balancer.upstreams:
+        with balancer.lock:
+            state = state_of(upstream, now, is_checked=upstream.health_check is not None)
+            weight, in_flight = upstream.weight, upstream.in_flight
         described.append(
             UpstreamNow(
                 name=upstream.name,
@@ -153,10 +147,10 @@ def _describe_upstreams(generation: Generation, idle: dict[Upstream, int]) -> li
                 state=state.words,
                 why=state.why,
                 weight=weight,
-                configured_weight=member.configured_weight,
-                backup=member.is_backup,
+                configured_weight=upstream.configured_weight,
+                backup=upstream.is_backup,
                 in_flight=in_flight,
-                max_connections=member.max_connections,
+                max_connections=upstream.max_connections,
                 idle=idle.get(upstream, 0),
             )
         )

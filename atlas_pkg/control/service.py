@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.balancing.health import HealthChecker
+from atlas_pkg.balancing.health import HealthChecker, HealthState
 from atlas_pkg.balancing.pool import Pool
-from atlas_pkg.balancing.resolution import Resolver
+from atlas_pkg.balancing.resolver import Resolver
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
 from atlas_pkg.control.board import ORDINARY, Asked, Board
 from atlas_pkg.control.observing import Observing
@@ -126,8 +125,9 @@ class Service:
         balancer = generation.balancer
         self._observing.start(generation.config)
         self._follow_board()
+        self._resolver.look_up(generation.config.upstreams)
         self._resolver.watch(balancer.upstreams)
-        self._health.watch(balancer.health_checks(), awaiting=balancer.new)
+        self._health.watch(balancer.health_checks())
         self._health.start()
         self._front.start(listener)
         self._reporter.state = SERVING
@@ -166,7 +166,6 @@ class Service:
             log.info("configuration unchanged%s", " but for that" if restart else "")
             return
         generation = Generation(config, old)
-        self._resolver.watch(generation.balancer.upstreams)
         self._put_in_force(generation, live)
         self._reporter.reloads.note(generation.number)
 
@@ -178,17 +177,20 @@ class Service:
     def _put_in_force(self, generation: Generation, changes: Sequence[str]) -> None:
         if self._log_level is None:
             logs.set_level(generation.config.log.level)
-        self._holder.swap(generation)
+        balancer = generation.balancer
+        addresses = self._resolver.look_up(generation.config.upstreams)
+        new = self._holder.swap(generation, addresses)
         self._follow_board()
         self._observing.follow(generation.config)
-        self._health.watch(generation.balancer.health_checks(), awaiting=generation.balancer.new)
+        self._resolver.watch(balancer.upstreams)
+        self._health.watch(balancer.health_checks(), awaiting=new)
         log.info(
             "Configuration hot-reloaded (generation %d): %s", generation.number, "; ".join(changes)
         )
 
-    def _note_probe(self, upstream: Upstream, verdict: Verdict) -> None:
-        """Pass a probe's result on. Called on the health checker's thread."""
-        self._holder.current().balancer.note_probe(upstream, verdict)
+    def _note_probe(self, upstream: Upstream, state: HealthState) -> None:
+        """Pass a probe's result on. Called on the health checker's threads."""
+        self._holder.current().balancer.note_probe(upstream, state)
 
     def drain(self, is_cut: Callable[[], bool]) -> bool:
         """Stop accepting, finish what is under way; returns whether all of it was finished.

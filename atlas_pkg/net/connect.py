@@ -1,8 +1,14 @@
-"""Open a connection to one of several addresses, in time.
+"""Opening a connection to the first of several addresses that answers.
 
-A host name may have addresses that swallow connections beside some that work. So the time is shared
-among them: the next address is tried when one fails or has not answered for a quarter of a second,
-and the first that connects wins (the idea of RFC 8305, "Happy Eyeballs", without its sorting).
+A host name often has several addresses, and one of them may lead nowhere: an IPv6 route that
+swallows packets, a machine that is gone. To wait for the first one's timeout would make every such
+connection slow; to try all at once would open connections that nobody needs. So the next address is
+tried when the one before has failed, or has not answered for a quarter of a second, and goes on
+trying. The first that connects is taken and the others are closed: "happy eyeballs", RFC 8305.
+
+Of a single address that costs what connecting with a timeout costs: one `connect`, one `poll`.
+
+Not done here: looking names up (`balancing/resolver.py`), keeping what was opened (`pool.py`).
 """
 
 from __future__ import annotations
@@ -18,69 +24,69 @@ from typing import Any
 from atlas_pkg.errors import OWN_FAULTS, Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
 
-# One way to reach a server: address family and what `socket.connect` takes.
+# One way to reach an upstream: address family and what `socket.connect` takes.
 Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
 
-# How long an address is waited for before the next one is tried as well (RFC 8305 §5).
-NEXT_ADDRESS_AFTER = 0.25
+# So long an address is waited for before the next one is tried as well (RFC 8305 §5).
+ATTEMPT_DELAY = 0.25
 
 # How long a read from an upstream blocks before the client is watched as well. Most answers
 # come sooner, and then cost one system call.
 UPSTREAM_PATIENCE = 0.25
 
+_BEGUN = frozenset((0, errno.EINPROGRESS))
+
 
 def connect(endpoints: Sequence[Endpoint], timeout: float) -> Stream:
     """Open a connection to the first of `endpoints` that answers; `timeout` is for all together.
 
-    Blocks. Raises `StreamError`: the last failure, or that time has run out.
+    Blocks. There has to be one at least. Raises `StreamError` for the upstream's side with what the
+    last one failed of; `is_own_fault` if it was this machine that could not.
     """
-    deadline = time.monotonic() + timeout
+    now = time.monotonic()
+    deadline, next_start = now + timeout, now
     untried = list(reversed(endpoints))
-    trying: dict[int, socket.socket] = {}
-    failure = StreamError(Side.UPSTREAM, "has no address")
+    connecting: dict[int, socket.socket] = {}
     poller = select.poll()
+    failure = _explain(errno.EADDRNOTAVAIL)
     try:
-        while untried or trying:
-            if untried:
+        while untried or connecting:
+            if untried and (now >= next_start or not connecting):
+                family, address = untried.pop()
+                next_start = now + ATTEMPT_DELAY
                 try:
-                    sock = _begin(untried.pop())
+                    sock = socket.socket(family, socket.SOCK_STREAM)
                 except OSError as error:
                     failure = _explain(error.errno or 0)
                     continue
-                trying[sock.fileno()] = sock
+                connecting[sock.fileno()] = sock
+                sock.setblocking(False)
+                code = sock.connect_ex(address)
+                if code not in _BEGUN:
+                    connecting.pop(sock.fileno()).close()
+                    failure = _explain(code)
+                    continue
                 poller.register(sock, select.POLLOUT)
-            left = deadline - time.monotonic()
-            wait = min(left, NEXT_ADDRESS_AFTER) if untried else left
-            for fd, _ in poller.poll(max(0.0, wait) * 1000):
+            until = min(deadline, next_start) if untried else deadline
+            for fd, _ in poller.poll(max(0.0, until - now) * 1000):
+                sock = connecting.pop(fd)
                 poller.unregister(fd)
-                sock = trying.pop(fd)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
-                    return _settle(sock)
+                    return _take(sock)
                 sock.close()
                 failure = _explain(code)
-            if time.monotonic() >= deadline:
+                next_start = now  # nothing is gained by waiting any longer
+            now = time.monotonic()
+            if now >= deadline and connecting:
                 raise StreamError(Side.UPSTREAM, "connecting took too long", timed_out=True)
         raise failure
     finally:
-        for sock in trying.values():
+        for sock in connecting.values():
             sock.close()
 
 
-def _begin(endpoint: Endpoint) -> socket.socket:
-    """Begin to connect; raises `OSError` where it is known at once that this fails."""
-    family, address = endpoint
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    code = sock.connect_ex(address)
-    if code not in {0, errno.EINPROGRESS}:
-        sock.close()
-        raise OSError(code, os.strerror(code))
-    return sock
-
-
-def _settle(sock: socket.socket) -> Stream:
-    """Make an open connection one of ours."""
+def _take(sock: socket.socket) -> Stream:
     sock.setblocking(True)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     set_patience(sock, receive=UPSTREAM_PATIENCE, send=UPSTREAM_PATIENCE)
@@ -88,5 +94,7 @@ def _settle(sock: socket.socket) -> Stream:
 
 
 def _explain(code: int) -> StreamError:
-    """The error for an `errno`."""
-    return StreamError(Side.UPSTREAM, os.strerror(code).lower(), is_own_fault=code in OWN_FAULTS)
+    """Translate what the kernel reports when a connection cannot be opened."""
+    reason = os.strerror(code).lower()
+    is_late = code == errno.ETIMEDOUT
+    return StreamError(Side.UPSTREAM, reason, timed_out=is_late, is_own_fault=code in OWN_FAULTS)

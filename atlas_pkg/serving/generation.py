@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import threading
+from types import MappingProxyType
 
-from atlas_pkg.balancing.balancer import Balancer
+from atlas_pkg.balancing.balancer import Addresses, Balancer, BalancerSettings
 from atlas_pkg.balancing.sticky import StickySessions
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import Config
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
@@ -23,10 +25,15 @@ class Generation:
     def __init__(
         self, config: Config, previous: Generation | None = None, *, secret: bytes = b""
     ) -> None:
-        """`secret` signs sticky cookies where the configuration has none; made up if empty."""
+        """`secret` signs sticky cookies where the configuration has none; made up if empty.
+
+        The balancer of `previous` goes on under its settings until this generation is swapped in.
+        """
         self.number: int = previous.number + 1 if previous else 1
         self.config = config
-        self.balancer: Balancer = Balancer(config, previous.balancer if previous else None)
+        self.balancer: Balancer = (
+            previous.balancer if previous else Balancer(BalancerSettings.of(config))
+        )
         breaker = config.circuit_breaker
         # What an answer says about its upstream, if it has one of these.
         self.failure_statuses = frozenset(breaker.statuses if breaker else ())
@@ -35,7 +42,8 @@ class Generation:
         sticky = None
         if config.sticky is not None:
             key = config.sticky.secret.encode() or self.secret
-            sticky = StickySessions(config.sticky, key, self.balancer.by_name)
+            names = [upstream.name for upstream in config.upstreams]
+            sticky = StickySessions(config.sticky, key, names)
         self.forwarder = Forwarder(
             config.forwarding, filter_cookie=sticky.without_own_cookie if sticky else None
         )
@@ -58,8 +66,14 @@ class ConfigHolder:
         """The generation in force now."""
         return self.generation
 
-    def swap(self, generation: Generation) -> None:
-        """Put `generation` in force for all requests that begin from now on."""
+    def swap(
+        self, generation: Generation, addresses: Addresses = MappingProxyType({})
+    ) -> list[Upstream]:
+        """Put `generation` in force for all requests that begin from now on.
+
+        `addresses` are those of host names as far as they are known. Returns the upstreams that are
+        new.
+        """
         with self._lock:
             self.generation = generation
-            generation.balancer.activate()
+        return generation.balancer.apply(BalancerSettings.of(generation.config), addresses)

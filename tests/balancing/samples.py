@@ -1,15 +1,13 @@
-"""Configurations, members and a clock for the tests of balancing."""
+"""Settings, upstreams and a clock for the tests of balancing."""
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
-from atlas_pkg.balancing.balancer import Balancer
-from atlas_pkg.balancing.member import Member
+from atlas_pkg.balancing.balancer import Balancer, BalancerSettings
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Config, Routing, UpstreamConfig
+from atlas_pkg.config import Routing, UpstreamConfig
 
 
 class Clock:
@@ -22,7 +20,8 @@ class Clock:
         return self.now
 
 
-def build_upstream(name: str, weight: int = 1, **keys: Any) -> UpstreamConfig:
+def build_config(name: str, weight: int = 1, **keys: Any) -> UpstreamConfig:
+    """What the file says of one upstream."""
     return UpstreamConfig(
         name,
         keys.pop("address", "192.0.2.1"),
@@ -32,29 +31,34 @@ def build_upstream(name: str, weight: int = 1, **keys: Any) -> UpstreamConfig:
     )
 
 
-def build_config(
-    *upstreams: UpstreamConfig, strategy: str = "weighted_round_robin", **tables: Any
-) -> Config:
-    routing = Routing(strategy=strategy)
-    return Config(Path("atlas.toml"), upstreams=upstreams, routing=routing, **tables)
+def build_settings(
+    *upstreams: UpstreamConfig, strategy: str = "weighted_round_robin", **more: Any
+) -> BalancerSettings:
+    return BalancerSettings(upstreams, Routing(strategy=strategy), **more)
 
 
 def seed(balancer: Balancer, dice: random.Random) -> None:
     """Have a strategy that throws dice use these, so that a test can be repeated."""
-    if hasattr(balancer._strategy, "_random"):
-        balancer._strategy._dice = dice
-        balancer._strategy._random = dice.random
+    if hasattr(balancer._strategy, "_chance"):
+        balancer._strategy._chance = dice.random
 
 
-def build_member(name: str, weight: int = 1, *, order: int = 0, **keys: Any) -> Member:
-    """A member whose upstream nobody else has."""
-    item = build_upstream(name, weight, **keys)
-    return Member(Upstream(item), item, order)
+def build_upstream(name: str, weight: int = 1, *, order: int = 0, **keys: Any) -> Upstream:
+    """An upstream that no balancer knows."""
+    config = build_config(name, weight, **keys)
+    upstream = Upstream(config)
+    upstream.configure(config, order=order, breaker=None)
+    return upstream
 
 
-def build_members(**weights: int) -> list[Member]:
-    """Members in the order of the arguments."""
+def build_upstreams(**weights: int) -> list[Upstream]:
+    """Upstreams in the order of the arguments."""
     return [
-        build_member(name, weight, order=order)
+        build_upstream(name, weight, order=order)
         for order, (name, weight) in enumerate(weights.items())
     ]
+
+
+def configs_of(upstreams: list[Upstream]) -> list[UpstreamConfig]:
+    """What the file says of these."""
+    return [build_config(upstream.name, upstream.configured_weight) for upstream in upstreams]

@@ -6,30 +6,33 @@ import heapq
 import itertools
 import logging
 import random
+import socket
+import sys
 import threading
 import time
 from collections import Counter
 
 import pytest
 
-from atlas_pkg.balancing.balancer import Balancer
-from atlas_pkg.balancing.lease import Lease, Outcome, Wish
-from atlas_pkg.balancing.recovery import TRICKLE
+from atlas_pkg.balancing.balancer import MIN_RETRIES, Balancer
+from atlas_pkg.balancing.health import HealthState
+from atlas_pkg.balancing.lease import ANYWHERE, Affinity, Lease, Outcome
+from atlas_pkg.balancing.slow_start import TRICKLE
+from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.balancing.upstream import AdminState, Upstream
-from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart
 from atlas_pkg.errors import NoUpstream
-from tests.balancing.samples import Clock, build_config, build_upstream, seed
+from tests.balancing.samples import Clock, build_config, build_settings, seed
 from tests.toolkit import Threads
 
 BREAKER = CircuitBreaker(failures=2, open_for=10.0)
 
 
-def take(balancer: Balancer, times: int, wish: Wish = Wish()) -> str:  # noqa: B008 - immutable
+def take(balancer: Balancer, times: int, affinity: Affinity = ANYWHERE) -> str:
     """Lease and release, one at a time."""
     names = ""
     for _ in range(times):
-        lease = balancer.lease(wish)
+        lease = balancer.lease(affinity)
         names += lease.upstream.name
         lease.release()
     return names
@@ -42,77 +45,155 @@ def hold(balancer: Balancer, times: int) -> list[Lease]:
 def fail(balancer: Balancer, upstream: Upstream, times: int = 1) -> None:
     """Have requests to `upstream` fail."""
     for _ in range(times):
-        lease = balancer.lease(Wish(sticky=upstream))
+        lease = balancer.lease(Affinity(sticky=upstream))
         assert lease.upstream is upstream
         lease.release(Outcome.FAILURE)
 
 
-def verdict(is_up: bool, reason: str = "") -> Verdict:
-    return Verdict(is_up, True, is_up, reason, 0.0, 0.0)
+def state(is_up: bool, reason: str = "") -> HealthState:
+    return HealthState(is_up, True, is_up, reason)
 
 
 def test_a_lease_counts_the_request_until_it_is_released() -> None:
-    balancer = Balancer(build_config(build_upstream("a")))
+    balancer = Balancer(build_settings(build_config("a")))
 
     one, two = balancer.lease(), balancer.lease()
     assert one.upstream is two.upstream
-    assert one.upstream.in_flight == balancer.ledger.in_flight == 2
+    assert one.upstream.in_flight == balancer.in_flight == 2
 
     one.release()
     two.release()
-    assert one.upstream.in_flight == balancer.ledger.in_flight == 0
+    assert one.upstream.in_flight == balancer.in_flight == 0
 
 
 @pytest.mark.parametrize("weights", [(), (0, 0)])
 def test_without_an_available_upstream_there_is_none_to_lease(weights: tuple[int, ...]) -> None:
-    listed = [build_upstream(str(number), weight) for number, weight in enumerate(weights)]
+    listed = [build_config(str(number), weight) for number, weight in enumerate(weights)]
 
     with pytest.raises(NoUpstream):
-        Balancer(build_config(*listed)).lease()
+        Balancer(build_settings(*listed)).lease()
 
 
 def test_an_upstream_is_the_same_as_long_as_name_address_and_port_are() -> None:
-    a, b, c = (build_upstream(name) for name in "abc")
-    old = Balancer(build_config(a, b, c))
-    lease = old.lease()
+    a, b, c = (build_config(name) for name in "abc")
+    balancer = Balancer(build_settings(a, b, c))
+    old = balancer.by_name
+    lease = balancer.lease()
 
-    listed = (c, build_upstream("a", 9), build_upstream("b", port=81))
-    new = Balancer(build_config(*listed), old)
+    new = balancer.apply(build_settings(c, build_config("a", 9), build_config("b", port=81)))
 
-    assert new.by_name["a"] is old.upstreams[0]
-    assert new.by_name["b"] is not old.upstreams[1]
-    assert new.by_name["c"] is old.upstreams[2]
-    assert new.new == [new.by_name["b"]]
-    assert new.by_name["a"].in_flight == 1
+    assert balancer.by_name["a"] is old["a"]
+    assert balancer.by_name["b"] is not old["b"]
+    assert balancer.by_name["c"] is old["c"]
+    assert new == [balancer.by_name["b"]]
+    assert (balancer.by_name["a"].in_flight, balancer.by_name["a"].weight) == (1, 9)
     lease.release()
-    assert new.by_name["a"].in_flight == 0
+    assert balancer.by_name["a"].in_flight == 0
+
+
+def test_upstreams_of_different_groups_are_different() -> None:
+    balancer = Balancer(build_settings(build_config("a")))
+    other = Balancer(build_settings(build_config("a"), group="api"))
+
+    assert balancer.upstreams[0].identity == ("a", "192.0.2.1", 80, "default")
+    assert other.upstreams[0].identity == ("a", "192.0.2.1", 80, "api")
+
+
+def test_host_names_may_come_with_their_addresses() -> None:
+    endpoints = ((socket.AF_INET, ("192.0.2.9", 80)),)
+    balancer = Balancer(build_settings())
+
+    balancer.apply(
+        build_settings(build_config("a", address="a.test"), build_config("b", address="b.test")),
+        {("a.test", 80): endpoints},
+    )
+
+    assert [upstream.endpoints for upstream in balancer.upstreams] == [endpoints, ()]
 
 
 def test_turns_go_on_across_a_configuration_without_upstreams() -> None:
-    a, b = build_upstream("a"), build_upstream("b")
-    first = Balancer(build_config(a, b))
-    assert first.lease().upstream.name == "a"
+    settings = build_settings(build_config("a"), build_config("b"))
+    balancer = Balancer(settings)
+    assert balancer.lease().upstream.name == "a"
 
-    between = Balancer(build_config(), first)
-    last = Balancer(build_config(a, b), between)
-    last.activate()
+    balancer.apply(build_settings())
+    balancer.apply(settings)
 
-    assert last.lease().upstream.name == "b"
+    assert balancer.lease().upstream.name == "b"
 
 
-def test_the_newest_configuration_chooses_for_all() -> None:
-    old = Balancer(build_config(build_upstream("a")))
-    new = Balancer(build_config(build_upstream("b")), old)
-    assert take(old, 1) == take(new, 1) == "a"
+TURNS = ["round_robin", "weighted_round_robin", "least_connections"]
 
-    new.activate()
 
-    assert take(old, 1) == take(new, 1) == "b"
+@pytest.mark.parametrize("strategy", TURNS)
+def test_reloads_keep_the_turns(strategy: str) -> None:
+    settings = build_settings(*(build_config(name) for name in "abc"), strategy=strategy)
+    balancer = Balancer(settings)
+    chosen = ""
+
+    for _ in range(9):
+        chosen += take(balancer, 1)
+        balancer.apply(settings)
+
+    assert chosen == "abcabcabc"
+
+
+@pytest.mark.parametrize("strategy", TURNS)
+def test_a_drain_and_a_return_keep_the_turns(strategy: str) -> None:
+    settings = build_settings(*(build_config(name) for name in "abcd"), strategy=strategy)
+    balancer = Balancer(settings)
+    d = balancer.by_name["d"]
+    chosen = ""
+
+    for _ in range(30):
+        chosen += take(balancer, 1)
+        balancer.set_admin_state(d, AdminState.DRAIN)
+        chosen += take(balancer, 1)
+        balancer.set_admin_state(d, AdminState.READY)
+
+    shares = Counter(chosen)
+    assert min(shares[name] for name in "abc") >= 15, chosen
+    assert not any(name * 2 in chosen for name in "abcd"), chosen
+
+
+@pytest.mark.parametrize("strategy", TURNS)
+def test_one_that_reloads_take_away_and_bring_back_leaves_nobody_without_turns(
+    strategy: str,
+) -> None:
+    few, many = (
+        build_settings(*(build_config(name) for name in names), strategy=strategy)
+        for names in ("bcd", "abcd")
+    )
+    balancer = Balancer(many)
+    chosen = ""
+
+    for number in range(40):
+        chosen += take(balancer, 1)
+        balancer.apply(few if number % 2 else many)
+
+    assert min(Counter(chosen)[name] for name in "bcd") >= 6, chosen
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_a_reload_may_change_the_strategy(strategy: str) -> None:
+    balancer = Balancer(build_settings(build_config("a"), strategy="random"))
+    lease = balancer.lease()
+
+    balancer.apply(build_settings(build_config("a"), build_config("b"), strategy=strategy))
+    lease.release()
+
+    served = set()
+    for number in range(50):
+        other = balancer.lease(Affinity(b"%d" % number))
+        served.add(other.upstream.name)
+        other.release()
+    assert served == {"a", "b"}
+    assert balancer.in_flight == balancer.by_name["a"].in_flight == 0
 
 
 def test_shares_are_exact_whoever_asks() -> None:
-    listed = [build_upstream(name, weight) for name, weight in {"a": 3, "b": 2, "c": 1}.items()]
-    balancer = Balancer(build_config(*listed))
+    listed = [build_config(name, weight) for name, weight in {"a": 3, "b": 2, "c": 1}.items()]
+    balancer = Balancer(build_settings(*listed))
     threads = Threads()
 
     for _ in range(8):
@@ -126,50 +207,69 @@ def test_shares_are_exact_whoever_asks() -> None:
 
 
 def test_one_that_is_down_is_left_out_until_it_is_up() -> None:
-    a, b = build_upstream("a", health_check=HealthCheck()), build_upstream("b")
-    balancer = Balancer(build_config(a, b))
+    a, b = build_config("a", health_check=HealthCheck()), build_config("b")
+    balancer = Balancer(build_settings(a, b))
 
-    balancer.note_probe(balancer.by_name["a"], verdict(False, "status 500"))
+    balancer.note_probe(balancer.by_name["a"], state(False, "status 500"))
     assert take(balancer, 4) == "bbbb"
     assert "down (status 500)" in balancer.describe()[0]
 
-    balancer.note_probe(balancer.by_name["a"], verdict(True))
+    balancer.note_probe(balancer.by_name["a"], state(True))
     assert Counter(take(balancer, 4)) == {"a": 2, "b": 2}
 
 
 def test_one_that_a_reload_adds_waits_for_its_first_probe() -> None:
     check = HealthCheck()
-    a, b = (build_upstream(name, health_check=check) for name in "ab")
-    old = Balancer(build_config(a))
-    assert take(old, 1) == "a"  # there is no better guess at the start
+    a, b = (build_config(name, health_check=check) for name in "ab")
+    balancer = Balancer(build_settings(a))
+    assert take(balancer, 1) == "a"  # there is no better guess at the start
 
-    new = Balancer(build_config(a, b), old)
-    new.activate()
-    assert take(new, 3) == "aaa"
+    balancer.apply(build_settings(a, b))
+    assert take(balancer, 3) == "aaa"
 
-    again = Balancer(build_config(b, a), new)
-    again.activate()
-    assert take(again, 3) == "aaa"
-    again.note_probe(again.by_name["b"], verdict(True))
-    assert Counter(take(again, 4)) == {"a": 2, "b": 2}
+    balancer.apply(build_settings(b, a))
+    assert take(balancer, 3) == "aaa"
+    balancer.note_probe(balancer.by_name["b"], state(True))
+    assert Counter(take(balancer, 4)) == {"a": 2, "b": 2}
+
+
+def test_where_nobody_else_could_serve_those_that_wait_for_their_first_probe_do() -> None:
+    check = HealthCheck()
+    a, b, c = (build_config(name, health_check=check) for name in "abc")
+    balancer = Balancer(build_settings(a))
+    balancer.apply(build_settings(a, b))
+
+    balancer.apply(build_settings(b, c))  # b is still waiting
+    assert Counter(take(balancer, 4)) == {"b": 2, "c": 2}
+
+    balancer.note_probe(balancer.by_name["c"], state(False, "status 500"))
+    assert take(balancer, 2) == "bb"
 
 
 def test_without_checks_everybody_is_up_again() -> None:
-    old = Balancer(build_config(build_upstream("a", health_check=HealthCheck())))
-    old.note_probe(old.upstreams[0], verdict(False))
+    balancer = Balancer(build_settings(build_config("a", health_check=HealthCheck())))
+    balancer.note_probe(balancer.upstreams[0], state(False))
     with pytest.raises(NoUpstream):
-        old.lease()
+        balancer.lease()
 
-    new = Balancer(build_config(build_upstream("a")), old)
-    new.activate()
+    balancer.apply(build_settings(build_config("a")))
 
-    assert take(new, 1) == "a"
+    assert take(balancer, 1) == "a"
+
+
+def test_what_a_probe_finds_after_the_checks_have_ended_is_too_late() -> None:
+    # A probe was under way when a reload took the checks away: nobody would correct it.
+    balancer = Balancer(build_settings(build_config("a"), build_config("b")))
+
+    balancer.note_probe(balancer.by_name["a"], state(False, "status 503"))
+
+    assert take(balancer, 4) == "abab"
 
 
 def test_a_breaker_opens_lets_a_trial_through_and_closes(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    config = build_config(build_upstream("a"), build_upstream("b"), circuit_breaker=BREAKER)
-    balancer = Balancer(config, clock=clock)
+    settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
+    balancer = Balancer(settings, clock=clock)
     a = balancer.by_name["a"]
 
     fail(balancer, a, 2)
@@ -189,8 +289,8 @@ def test_a_breaker_opens_lets_a_trial_through_and_closes(caplog: pytest.LogCaptu
 
 def test_a_failed_trial_opens_the_breaker_for_longer(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    config = build_config(build_upstream("a"), build_upstream("b"), circuit_breaker=BREAKER)
-    balancer = Balancer(config, clock=clock)
+    settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
+    balancer = Balancer(settings, clock=clock)
     fail(balancer, balancer.by_name["a"], 2)
 
     clock.now += 10.0
@@ -204,12 +304,12 @@ def test_a_failed_trial_opens_the_breaker_for_longer(caplog: pytest.LogCaptureFi
 
 
 def test_what_is_not_the_upstreams_doing_counts_neither_way() -> None:
-    config = build_config(build_upstream("a"), build_upstream("b"), circuit_breaker=BREAKER)
-    balancer = Balancer(config, clock=Clock())
+    settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
+    balancer = Balancer(settings, clock=Clock())
     a = balancer.by_name["a"]
 
     fail(balancer, a)
-    balancer.lease(Wish(sticky=a)).release(Outcome.NONE)
+    balancer.lease(Affinity(sticky=a)).release(Outcome.NONE)
     assert "a" in take(balancer, 2)  # closed yet, and these two releases say nothing
     fail(balancer, a)
 
@@ -218,12 +318,12 @@ def test_what_is_not_the_upstreams_doing_counts_neither_way() -> None:
 
 @pytest.mark.parametrize("other", [{"weight": 0}, {"health_check": HealthCheck()}, None])
 def test_the_last_one_available_is_never_taken_out(other: dict[str, object] | None) -> None:
-    listed = [build_upstream("a")]
+    listed = [build_config("a")]
     if other is not None:
-        listed.append(build_upstream("b", **other))  # type: ignore[arg-type]
-    balancer = Balancer(build_config(*listed, circuit_breaker=BREAKER), clock=Clock())
+        listed.append(build_config("b", **other))  # type: ignore[arg-type]
+    balancer = Balancer(build_settings(*listed, circuit_breaker=BREAKER), clock=Clock())
     if len(listed) == 2:
-        balancer.note_probe(balancer.by_name["b"], verdict(False))
+        balancer.note_probe(balancer.by_name["b"], state(False))
 
     fail(balancer, balancer.by_name["a"], 50)
 
@@ -231,8 +331,8 @@ def test_the_last_one_available_is_never_taken_out(other: dict[str, object] | No
 
 
 def test_of_two_that_fail_one_stays() -> None:
-    config = build_config(build_upstream("a"), build_upstream("b"), circuit_breaker=BREAKER)
-    balancer = Balancer(config, clock=Clock())
+    settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
+    balancer = Balancer(settings, clock=Clock())
     under_way = hold(balancer, 20)
 
     for lease in under_way:
@@ -242,14 +342,14 @@ def test_of_two_that_fail_one_stays() -> None:
 
 
 def test_a_passed_probe_closes_the_breaker_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    listed = [build_upstream(name, health_check=HealthCheck()) for name in "ab"]
-    balancer = Balancer(build_config(*listed, circuit_breaker=BREAKER), clock=Clock())
+    listed = [build_config(name, health_check=HealthCheck()) for name in "ab"]
+    balancer = Balancer(build_settings(*listed, circuit_breaker=BREAKER), clock=Clock())
     a = balancer.by_name["a"]
     fail(balancer, a, 2)
     caplog.clear()
 
-    balancer.note_probe(a, Verdict(True, False, True, "status 200", 0.0, 0.0))
-    balancer.note_probe(a, Verdict(True, False, True, "status 200", 0.0, 0.0))
+    balancer.note_probe(a, HealthState(True, False, True, "status 200"))
+    balancer.note_probe(a, HealthState(True, False, True, "status 200"))
 
     assert "a" in take(balancer, 2)
     assert caplog.messages == ["upstream a: circuit breaker closed by a passed probe"]
@@ -259,13 +359,13 @@ def test_a_tunnel_that_settles_a_trial_closes_the_breaker_and_says_so(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clock = Clock()
-    config = build_config(build_upstream("a"), build_upstream("b"), circuit_breaker=BREAKER)
-    balancer = Balancer(config, clock=clock)
+    settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
+    balancer = Balancer(settings, clock=clock)
     a = balancer.by_name["a"]
     fail(balancer, a, 2)
     clock.now += 10.0
 
-    lease = balancer.lease(Wish(sticky=a))
+    lease = balancer.lease(Affinity(sticky=a))
     lease.settle(Outcome.SUCCESS)
 
     assert caplog.messages[-1] == "upstream a: circuit breaker closed"
@@ -275,15 +375,15 @@ def test_a_tunnel_that_settles_a_trial_closes_the_breaker_and_says_so(
 
 
 def test_an_administrator_takes_upstreams_out_and_in() -> None:
-    balancer = Balancer(build_config(build_upstream("a"), build_upstream("b")))
+    balancer = Balancer(build_settings(build_config("a"), build_config("b")))
     a = balancer.by_name["a"]
 
     balancer.set_admin_state(a, AdminState.DRAIN)
     assert take(balancer, 3) == "bbb"
-    assert take(balancer, 2, Wish(sticky=a)) == "aa"
+    assert take(balancer, 2, Affinity(sticky=a)) == "aa"
 
     balancer.set_admin_state(a, AdminState.MAINTENANCE)
-    assert take(balancer, 2, Wish(sticky=a)) == "bb"
+    assert take(balancer, 2, Affinity(sticky=a)) == "bb"
 
     balancer.set_admin_state(a, AdminState.READY)
     assert Counter(take(balancer, 4)) == {"a": 2, "b": 2}
@@ -291,8 +391,8 @@ def test_an_administrator_takes_upstreams_out_and_in() -> None:
 
 @pytest.mark.parametrize("strategy", ["weighted_round_robin", "least_connections", "power_of_two"])
 def test_an_administrators_weight_holds_at_once(strategy: str) -> None:
-    config = build_config(build_upstream("a"), build_upstream("b"), strategy=strategy)
-    balancer = Balancer(config)
+    settings = build_settings(build_config("a"), build_config("b"), strategy=strategy)
+    balancer = Balancer(settings)
 
     balancer.set_weight(balancer.by_name["a"], 0)
     assert take(balancer, 4) == "bbbb"
@@ -310,8 +410,8 @@ def test_an_administrators_weight_holds_at_once(strategy: str) -> None:
 
 
 def test_a_backup_serves_only_when_nobody_else_is_available() -> None:
-    listed = [build_upstream("a"), build_upstream("b"), build_upstream("c", backup=True)]
-    balancer = Balancer(build_config(*listed))
+    listed = [build_config("a"), build_config("b"), build_config("c", backup=True)]
+    balancer = Balancer(build_settings(*listed))
     assert "c" not in take(balancer, 6)
 
     balancer.set_admin_state(balancer.by_name["a"], AdminState.MAINTENANCE)
@@ -324,40 +424,45 @@ def test_a_backup_serves_only_when_nobody_else_is_available() -> None:
 
 
 def test_full_is_not_unavailable_for_a_backup() -> None:
-    listed = [build_upstream("a", max_connections=1), build_upstream("b", backup=True)]
-    balancer = Balancer(build_config(*listed))
+    listed = [build_config("a", max_connections=1), build_config("b", backup=True)]
+    balancer = Balancer(build_settings(*listed))
     assert balancer.lease().upstream.name == "a"
 
-    with balancer.ledger.lock:
-        assert balancer.take(Wish()) is None
-        assert balancer.may_wait(Wish())
+    assert balancer.lease_now() is None
 
 
 # Sticky
 
 
 def test_a_client_stays_with_its_upstream_as_long_as_that_serves() -> None:
-    listed = [build_upstream("a", health_check=HealthCheck()), build_upstream("b")]
-    balancer = Balancer(build_config(*listed))
+    listed = [build_config("a", health_check=HealthCheck()), build_config("b")]
+    balancer = Balancer(build_settings(*listed))
     a = balancer.by_name["a"]
-    wish = Wish(sticky=a)
-    assert take(balancer, 4, wish) == "aaaa"
+    affinity = Affinity(sticky=a)
+    assert take(balancer, 4, affinity) == "aaaa"
 
-    balancer.note_probe(a, verdict(False))
-    assert take(balancer, 2, wish) == "bb"
-    balancer.note_probe(a, verdict(True))
-    assert take(balancer, 2, wish) == "aa"
+    balancer.note_probe(a, state(False))
+    assert take(balancer, 2, affinity) == "bb"
+    balancer.note_probe(a, state(True))
+    assert take(balancer, 2, affinity) == "aa"
 
     balancer.set_weight(a, 0)
-    assert take(balancer, 2, wish) == "aa"
+    assert take(balancer, 2, affinity) == "aa"
 
 
 def test_a_client_of_a_removed_upstream_is_sent_to_another() -> None:
-    old = Balancer(build_config(build_upstream("a"), build_upstream("b")))
-    new = Balancer(build_config(build_upstream("b")), old)
-    new.activate()
+    balancer = Balancer(build_settings(build_config("a"), build_config("b")))
+    a = balancer.by_name["a"]
+    balancer.apply(build_settings(build_config("b")))
 
-    assert take(new, 2, Wish(sticky=old.by_name["a"])) == "bb"
+    assert take(balancer, 2, Affinity(sticky=a)) == "bb"
+
+
+def test_a_client_whose_upstream_was_tried_already_is_sent_to_another() -> None:
+    balancer = Balancer(build_settings(build_config("a"), build_config("b")))
+    a = balancer.by_name["a"]
+
+    assert balancer.lease(Affinity(sticky=a), [a]).upstream.name == "b"
 
 
 # Slow start
@@ -365,12 +470,12 @@ def test_a_client_of_a_removed_upstream_is_sent_to_another() -> None:
 
 def recovering(strategy: str, clock: Clock) -> tuple[Balancer, Upstream]:
     """A balancer of three, of which one has recovered just now."""
-    listed = [build_upstream(name, health_check=HealthCheck()) for name in "abc"]
-    config = build_config(*listed, strategy=strategy, slow_start=SlowStart(duration=30.0))
-    balancer = Balancer(config, clock=clock, chance=random.Random(6).random)
+    listed = [build_config(name, health_check=HealthCheck()) for name in "abc"]
+    settings = build_settings(*listed, strategy=strategy, slow_start=SlowStart(duration=30.0))
+    balancer = Balancer(settings, clock=clock, chance=random.Random(6).random)
     a = balancer.by_name["a"]
-    balancer.note_probe(a, verdict(False))
-    balancer.note_probe(a, verdict(True))
+    balancer.note_probe(a, state(False))
+    balancer.note_probe(a, state(True))
     return balancer, a
 
 
@@ -406,8 +511,8 @@ def test_by_load_a_recovered_one_ramps_up_too() -> None:
 @pytest.mark.parametrize("strategy", ["round_robin", "least_connections"])
 def test_two_that_have_recovered_do_not_pass_to_each_other(strategy: str) -> None:
     balancer, _ = recovering(strategy, Clock())
-    balancer.note_probe(balancer.by_name["b"], verdict(False))
-    balancer.note_probe(balancer.by_name["b"], verdict(True))
+    balancer.note_probe(balancer.by_name["b"], state(False))
+    balancer.note_probe(balancer.by_name["b"], state(True))
 
     shares = Counter(take(balancer, 1000))
 
@@ -416,19 +521,19 @@ def test_two_that_have_recovered_do_not_pass_to_each_other(strategy: str) -> Non
 
 
 def test_when_all_have_recovered_none_waits() -> None:
-    listed = [build_upstream(str(number), health_check=HealthCheck()) for number in range(100)]
-    config = build_config(*listed, strategy="round_robin", slow_start=SlowStart(duration=30.0))
-    balancer = Balancer(config, clock=Clock(), chance=random.Random(6).random)
+    listed = [build_config(str(number), health_check=HealthCheck()) for number in range(100)]
+    settings = build_settings(*listed, strategy="round_robin", slow_start=SlowStart(duration=30.0))
+    balancer = Balancer(settings, clock=Clock(), chance=random.Random(6).random)
     for is_up in (False, True):
         for upstream in balancer.upstreams:
-            balancer.note_probe(upstream, verdict(is_up))
+            balancer.note_probe(upstream, state(is_up))
 
     served = {lease.upstream for lease in hold(balancer, 1000)}
 
     assert len(served) > 50
 
 
-def test_one_that_is_alone_is_not_spared() -> None:
+def test_one_that_is_alone_is_not_skipped() -> None:
     balancer, a = recovering("round_robin", Clock())
     for name in "bc":
         balancer.set_admin_state(balancer.by_name[name], AdminState.MAINTENANCE)
@@ -437,19 +542,19 @@ def test_one_that_is_alone_is_not_spared() -> None:
     assert a.recovered_at is not None
 
 
-def test_at_the_start_nobody_is_spared() -> None:
-    listed = [build_upstream(name, health_check=HealthCheck()) for name in "ab"]
-    config = build_config(*listed, slow_start=SlowStart(duration=30.0))
+def test_at_the_start_nobody_is_skipped() -> None:
+    listed = [build_config(name, health_check=HealthCheck()) for name in "ab"]
+    settings = build_settings(*listed, slow_start=SlowStart(duration=30.0))
 
-    assert Counter(take(Balancer(config, clock=Clock()), 20)) == {"a": 10, "b": 10}
+    assert Counter(take(Balancer(settings, clock=Clock()), 20)) == {"a": 10, "b": 10}
 
 
 # By requests in flight
 
 
 def test_least_connections_is_exact_under_concurrency() -> None:
-    listed = [build_upstream(str(number)) for number in range(7)]
-    balancer = Balancer(build_config(*listed, strategy="least_connections"))
+    listed = [build_config(str(number)) for number in range(7)]
+    balancer = Balancer(build_settings(*listed, strategy="least_connections"))
     clients, rounds = 64, 30
     barrier = threading.Barrier(clients, timeout=30.0)
     seen: list[list[int]] = []
@@ -480,7 +585,7 @@ def simulate(strategy: str, times: dict[str, float], *, rate: float, count: int)
     """
     dice = random.Random(7)
     balancer = Balancer(
-        build_config(*(build_upstream(name) for name in times), strategy=strategy), clock=Clock()
+        build_settings(*(build_config(name) for name in times), strategy=strategy), clock=Clock()
     )
     seed(balancer, random.Random(8))
     free_at = dict.fromkeys(times, 0.0)
@@ -513,14 +618,55 @@ def test_by_load_one_slow_upstream_does_not_spoil_the_rest() -> None:
     assert p99["power_of_two"] < 2 * p99["least_connections"]
 
 
+# The budget of retries
+
+
+@pytest.mark.parametrize(("in_flight", "allowed"), [(0, 3), (1, 3), (15, 3), (20, 4), (100, 20)])
+def test_a_fifth_of_all_requests_may_be_retries(in_flight: int, allowed: int) -> None:
+    balancer = Balancer(build_settings(build_config("a")))
+    hold(balancer, in_flight)
+
+    granted = 0
+    while balancer.begin_retry():
+        granted += 1
+
+    assert granted == max(allowed, MIN_RETRIES)
+    balancer.end_retry()
+    assert balancer.begin_retry()
+    assert not balancer.begin_retry()
+
+
 # Cost
+
+
+def test_a_lease_and_its_release_take_five_calls() -> None:
+    balancer = Balancer(
+        build_settings(build_config("a"), build_config("b"), strategy="round_robin")
+    )
+    take(balancer, 2)
+    calls: list[str] = []
+    sys.setprofile(
+        lambda frame, event, _: calls.append(frame.f_code.co_name) if event == "call" else None
+    )
+    try:
+        balancer.lease_now().release()  # type: ignore[union-attr]
+    finally:
+        sys.setprofile(None)
+
+    assert len(calls) <= 5, calls
+
+
+def test_leases_of_one_upstream_without_a_breaker_are_one_object() -> None:
+    balancer = Balancer(build_settings(build_config("a")))
+
+    assert balancer.lease() is balancer.lease()
 
 
 @pytest.mark.parametrize("limit", [0, 1])
 @pytest.mark.parametrize("strategy", ["round_robin", "least_connections", "power_of_two"])
 def test_a_lease_among_a_thousand_is_cheap(strategy: str, limit: int) -> None:
-    listed = [build_upstream(str(number), max_connections=limit) for number in range(1000)]
-    balancer = Balancer(build_config(*listed, strategy=strategy))
+    listed = [build_config(str(number), max_connections=limit) for number in range(1000)]
+    balancer = Balancer(build_settings(*listed, strategy=strategy))
     leases = hold(balancer, 300)
     for lease in leases:
         lease.release()

@@ -1,33 +1,34 @@
-"""Health checks: the timetable of probes, and what results do to a verdict.
+"""Health checks: what probes do to an upstream's state, the timetable of probes, and the threads.
 
-Time is the test's own, and probes are generators that the test scripts. The last tests run the
-thread against real sockets.
+The timetable is asked with a time that the test makes up; the threads run against probes that the
+test scripts, and at last against real sockets.
 """
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import logging
 import random
-import selectors
-import socket
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_pkg.balancing.health import HealthChecker
-from atlas_pkg.balancing.probe import Outcome, Probe, Wait
+from atlas_pkg.balancing import health
+from atlas_pkg.balancing.health import HealthChecker, HealthState, Patient, RiseFall, Timetable
+from atlas_pkg.balancing.probe import Result
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.balancing.verdict import Judge, Verdict
 from atlas_pkg.config import HealthCheck, UpstreamConfig
+from atlas_pkg.errors import Side, StreamError
 from tests import fakes
 from tests.toolkit import wait_until
 
-PASS = Outcome(True, "status 200")
-FAIL = Outcome(False, "status 503")
+PASS = Result(True, "status 200")
+FAIL = Result(False, "status 503")
 
 CHECK = HealthCheck(path="/", interval=10.0, timeout=5.0, rise=2, fall=3)
 
@@ -44,56 +45,44 @@ class NoChance(random.Random):
 
 
 class Bench:
-    """A checker without its thread: a clock, scripted probes, and what it told.
+    """A timetable, a clock, and probes that take no time, or all of theirs.
 
-    `finds` says what a probe of an upstream finds: an outcome, None for silence, or an error.
+    `finds` says what a probe of an upstream finds: a result, or None for silence.
     """
 
     def __init__(self, generator: random.Random | None = None) -> None:
         self.now = 0.0
-        self.finds: dict[str, Outcome | Exception | None] = {}
+        self.finds: dict[str, Result | None] = {}
         self.begun: list[tuple[float, str]] = []
-        self.open: list[socket.socket] = []
-        self.told: list[tuple[float, str, Verdict]] = []
-        self.checker = HealthChecker(
-            self.note,
-            probe=self.probe,
-            clock=lambda: self.now,
-            generator=generator or NoChance(),
-        )
-
-    def note(self, upstream: Upstream, verdict: Verdict) -> None:
-        self.told.append((self.now, upstream.name, verdict))
-
-    def probe(self, upstream: Upstream, _: HealthCheck) -> Probe:
-        self.begun.append((self.now, upstream.name))
-        found = self.finds.get(upstream.name, PASS)
-        if found is None:
-            yield from self.be_silent()
-            return Outcome(False, "no answer in time")
-        if isinstance(found, Exception):
-            raise found
-        return found
-
-    def be_silent(self) -> Iterator[Wait]:
-        ours, theirs = socket.socketpair()
-        self.open.append(ours)
-        with ours, theirs:
-            try:
-                yield Wait(ours, selectors.EVENT_READ)
-            except TimeoutError:
-                return
+        self.told: list[tuple[float, str, HealthState]] = []
+        self.table = Timetable(generator or NoChance())
+        self.under_way: list[tuple[float, int, Patient, Result]] = []
 
     def watch(self, *upstreams: Upstream, check: HealthCheck = CHECK) -> None:
-        self.checker.watch([(upstream, check) for upstream in upstreams])
+        self.table.watch([(upstream, check) for upstream in upstreams], (), self.now)
 
     def run_until(self, instant: float) -> None:
-        """Let time pass, from one step that is due to the next."""
+        """Let time pass, from one thing that is due to the next."""
         while True:
-            patience = self.checker.step(0.0)
-            if patience is None or self.now + patience > instant:
+            for patient in self.table.take_due(self.now):
+                name = patient.upstream.name
+                self.begun.append((self.now, name))
+                found = self.finds.get(name, PASS)
+                end = self.now if found is not None else self.now + patient.check.timeout
+                result = found or Result(False, "no answer in time")
+                heapq.heappush(self.under_way, (end, len(self.begun), patient, result))
+            while self.under_way and self.under_way[0][0] <= self.now:
+                _, _, patient, result = heapq.heappop(self.under_way)
+                state = self.table.conclude(patient, result)
+                if state is not None:
+                    self.told.append((self.now, patient.upstream.name, state))
+                self.table.reschedule(patient, self.now)
+            rest = self.table.rest(self.now)
+            following = [self.under_way[0][0]] if self.under_way else []
+            following += [] if rest is None else [self.now + rest]
+            if not following or min(following) > instant:
                 break
-            self.now += patience
+            self.now = min(following)
         self.now = instant
 
     def starts(self, name: str = "a") -> list[float]:
@@ -101,73 +90,66 @@ class Bench:
         return [when for when, who in self.begun if who == name]
 
     def flips(self) -> list[tuple[float, str, bool]]:
-        """When verdicts changed, and to what."""
+        """When states changed, and to what."""
         return [(when, who, told.is_up) for when, who, told in self.told if told.has_flipped]
 
 
 @pytest.fixture
-def bench() -> Iterator[Bench]:
-    made = Bench()
-    yield made
-    made.checker.stop()
+def bench() -> Bench:
+    return Bench()
 
 
-# Verdicts
+# Rise and fall
 
 
-def hear(judge: Judge, outcomes: Sequence[Outcome], check: HealthCheck = CHECK) -> list[bool]:
-    return [judge.hear(outcome, check, latency=0.0, now=0.0).is_up for outcome in outcomes]
+def add(health: RiseFall, results: Sequence[Result], check: HealthCheck = CHECK) -> list[bool]:
+    return [health.add(result, check).is_up for result in results]
 
 
 def test_an_upstream_goes_down_after_failures_in_a_row_and_up_after_successes() -> None:
-    judge = Judge(is_new=False, now=0.0)
+    health = RiseFall(is_new=False)
 
-    assert hear(judge, [FAIL, FAIL, PASS, FAIL, FAIL, FAIL]) == [True] * 5 + [False]
-    assert hear(judge, [PASS, FAIL, PASS, PASS]) == [False] * 3 + [True]
+    assert add(health, [FAIL, FAIL, PASS, FAIL, FAIL, FAIL]) == [True] * 5 + [False]
+    assert add(health, [PASS, FAIL, PASS, PASS]) == [False] * 3 + [True]
 
 
 def test_a_new_upstream_is_down_until_one_probe_has_passed() -> None:
-    judge = Judge(is_new=True, now=0.0)
+    health = RiseFall(is_new=True)
 
-    assert hear(judge, [FAIL, FAIL, PASS, FAIL]) == [False, False, True, True]
-    assert hear(judge, [FAIL, FAIL, PASS, PASS]) == [True, False, False, True]
+    assert add(health, [FAIL, FAIL, PASS, FAIL]) == [False, False, True, True]
+    assert add(health, [FAIL, FAIL, PASS, PASS]) == [True, False, False, True]
 
 
-def test_a_verdict_tells_what_was_found_and_since_when_it_stands() -> None:
-    judge = Judge(is_new=False, now=1.0)
+def test_a_state_tells_what_was_found() -> None:
+    health = RiseFall(is_new=False)
     check = replace(CHECK, fall=1)
 
-    first = judge.hear(PASS, check, latency=0.1, now=2.0)
-    second = judge.hear(FAIL, check, latency=0.2, now=3.0)
-    third = judge.hear(PASS, check, latency=0.3, now=4.0)
-
-    assert first == Verdict(True, False, True, "status 200", 0.1, since=1.0)
-    assert second == Verdict(False, True, False, "status 503", 0.2, since=3.0)
-    assert third == Verdict(False, False, True, "status 200", 0.3, since=3.0)
+    assert health.add(PASS, check) == HealthState(True, False, True, "status 200")
+    assert health.add(FAIL, check) == HealthState(False, True, False, "status 503")
+    assert health.add(PASS, check) == HealthState(False, False, True, "status 200")
 
 
-def test_probes_come_faster_while_a_verdict_is_in_doubt() -> None:
-    judge = Judge(is_new=False, now=0.0)
+def test_probes_come_faster_while_the_state_is_in_doubt() -> None:
+    health = RiseFall(is_new=False)
 
     intervals = []
-    for outcome in [PASS, FAIL, FAIL, FAIL, FAIL, PASS, PASS]:
-        hear(judge, [outcome])
-        intervals.append(judge.interval(CHECK))
+    for result in [PASS, FAIL, FAIL, FAIL, FAIL, PASS, PASS]:
+        add(health, [result])
+        intervals.append(health.interval(CHECK))
 
     assert intervals == [10.0, 2.0, 2.0, 10.0, 10.0, 2.0, 10.0]
-    assert Judge(is_new=True, now=0.0).interval(CHECK) == 2.0
-    assert Judge(is_new=True, now=0.0).interval(replace(CHECK, interval=0.5)) == 0.5
+    assert RiseFall(is_new=True).interval(CHECK) == 2.0
+    assert RiseFall(is_new=True).interval(replace(CHECK, interval=0.5)) == 0.5
 
 
+@settings(deadline=None)
 @given(results=st.lists(st.booleans(), max_size=60), rise=st.integers(1, 4), fall=st.integers(1, 4))
-def test_a_verdict_changes_only_after_equal_results_in_a_row(
+def test_a_state_changes_only_after_equal_results_in_a_row(
     results: list[bool], rise: int, fall: int
 ) -> None:
     check = replace(CHECK, rise=rise, fall=fall)
 
-    told = hear(
-        Judge(is_new=False, now=0.0), [PASS if result else FAIL for result in results], check
-    )
+    told = add(RiseFall(is_new=False), [PASS if result else FAIL for result in results], check)
 
     is_up = True
     for index, result in enumerate(results):
@@ -199,7 +181,6 @@ def test_first_probes_of_many_are_spread_a_little() -> None:
     assert len(set(times)) == len(times) == 1000
     assert times[0] == 0.0
     assert times[-1] == pytest.approx(2.0, abs=0.01)
-    bench.checker.stop()
 
 
 def test_a_dead_upstream_is_known_as_such_after_seconds(bench: Bench) -> None:
@@ -247,7 +228,6 @@ def test_intervals_vary_by_a_tenth_at_most() -> None:
     gaps = [later - earlier for earlier, later in itertools.pairwise(starts)]
     assert 9.0 <= min(gaps) < 9.2
     assert 10.8 < max(gaps) <= 11.0
-    bench.checker.stop()
 
 
 def test_a_silent_upstream_fails_when_the_time_is_up(bench: Bench) -> None:
@@ -260,8 +240,7 @@ def test_a_silent_upstream_fails_when_the_time_is_up(bench: Bench) -> None:
     (_, _, first), *_ = bench.told
     assert not first.has_passed
     assert first.reason == "no answer in time"
-    assert first.latency == 5.0
-    assert bench.open[0].fileno() == -1
+    assert bench.told[0][0] == 5.0
 
 
 def test_probes_of_one_upstream_do_not_overlap(bench: Bench) -> None:
@@ -285,41 +264,6 @@ def test_slow_probes_delay_no_other(bench: Bench) -> None:
     assert bench.starts() == pytest.approx([first, first + 10, first + 20])
 
 
-def test_an_answer_that_lies_there_has_come_in_time(bench: Bench) -> None:
-    ours, theirs = socket.socketpair()
-
-    def probe(_: Upstream, __: HealthCheck) -> Probe:
-        yield Wait(ours, selectors.EVENT_READ)
-        return PASS
-
-    bench.checker._make_probe = probe
-    bench.watch(upstream())
-    with ours, theirs:
-        bench.run_until(1.0)
-        theirs.send(b"x")
-        bench.now = 100.0  # the thread did not run for long
-        bench.checker.step(0.0)
-
-    assert [told.has_passed for _, _, told in bench.told] == [True]
-
-
-def test_turns_out_of_date_do_not_pile_up(bench: Bench) -> None:
-    bench.watch(upstream(), check=replace(CHECK, interval=0.01, timeout=1e6))
-
-    bench.run_until(20.0)
-
-    assert len(bench.begun) > 1900
-    assert len(bench.checker._turns) < 200
-
-
-def test_the_longest_interval_is_no_problem(bench: Bench) -> None:
-    bench.watch(upstream(), check=replace(CHECK, interval=1e9, timeout=1e9))
-
-    patience = bench.checker.step(0.0)
-
-    assert patience == 3600.0
-
-
 # Reloads
 
 
@@ -329,12 +273,12 @@ def test_an_upstream_that_a_reload_adds_is_down_until_its_first_passed_probe(ben
     bench.run_until(1.0)
 
     bench.finds["new"] = FAIL
-    bench.checker.watch([(old, CHECK), (new, CHECK)], awaiting=[new])
+    bench.table.watch([(old, CHECK), (new, CHECK)], [new], bench.now)
     bench.run_until(6.0)
     bench.finds["new"] = PASS
     bench.run_until(8.0)
 
-    told = [(when, verdict.is_up) for when, who, verdict in bench.told if who == "new"]
+    told = [(when, state.is_up) for when, who, state in bench.told if who == "new"]
     assert told == [(1.0, False), (3.0, False), (5.0, False), (7.0, True)]
     assert bench.flips() == [(7.0, "new", True)]
 
@@ -348,14 +292,14 @@ def test_upstreams_that_stay_keep_schedule_and_counts(bench: Bench) -> None:
     for instant in (3.2, 3.4, 3.6):
         bench.watch(upstream("b"), listed)
         bench.run_until(instant)
-    bench.checker.watch([(listed, replace(CHECK))], awaiting=[listed])
+    bench.table.watch([(listed, replace(CHECK))], [listed], bench.now)
     bench.run_until(20.0)
 
     assert bench.starts() == [0.0, 2.0, 4.0, 14.0]
     assert bench.flips() == [(4.0, "a", False)]
 
 
-def test_new_settings_are_tried_at_once_and_leave_the_verdict_alone(bench: Bench) -> None:
+def test_new_settings_are_tried_at_once_and_leave_the_state_alone(bench: Bench) -> None:
     listed = upstream()
     bench.finds["a"] = FAIL
     bench.watch(listed, check=replace(CHECK, fall=1))
@@ -369,19 +313,6 @@ def test_new_settings_are_tried_at_once_and_leave_the_verdict_alone(bench: Bench
     assert not bench.told[-1][2].is_up
 
 
-def test_new_settings_end_the_probe_under_way(bench: Bench) -> None:
-    listed = upstream()
-    bench.finds["a"] = None
-    bench.watch(listed)
-    bench.run_until(1.0)
-
-    bench.watch(listed, check=replace(CHECK, timeout=2.0))
-    bench.run_until(3.5)
-
-    assert bench.open[0].fileno() == -1
-    assert [when for when, _, _ in bench.told] == [3.0]
-
-
 def test_an_upstream_that_left_is_neither_probed_nor_told_of(bench: Bench) -> None:
     bench.finds["a"] = None
     bench.watch(upstream(), upstream("b"))
@@ -390,7 +321,6 @@ def test_an_upstream_that_left_is_neither_probed_nor_told_of(bench: Bench) -> No
     bench.watch()
     bench.run_until(100.0)
 
-    assert bench.open[0].fileno() == -1
     assert [who for _, who in bench.begun] == ["a", "b"]
     assert [who for _, who, _ in bench.told] == ["b"]
 
@@ -407,111 +337,212 @@ def test_an_upstream_that_comes_back_begins_anew(bench: Bench) -> None:
     assert bench.flips() == []
 
 
-# Faults
+def test_what_a_probe_under_old_settings_finds_is_not_told(bench: Bench) -> None:
+    listed = upstream()
+    bench.finds["a"] = None
+    bench.watch(listed)
+    bench.run_until(1.0)
+
+    bench.watch(listed, check=replace(CHECK, timeout=2.0))
+    bench.run_until(5.5)
+
+    assert bench.starts() == [0.0, 1.0, 3.0, 5.0]
+    assert [when for when, _, _ in bench.told] == [3.0, 5.0]
 
 
-def test_only_a_change_of_verdict_is_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+def test_lists_that_come_and_go_leave_nothing_behind(bench: Bench) -> None:
+    for number in range(50):
+        bench.watch(upstream("a"), check=replace(CHECK, interval=10.0 + number))
+
+    assert len(bench.table._heap) == 1
+
+
+# The threads
+
+
+class Told:
+    """A receiver that keeps what it was told, by name."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, HealthState]] = []
+        self.latest: dict[str, HealthState] = {}
+
+    def __call__(self, upstream: Upstream, state: HealthState) -> None:
+        self.latest[upstream.name] = state
+        self.all.append((upstream.name, state))
+
+
+QUICK = HealthCheck(path="/", interval=0.02, timeout=5.0, rise=1, fall=1)
+
+
+class Ward:
+    """A checker whose probes are scripted: a result, or an error to raise, by name."""
+
+    def __init__(self) -> None:
+        self.told = Told()
+        self.finds: dict[str, Result | Exception] = {}
+        self.probed: list[str] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.checker = HealthChecker(self.told, probe=self.probe)
+
+    def probe(self, upstream: Upstream, _: HealthCheck) -> Result:
+        self.probed.append(upstream.name)
+        if upstream.name.startswith("silent"):
+            self.may_answer.wait(30)
+        found = self.finds.get(upstream.name, PASS)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def watch(self, *upstreams: Upstream, check: HealthCheck = QUICK) -> None:
+        self.checker.watch([(upstream, check) for upstream in upstreams])
+
+
+@pytest.fixture
+def ward() -> Iterator[Ward]:
+    made = Ward()
+    made.checker.start()
+    yield made
+    made.checker.stop()
+    made.may_answer.set()
+
+
+def probes_of(ward: Ward, name: str, more: int = 3) -> None:
+    """Wait for some more probes of one upstream."""
+    before = ward.probed.count(name)
+    wait_until(lambda: ward.probed.count(name) >= before + more, f"probes of {name}")
+
+
+def test_only_a_change_of_state_is_logged(ward: Ward, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    bench.finds["a"] = FAIL
-    bench.watch(upstream())
-    bench.run_until(50.0)
-    bench.finds["a"] = PASS
-    bench.run_until(100.0)
+    ward.finds["a"] = FAIL
+    ward.watch(upstream())
+    probes_of(ward, "a")
+    ward.finds["a"] = PASS
+    probes_of(ward, "a")
 
+    wait_until(lambda: len(caplog.records) == 2, "two lines")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
         ("WARNING", "upstream a is down: status 503"),
         ("INFO", "upstream a is up: status 200"),
     ]
 
 
-def test_a_fault_of_this_machine_is_no_verdict(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+def test_a_fault_of_this_machine_changes_nothing(
+    ward: Ward, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.finds["a"] = OSError(24, "Too many open files")
-    bench.watch(upstream())
+    ward.finds["a"] = StreamError(Side.UPSTREAM, "too many open files", is_own_fault=True)
+    ward.watch(upstream())
+    probes_of(ward, "a")
 
-    bench.run_until(25.0)
-
-    assert bench.starts() == [0.0, 10.0, 20.0]
-    assert bench.told == []
+    assert ward.told.all == []
     assert [record.getMessage() for record in caplog.records] == [
-        "cannot probe upstreams: [Errno 24] Too many open files"
+        "cannot probe upstreams: too many open files"
     ]
 
 
 def test_a_probe_that_breaks_does_not_end_the_checks(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    ward: Ward, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.finds["a"] = ValueError("a bug")
-    bench.watch(upstream(), upstream("b"))
+    ward.finds["a"] = ValueError("a bug")
+    ward.watch(upstream(), upstream("b"))
 
-    bench.run_until(15.0)
+    probes_of(ward, "a")
+    probes_of(ward, "b")
 
-    assert bench.starts() == [0.0, 10.0]
-    assert len(bench.starts("b")) == 2
     assert caplog.records[0].getMessage() == "upstream a: its health check broke"
 
 
 def test_a_receiver_that_breaks_does_not_end_the_checks(
-    bench: Bench, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    def break_down(*_: object) -> None:
+    calls: list[str] = []
+
+    def break_down(upstream: Upstream, _: HealthState) -> None:
+        calls.append(upstream.name)
         raise ValueError("a bug")
 
-    bench.checker._on_verdict = break_down
-    bench.watch(upstream())
+    checker = HealthChecker(break_down, probe=lambda *_: PASS)
+    checker.start()
+    checker.watch([(upstream(), QUICK)])
 
-    bench.run_until(25.0)
-
-    assert bench.starts() == [0.0, 10.0, 20.0]
-    assert len(caplog.records) == 3
-
-
-# The thread
+    wait_until(lambda: len(calls) >= 3, "probes")
+    checker.stop()
+    assert len(caplog.records) >= 2
 
 
-class Told:
-    """A receiver that keeps the latest verdict by name."""
+def test_probes_that_hang_delay_no_other(ward: Ward) -> None:
+    ward.may_answer.clear()
+    ward.watch(*(upstream(f"silent {number}") for number in range(20)), upstream())
 
-    def __init__(self) -> None:
-        self.latest: dict[str, Verdict] = {}
+    probes_of(ward, "a")
 
-    def __call__(self, upstream: Upstream, verdict: Verdict) -> None:
-        self.latest[upstream.name] = verdict
+    assert len(ward.probed) - ward.probed.count("a") == 20
+    assert ward.checker._threads <= 21
 
 
-def test_the_thread_probes_real_upstreams() -> None:
+def test_there_are_only_so_many_threads(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "MOST_THREADS", 3)
+    ward.may_answer.clear()
+    ward.watch(*(upstream(f"silent {number}") for number in range(5)))
+    wait_until(lambda: len(ward.probed) == 3, "the first probes")
+
+    ward.may_answer.set()
+
+    wait_until(lambda: len(set(ward.probed)) == 5, "the others")
+    assert ward.checker._threads == 3
+
+
+def test_one_thread_is_enough_for_one_probe_at_a_time(ward: Ward) -> None:
+    ward.watch(upstream())
+
+    probes_of(ward, "a", 10)
+
+    assert ward.checker._threads == 1
+
+
+def test_what_is_found_after_the_end_is_not_told(ward: Ward) -> None:
+    ward.may_answer.clear()
+    ward.watch(upstream("silent"))
+    wait_until(lambda: ward.probed, "a probe")
+
+    ward.checker.stop()
+    ward.may_answer.set()
+
+    assert ward.told.all == []
+    assert ward.checker._thread is not None
+    assert not ward.checker._thread.is_alive()
+
+
+def test_real_upstreams_are_probed() -> None:
     told = Told()
     checker = HealthChecker(told)
-    quick = HealthCheck(path="/", interval=0.05, timeout=5.0, fall=1)
     with fakes.named("a") as alive, fakes.silent("b") as silent:
         listed = [
             Upstream(UpstreamConfig(fake.name, fake.address, fake.port)) for fake in (alive, silent)
         ]
         checker.start()
-        checker.watch([(listed[1], quick), (listed[0], quick)])
+        checker.watch([(listed[1], QUICK), (listed[0], QUICK)])
         wait_until(lambda: alive.requests >= 3, "probes")
         assert told.latest["a"].is_up
 
         alive.close()
-        wait_until(lambda: not told.latest["a"].is_up, "a change of verdict")
+        wait_until(lambda: not told.latest["a"].is_up, "a change of state")
 
         assert told.latest["a"].reason in {"connect refused", "closed without an answer"}
         assert "b" not in told.latest
         checker.stop()
-        wait_until(lambda: silent.connected == 0, "the end of the probe under way")
-    assert checker._thread is not None
-    assert not checker._thread.is_alive()
 
 
-def test_a_list_wakes_the_thread_from_a_long_rest() -> None:
+def test_a_list_wakes_the_checker_from_a_long_rest() -> None:
     told = Told()
     checker = HealthChecker(told)
     with fakes.named("a") as alive:
         listed = Upstream(UpstreamConfig("a", alive.address, alive.port))
         checker.start()
         checker.watch([])
-        checker.watch([(listed, CHECK)])
+        checker.watch([(listed, replace(CHECK, interval=1e9))])
 
         wait_until(lambda: "a" in told.latest, "a probe")
     checker.stop()

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import pytest
@@ -30,17 +30,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from atlas_pkg.balancing.balancer import Balancer
+from atlas_pkg.balancing.balancer import Balancer, BalancerSettings
 from atlas_pkg.balancing.breaker import BreakerState
-from atlas_pkg.balancing.lease import Lease, Ledger, Outcome, Waiter, Wish
+from atlas_pkg.balancing.health import HealthState
+from atlas_pkg.balancing.lease import Affinity, Lease, Outcome
 from atlas_pkg.balancing.strategies import STRATEGIES
-from atlas_pkg.balancing.upstream import AdminState, Identity, Upstream
-from atlas_pkg.balancing.verdict import Verdict
-from atlas_pkg.config import CircuitBreaker, Config, HealthCheck, SlowStart, UpstreamConfig
+from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Identity, Upstream
+from atlas_pkg.balancing.wait_queue import Waiter, WaitQueue
+from atlas_pkg.choice import Choice
+from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart, UpstreamConfig
 from atlas_pkg.errors import NoUpstream
-from tests.balancing.samples import Clock, build_config, build_upstream, seed
+from tests.balancing.samples import Clock, build_config, build_settings, seed
 
 NAMES = "abcd"
+
+Tried = Collection[Upstream]
 HASHES = {"ip_hash", "consistent_hash"}
 
 
@@ -52,14 +56,14 @@ class Aside(Exception):
         super().__init__()
 
 
-class PatientLedger(Ledger):
-    """A ledger whose `wait` does not block but says who waits."""
+class PatientQueue(WaitQueue):
+    """A queue in which nobody blocks: it says who waits."""
 
-    def wait(self, waiter: Waiter, _: float, __: Callable[[], bool] | None) -> Lease:
+    def stay(self, waiter: Waiter, _: float, __: Callable[[], bool] | None) -> Lease:
         raise Aside(waiter)
 
     def take_up(self, waiter: Waiter, patience: float) -> Lease:
-        return super().wait(waiter, patience, None)
+        return super().stay(waiter, patience, None)
 
 
 @dataclass
@@ -71,7 +75,7 @@ class Open:
 
 
 Entries = st.builds(
-    build_upstream,
+    build_config,
     st.just("?"),
     st.sampled_from([1, 1, 2, 3, 0]),
     port=st.sampled_from([80, 80, 80, 81]),
@@ -96,9 +100,9 @@ class Plan:
     breaker: CircuitBreaker | None
     is_slow: bool
 
-    def build(self, strategy: str) -> Config:
+    def build(self, strategy: str) -> BalancerSettings:
         slow_start = SlowStart(20.0) if self.is_slow and strategy not in HASHES else None
-        return build_config(
+        return build_settings(
             *self.upstreams,
             strategy=strategy,
             circuit_breaker=self.breaker,
@@ -114,26 +118,23 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 class Model(RuleBasedStateMachine):
-    """Stories about one balancer and its successors."""
+    """Stories about one balancer and its reloads."""
 
     strategy = ""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock = Clock()
-        self.ledger = PatientLedger()
         self.dice = random.Random(1)
         self.open: list[Open] = []
         self.waiting: list[Waiter] = []  # in the order of arrival
-        self.older: list[Balancer] = []
         self.known: dict[Identity, Upstream] = {}  # all that ever were
-        self.next: Balancer | None = None  # built, but not in force yet
         self.places: dict[object, Upstream] = {}
 
     # What the model knows
 
     def entries(self) -> dict[Upstream, UpstreamConfig]:
-        return dict(zip(self.balancer.upstreams, self.config.upstreams, strict=True))
+        return dict(zip(self.balancer.upstreams, self.settings.upstreams, strict=True))
 
     def weight(self, upstream: Upstream) -> int:
         override = upstream.weight_override
@@ -167,18 +168,24 @@ class Model(RuleBasedStateMachine):
         limit = self.entries()[upstream].max_connections
         return limit == 0 or self.in_flight(upstream) < limit
 
-    def suits(self, wish: Wish) -> list[Upstream]:
-        """Who may serve this wish now."""
-        if wish.sticky is not None and self.is_alive(wish.sticky):
-            return [wish.sticky] if self.has_room(wish.sticky) else []
-        usable = self.usable()
-        return [up for up in usable if self.has_room(up) and up not in wish.excluded]
+    def suits(self, affinity: Affinity, tried: Tried) -> list[Upstream]:
+        """Who may serve this client now."""
+        if (own := self.own(affinity, tried)) is not None:
+            return [own] if self.has_room(own) else []
+        return [up for up in self.usable() if self.has_room(up) and up not in tried]
 
-    def might_suit(self, wish: Wish) -> bool:
-        """Is there somebody for this wish who is merely full?"""
-        if wish.sticky is not None and self.is_alive(wish.sticky):
+    def own(self, affinity: Affinity, tried: Tried) -> Upstream | None:
+        """The upstream that this client belongs to and has to be sent to."""
+        sticky = affinity.sticky
+        if sticky is None or sticky in tried or not self.is_alive(sticky):
+            return None
+        return sticky
+
+    def might_suit(self, affinity: Affinity, tried: Tried) -> bool:
+        """Is there somebody for this client who is merely full?"""
+        if self.own(affinity, tried) is not None:
             return True
-        return any(upstream not in wish.excluded for upstream in self.usable())
+        return any(upstream not in tried for upstream in self.usable())
 
     def is_recovering(self) -> bool:
         return any(upstream.recovered_at is not None for upstream in self.entries())
@@ -190,69 +197,82 @@ class Model(RuleBasedStateMachine):
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
-        self.config = data.draw(plans()).build(self.strategy)
-        self.balancer = Balancer(self.config, clock=self.clock, chance=self.dice.random)
+        self.settings = data.draw(plans()).build(self.strategy)
+        self.balancer = Balancer(self.settings, clock=self.clock, chance=self.dice.random)
         seed(self.balancer, self.dice)
-        self.balancer.ledger = self.ledger
-        self.balancer.activate()
+        balancer = self.balancer
+        self.queue = PatientQueue(balancer.lock, balancer._take, balancer._has_room)
+        balancer._queue = self.queue
         self.note_upstreams()
+        assert all(upstream.is_up for upstream in balancer.upstreams)
 
     def note_upstreams(self) -> None:
         for upstream in self.balancer.upstreams:
             self.known[upstream.identity] = upstream
 
     @rule(data=st.data())
-    def build(self, data: st.DataObject) -> None:
-        """A reload begins: the next balancer is built while this one goes on."""
-        config = data.draw(plans()).build(self.strategy)
-        self.next = Balancer(config, self.balancer, clock=self.clock, chance=self.dice.random)
-        seed(self.next, self.dice)
-        self.next_config = config
-
-    @precondition(lambda self: self.next is not None)
-    @rule()
-    def swap(self) -> None:
-        assert self.next is not None
+    def reload(self, data: st.DataObject) -> None:
         listed_before = {upstream.identity for upstream in self.balancer.upstreams}
+        awaited_before = {up for up in self.balancer.upstreams if up.health_reason == UNPROBED}
         before = self.granted()
-        self.older.append(self.balancer)
-        self.balancer, self.config, self.next = self.next, self.next_config, None
-        self.balancer.activate()
+        self.settings = data.draw(plans()).build(self.strategy)
+        new = self.balancer.apply(self.settings)
+        seed(self.balancer, self.dice)
         self.note_upstreams()
         self.places.clear()
+        assert {up.identity for up in new} == self.entries_of_identity() - listed_before
+        awaited = [
+            up
+            for up, entry in self.entries().items()
+            if entry.health_check is not None and (up in new or up in awaited_before)
+        ]
+        others = [up for up in self.usable() if up not in awaited]
         for upstream, entry in self.entries().items():
-            is_new = upstream.identity not in listed_before
             if entry.health_check is None:
                 assert upstream.is_up
-            elif is_new:
-                assert not upstream.is_up
-            assert (upstream.breaker is None) == (self.config.circuit_breaker is None)
+            elif upstream in awaited:
+                assert upstream.is_up == (not self.could_serve(others))
+            assert (upstream.breaker is None) == (self.settings.circuit_breaker is None)
         self.check_queue(before)
+
+    def entries_of_identity(self) -> set[Identity]:
+        return {upstream.identity for upstream in self.entries()}
+
+    def could_serve(self, others: list[Upstream]) -> bool:
+        """Could any of these have served when the reload came? A trial may be under way since."""
+        return bool(others) or any(
+            up.is_up
+            and up.admin_state is AdminState.READY
+            and self.weight(up) > 0
+            and up.breaker is not None
+            and up.breaker.state(self.clock.now) is BreakerState.HALF_OPEN
+            for up in self.entries()
+        )
 
     @rule(
         key=st.sampled_from([b"", b"x", b"y", b"z"]),
         is_retry=st.booleans(),
         is_sticky=st.booleans(),
-        is_old=st.booleans(),
+        explains=st.booleans(),
         data=st.data(),
     )
     def ask(
-        self, key: bytes, is_retry: bool, is_sticky: bool, is_old: bool, data: st.DataObject
+        self, key: bytes, is_retry: bool, is_sticky: bool, explains: bool, data: st.DataObject
     ) -> None:
         known = list(self.known.values())
         sticky = data.draw(st.sampled_from(known)) if is_sticky and known else None
-        excluded = data.draw(st.lists(st.sampled_from(known), max_size=2)) if known else []
-        wish = Wish(key, sticky, tuple(excluded) if is_retry else frozenset())
-        asked = data.draw(st.sampled_from(self.older)) if is_old and self.older else self.balancer
-        self.ask_for(wish, asked)
+        tried = data.draw(st.lists(st.sampled_from(known), max_size=2)) if known else []
+        choices: list[Choice] | None = [] if explains else None
+        self.ask_for(Affinity(key, sticky), tuple(tried) if is_retry else (), choices)
 
-    def ask_for(self, wish: Wish, balancer: Balancer) -> None:
+    def ask_for(self, affinity: Affinity, tried: Tried, choices: list[Choice] | None) -> None:
         before = self.granted()
         self.serve_those_whose_time_has_come(before)
         before = self.granted()
-        suits, might_suit = self.suits(wish), self.might_suit(wish)
+        suits, might_suit = self.suits(affinity, tried), self.might_suit(affinity, tried)
+        chosen = ""
         try:
-            lease = balancer.lease(wish)
+            lease = self.balancer.lease(affinity, tried, choices)
         except NoUpstream:
             assert not suits
             assert not might_suit
@@ -261,23 +281,31 @@ class Model(RuleBasedStateMachine):
             assert might_suit
             self.waiting.append(aside.waiter)
         else:
+            chosen = lease.upstream.name
             assert lease.upstream in suits
-            self.check_choice(wish, lease.upstream, suits)
+            self.check_choice(affinity, tried, lease.upstream, suits)
             self.check_nobody_was_passed_over(lease.upstream, self.waiting)
             self.open.append(Open(lease, lease.upstream))
+        if choices is not None:
+            (choice,) = choices
+            assert (choice.chosen, bool(choice.waits)) == (chosen, not suits and might_suit)
+            named = [candidate.name for candidate in choice.candidates]
+            assert sorted(named) == sorted(up.name for up in self.balancer.upstreams)
         assert self.granted() == before
 
-    def check_choice(self, wish: Wish, chosen: Upstream, suits: list[Upstream]) -> None:
+    def check_choice(
+        self, affinity: Affinity, tried: Tried, chosen: Upstream, suits: list[Upstream]
+    ) -> None:
         """What the strategy promises. `suits` were the candidates, counts are as before."""
-        if chosen is wish.sticky or self.is_recovering():
+        if chosen is affinity.sticky or self.is_recovering():
             return
         loads = {up: self.in_flight(up) / self.weight(up) for up in suits}
         if self.strategy == "least_connections":
             assert loads[chosen] == min(loads.values())
         elif self.strategy == "ip_hash":
             names = frozenset(upstream.name for upstream in suits)
-            assert self.places.setdefault((wish.key, names), chosen) is chosen
-        elif self.strategy == "consistent_hash" and not wish.excluded:
+            assert self.places.setdefault((affinity.key, names), chosen) is chosen
+        elif self.strategy == "consistent_hash" and not tried:
             total = sum(self.in_flight(upstream) for upstream in suits) + 1
             mean = total / sum(self.weight(upstream) for upstream in suits)
             assert self.in_flight(chosen) < math.ceil(1.25 * mean * self.weight(chosen))
@@ -307,13 +335,13 @@ class Model(RuleBasedStateMachine):
         self.waiting.remove(waiter)
         if lease is None:
             with pytest.raises(NoUpstream):
-                self.ledger.take_up(waiter, 0.0)
+                self.queue.take_up(waiter, 0.0)
         elif data.draw(st.booleans()):
-            assert self.ledger.take_up(waiter, 10.0) is lease
+            assert self.queue.take_up(waiter, 10.0) is lease
             self.open.append(Open(lease, lease.upstream))
         else:  # served at the very moment that it gave up
             with pytest.raises(NoUpstream):
-                self.ledger.take_up(waiter, 0.0)
+                self.queue.take_up(waiter, 0.0)
         self.check_queue(before)
 
     @rule(data=st.data(), is_up=st.booleans(), has_passed=st.booleans())
@@ -323,8 +351,8 @@ class Model(RuleBasedStateMachine):
         if self.entries()[upstream].health_check is None:
             return
         before = self.granted()
-        verdict = Verdict(is_up, is_up != upstream.is_up, has_passed, "", 0.0, 0.0)
-        self.balancer.note_probe(upstream, verdict)
+        state = HealthState(is_up, is_up != upstream.is_up, has_passed, "")
+        self.balancer.note_probe(upstream, state)
         assert upstream.is_up == is_up
         self.check_queue(before)
 
@@ -348,13 +376,13 @@ class Model(RuleBasedStateMachine):
 
     def serve_those_whose_time_has_come(self, before: set[Waiter]) -> None:
         """What a waiter does now and then: a breaker's time may be up."""
-        with self.ledger.lock:
-            self.ledger.serve_queue()
+        with self.balancer.lock:
+            self.queue.serve()
         self.check_queue(before)
 
     @rule()
     def cycle(self) -> None:
-        """A cycle of turns is exact, once those that were spared have caught up."""
+        """A cycle of turns is exact, once those that were skipped have caught up."""
         if self.is_recovering() or self.waiting or self.strategy not in TURNS:
             return
         usable = [upstream for upstream in self.usable() if self.has_room(upstream)]
@@ -385,13 +413,14 @@ class Model(RuleBasedStateMachine):
             index = self.waiting.index(waiter)
             self.check_nobody_was_passed_over(waiter.lease.upstream, self.waiting[:index])
         for waiter in self.waiting:
-            assert waiter.lease is not None or not self.suits(waiter.wish), "room, and a waiter"
+            assert waiter.lease is not None or not self.suits(waiter.affinity, waiter.tried), (
+                "room, and a waiter"
+            )
 
     def check_nobody_was_passed_over(self, taken: Upstream, earlier: list[Waiter]) -> None:
         for waiter in earlier:
-            sticky = waiter.wish.sticky
-            if waiter.lease is None and not (sticky is not None and self.is_alive(sticky)):
-                assert taken in waiter.wish.excluded or not self.was_usable(taken)
+            if waiter.lease is None and self.own(waiter.affinity, waiter.tried) is None:
+                assert taken in waiter.tried or not self.was_usable(taken)
 
     def was_usable(self, taken: Upstream) -> bool:
         """Might a new client have got what has just been taken?"""
@@ -404,11 +433,11 @@ class Model(RuleBasedStateMachine):
     def counts_are_right(self) -> None:
         for upstream in self.known.values():
             assert upstream.in_flight == self.in_flight(upstream) >= 0
-        assert self.ledger.in_flight == len(self.open) + len(self.granted())
+        assert self.balancer.in_flight == len(self.open) + len(self.granted())
 
     @invariant()
     def the_queue_is_whole(self) -> None:
-        assert list(self.ledger.queue) == [w for w in self.waiting if w.lease is None]
+        assert list(self.queue.waiters) == [w for w in self.waiting if w.lease is None]
         assert all(w.granted.is_set() == (w.lease is not None) for w in self.waiting)
 
     def teardown(self) -> None:
@@ -416,9 +445,9 @@ class Model(RuleBasedStateMachine):
             entry.lease.release()
         for waiter in self.waiting:
             with pytest.raises(NoUpstream):
-                self.ledger.take_up(waiter, 0.0)
-        assert self.ledger.in_flight == 0
-        assert not self.ledger.queue
+                self.queue.take_up(waiter, 0.0)
+        assert self.balancer.in_flight == 0
+        assert not self.queue.waiters
         assert all(upstream.in_flight == 0 for upstream in self.known.values())
 
 

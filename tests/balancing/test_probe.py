@@ -1,17 +1,19 @@
-"""One probe, over real sockets, run to its end by the test."""
+"""One probe, over real sockets."""
 
 from __future__ import annotations
 
 import errno
-import selectors
 import socket
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from atlas_pkg.balancing.probe import Outcome, Wait, probe_upstream
+from atlas_pkg.balancing.probe import Result, probe_upstream
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import HealthCheck, UpstreamConfig
+from atlas_pkg.errors import StreamError
 from atlas_pkg.rules import Statuses
 from tests import fakes
 
@@ -19,32 +21,15 @@ HTTP = HealthCheck(path="/health?full=1")
 CONNECT = HealthCheck()
 
 
-def finish(upstream: Upstream, check: HealthCheck, time_limit: float = 10.0) -> Outcome:
-    """Run a probe as `HealthChecker` does, and end it when the time is up."""
-    probe = probe_upstream(upstream, check)
-    deadline = time.monotonic() + time_limit
-    try:
-        wait = next(probe)
-        while True:
-            wait = next(probe) if is_ready(wait, deadline) else probe.throw(TimeoutError())
-    except StopIteration as end:
-        outcome: Outcome = end.value
-        return outcome
-    finally:
-        probe.close()
-
-
-def is_ready(wait: Wait, deadline: float) -> bool:
-    with selectors.DefaultSelector() as selector:
-        selector.register(wait.sock, wait.events)
-        return bool(selector.select(max(0.0, deadline - time.monotonic())))
+def finish(upstream: Upstream, check: HealthCheck, time_limit: float = 10.0) -> Result:
+    return probe_upstream(upstream, replace(check, timeout=time_limit))
 
 
 def listed(fake: fakes.Upstream) -> Upstream:
     return Upstream(UpstreamConfig(fake.name, fake.address, fake.port))
 
 
-def probe_answer(answer: bytes, check: HealthCheck = HTTP) -> Outcome:
+def probe_answer(answer: bytes, check: HealthCheck = HTTP) -> Result:
     """Probe an upstream that answers with these bytes and closes."""
     with fakes.answering(answer) as fake:
         return finish(listed(fake), check)
@@ -71,9 +56,9 @@ def test_the_request_is_complete_and_closes() -> None:
         conversation.send(fakes.build_answer())
 
     with fakes.Upstream(serve) as fake:
-        outcome = finish(listed(fake), HTTP)
+        result = finish(listed(fake), HTTP)
 
-    assert outcome == Outcome(True, "status 200")
+    assert result == Result(True, "status 200")
     (head,) = heads
     assert head.line == "GET /health?full=1 HTTP/1.1"
     assert head.fields == (
@@ -115,9 +100,9 @@ def test_the_status_decides_and_redirects_are_not_followed(
 ) -> None:
     answer = fakes.build_answer(status=f"{status} Whatever", fields="Location: http://[\r\n")
 
-    outcome = probe_answer(answer, HealthCheck(path="/", expect=Statuses(expect)))
+    result = probe_answer(answer, HealthCheck(path="/", expect=Statuses(expect)))
 
-    assert outcome == Outcome(has_passed, f"status {status}")
+    assert result == Result(has_passed, f"status {status}")
 
 
 def test_what_is_behind_the_head_is_not_waited_for() -> None:
@@ -127,7 +112,7 @@ def test_what_is_behind_the_head_is_not_waited_for() -> None:
         assert conversation.wait_for_end()
 
     with fakes.Upstream(serve) as fake:
-        assert finish(listed(fake), HTTP) == Outcome(True, "status 200")
+        assert finish(listed(fake), HTTP) == Result(True, "status 200")
 
 
 @pytest.mark.parametrize(
@@ -138,7 +123,7 @@ def test_what_is_behind_the_head_is_not_waited_for() -> None:
     ],
 )
 def test_interim_answers_are_passed_over(answer: bytes) -> None:
-    assert probe_answer(answer) == Outcome(True, "status 204")
+    assert probe_answer(answer) == Result(True, "status 204")
 
 
 def test_an_answer_may_come_byte_by_byte() -> None:
@@ -148,7 +133,7 @@ def test_an_answer_may_come_byte_by_byte() -> None:
             conversation.send(bytes([byte]))
 
     with fakes.Upstream(serve) as fake:
-        assert finish(listed(fake), HTTP) == Outcome(True, "status 204")
+        assert finish(listed(fake), HTTP) == Result(True, "status 204")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +151,7 @@ def test_an_answer_may_come_byte_by_byte() -> None:
     ],
 )
 def test_what_is_no_answer_fails(answer: bytes, reason: str) -> None:
-    assert probe_answer(answer) == Outcome(False, reason)
+    assert probe_answer(answer) == Result(False, reason)
 
 
 def test_a_connection_that_is_reset_fails() -> None:
@@ -175,12 +160,12 @@ def test_a_connection_that_is_reset_fails() -> None:
         conversation.reset()
 
     with fakes.Upstream(serve) as fake:
-        assert finish(listed(fake), HTTP) == Outcome(False, "no answer: connection reset by peer")
+        assert finish(listed(fake), HTTP) == Result(False, "no answer: connection reset by peer")
 
 
 def test_silence_fails_when_the_time_is_up() -> None:
     with fakes.silent() as fake:
-        assert finish(listed(fake), HTTP, time_limit=0.1) == Outcome(False, "no answer in time")
+        assert finish(listed(fake), HTTP, time_limit=0.1) == Result(False, "no answer in time")
 
 
 def test_a_head_that_never_ends_fails_when_the_time_is_up() -> None:
@@ -190,29 +175,29 @@ def test_a_head_that_never_ends_fails_when_the_time_is_up() -> None:
         conversation.wait_for_end()
 
     with fakes.Upstream(serve) as fake:
-        assert finish(listed(fake), HTTP, time_limit=0.1) == Outcome(False, "no answer in time")
+        assert finish(listed(fake), HTTP, time_limit=0.1) == Result(False, "no answer in time")
 
 
 def test_without_a_path_a_connect_is_enough() -> None:
     with fakes.silent() as fake:
-        assert finish(listed(fake), CONNECT) == Outcome(True, "connected")
+        assert finish(listed(fake), CONNECT) == Result(True, "connected")
 
 
 def test_a_connect_that_nobody_answers_fails_when_the_time_is_up() -> None:
     with fakes.black_hole() as port:
-        outcome = finish(Upstream(UpstreamConfig("a", "127.0.0.1", port)), CONNECT, time_limit=0.1)
+        result = finish(Upstream(UpstreamConfig("a", "127.0.0.1", port)), CONNECT, time_limit=0.1)
 
-    assert outcome == Outcome(False, "connect timed out")
+    assert result == Result(False, "connect timed out")
 
 
 def test_a_refused_connect_fails() -> None:
-    assert finish(refused(), HTTP) == Outcome(False, "connect refused")
+    assert finish(refused(), HTTP) == Result(False, "connect refused")
 
 
 def test_an_unresolved_host_name_fails() -> None:
     upstream = Upstream(UpstreamConfig("a", "a.test", 80))
 
-    assert finish(upstream, HTTP) == Outcome(False, "host name is not resolved")
+    assert finish(upstream, HTTP) == Result(False, "host name is not resolved")
 
 
 def test_every_address_of_a_name_is_tried() -> None:
@@ -223,42 +208,45 @@ def test_every_address_of_a_name_is_tried() -> None:
             (socket.AF_INET, ("127.0.0.1", fake.port)),
         )
 
-        assert finish(upstream, CONNECT) == Outcome(True, "connected")
+        assert finish(upstream, CONNECT) == Result(True, "connected")
 
 
 def test_the_last_address_says_why_none_could_be_reached() -> None:
     upstream = Upstream(UpstreamConfig("a", "a.test", 80))
     upstream.endpoints = ((socket.AF_INET, ("127.0.0.1", free_port())),)
 
-    assert finish(upstream, CONNECT) == Outcome(False, "connect refused")
+    assert finish(upstream, CONNECT) == Result(False, "connect refused")
 
 
-def test_a_fault_of_this_machine_is_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_this_machine_is_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> socket.socket:
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(socket, "socket", refuse)
 
-    with pytest.raises(OSError, match="Too many open files"):
-        next(probe_upstream(Upstream(UpstreamConfig("a", "127.0.0.1", 1)), CONNECT))
+    with pytest.raises(StreamError, match="too many open files"):
+        probe_upstream(Upstream(UpstreamConfig("a", "127.0.0.1", 1)), CONNECT)
 
 
-def test_a_probe_that_is_given_up_leaves_no_socket_behind() -> None:
+def test_the_time_is_for_all_of_it() -> None:
+    def serve(conversation: fakes.Conversation) -> None:
+        conversation.read_head()
+        conversation.send(b"HTTP/1.1 200 OK\r\nA: ")
+        while True:  # a byte now and then, until Atlas has had enough
+            conversation.send(b"b")
+            time.sleep(0.02)
+
+    began = time.monotonic()
+    with fakes.Upstream(serve) as fake:
+        assert finish(listed(fake), HTTP, time_limit=0.3) == Result(False, "no answer in time")
+        assert time.monotonic() - began < 5
+
+
+def test_a_probe_leaves_no_socket_behind() -> None:
     with fakes.silent() as fake:
-        probe = probe_upstream(listed(fake), HTTP)
-        wait = next(probe)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        finish(listed(fake), HTTP, time_limit=0.1)
+        finish(refused(), HTTP)
+        fake.close()
 
-        probe.close()
-
-        assert wait.sock.fileno() == -1
-
-
-def test_a_probe_whose_time_is_up_leaves_no_socket_behind() -> None:
-    with fakes.silent() as fake:
-        probe = probe_upstream(listed(fake), HTTP)
-        wait = next(probe)
-
-        with pytest.raises(StopIteration):
-            probe.throw(TimeoutError())
-
-        assert wait.sock.fileno() == -1
+        assert len(list(Path("/proc/self/fd").iterdir())) <= before

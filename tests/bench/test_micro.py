@@ -11,16 +11,15 @@ import itertools
 import socket
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atlas_pkg.balancing.balancer import Balancer
+from atlas_pkg.balancing.balancer import Balancer, BalancerSettings
 from atlas_pkg.balancing.pool import Pool, UpstreamConnection
 from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Config, Forwarding, Limits, PoolConfig, Routing, UpstreamConfig
+from atlas_pkg.config import Forwarding, Limits, PoolConfig, Routing, UpstreamConfig
 from atlas_pkg.errors import ClientError, Side
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
@@ -167,7 +166,7 @@ def test_choosing_among_upstreams(benchmark: Any, strategy: str, count: int) -> 
         for number in range(count)
     )
     routing = Routing(strategy=strategy)
-    balancer = Balancer(Config(Path("atlas.toml"), upstreams=upstreams, routing=routing))
+    balancer = Balancer(BalancerSettings(upstreams, routing))
 
     benchmark(lambda: balancer.lease().release())
 

@@ -6,7 +6,7 @@ from atlas_pkg.balancing.upstream import AdminState
 from atlas_pkg.control.board import Asked, Board, Word
 from atlas_pkg.serving.steering import Asking, Change
 
-A = ("a", "192.0.2.1", 80)
+A = ("a", "192.0.2.1", 80, "default")
 
 
 def test_an_empty_board_says_nothing() -> None:
@@ -43,5 +43,5 @@ def test_what_does_not_fit_is_refused_and_changes_nothing() -> None:
     board.ask(Asking(one_in=3))
     before = board.read()
 
-    assert not board.change(("n" * 100, "192.0.2.1", 80), Change(AdminState.DRAIN))
+    assert not board.change(("n" * 100, "192.0.2.1", 80, "default"), Change(AdminState.DRAIN))
     assert board.read() == before

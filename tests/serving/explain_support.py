@@ -16,7 +16,7 @@ CHOICE = Choice(
     "strategy, after slow start",
     (
         Candidate(
-            "red", "0 in flight / weight 3 = 0.00; slow start", "slow start: spared this time"
+            "red", "0 in flight / weight 3 = 0.00; slow start", "slow start: skipped this time"
         ),
         Candidate("green", "1 in flight / weight 1 = 1.00"),
         Candidate("blue", "", "down: status 500"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from atlas_pkg.balancing.lease import ANY, Wish
+from atlas_pkg.balancing.lease import ANYWHERE, Affinity
 from atlas_pkg.config import Config, Forwarding, Routing, Sticky, UpstreamConfig
 from atlas_pkg.http1.message import Request
 from atlas_pkg.serving.generation import Generation
@@ -31,22 +31,22 @@ def build(strategy: str = "consistent_hash", hash_on: str = "client_ip", **more:
     )
 
 
-def wish(
+def read(
     generation: Generation, *fields: str, line: str = "GET / HTTP/1.1", by: str = CLIENT
-) -> Wish:
+) -> Affinity:
     head = "\r\n".join([line, "Host: h", *fields, "", ""]).encode()
     request: Request = generation.parser.parse_request(head)
     hop = generation.forwarder.build_hop(by, "http")
-    return generation.affinity.wish(request, hop)
+    return generation.affinity.read(request, hop)
 
 
 def key(generation: Generation, *fields: str, **more: str) -> bytes:
-    return wish(generation, *fields, **more).key
+    return read(generation, *fields, **more).key
 
 
 def test_without_hashes_and_cookies_nothing_is_looked_at() -> None:
-    assert wish(build("round_robin"), "Cookie: atlas=x") is ANY
-    assert wish(build("least_connections", hash_on="path")) is ANY
+    assert read(build("round_robin"), "Cookie: atlas=x") is ANYWHERE
+    assert read(build("least_connections", hash_on="path")) is ANYWHERE
 
 
 def test_the_client_is_known_by_its_address() -> None:
@@ -102,10 +102,10 @@ def test_a_cookie_is_hashed_in_the_case_of_its_name() -> None:
 def test_a_cookie_of_ours_names_its_upstream(strategy: str) -> None:
     generation = build(strategy, sticky=Sticky(secret="s"))
     b = generation.balancer.by_name["b"]
-    line = generation.affinity.mark(ANY, b).decode().rstrip()
+    line = generation.affinity.mark(ANYWHERE, b).decode().rstrip()
     cookie = line.removeprefix("Set-Cookie: ").partition(";")[0]
 
-    found = wish(generation, f"Cookie: x=1; {cookie}")
+    found = read(generation, f"Cookie: x=1; {cookie}")
 
     assert found.sticky is b
     assert generation.affinity.mark(found, b) == b""
@@ -114,13 +114,13 @@ def test_a_cookie_of_ours_names_its_upstream(strategy: str) -> None:
 
 @pytest.mark.parametrize("cookie", ["atlas=b", "atlas=", "atlas", "b", "atlas=AAAA; atlas=BBBB"])
 def test_a_forged_cookie_names_nobody(cookie: str) -> None:
-    assert wish(build("round_robin", sticky=Sticky()), f"Cookie: {cookie}").sticky is None
+    assert read(build("round_robin", sticky=Sticky()), f"Cookie: {cookie}").sticky is None
 
 
 def test_without_sticky_sessions_no_answer_is_marked() -> None:
     generation = build()
 
-    assert generation.affinity.mark(ANY, generation.balancer.upstreams[0]) == b""
+    assert generation.affinity.mark(ANYWHERE, generation.balancer.upstreams[0]) == b""
 
 
 def test_a_secret_that_was_made_up_is_handed_on_to_the_next_generation() -> None:
@@ -129,5 +129,5 @@ def test_a_secret_that_was_made_up_is_handed_on_to_the_next_generation() -> None
     other = build("round_robin", sticky=Sticky())
     a = first.balancer.by_name["a"]
 
-    assert first.affinity.mark(ANY, a) == second.affinity.mark(ANY, a)
-    assert first.affinity.mark(ANY, a) != other.affinity.mark(ANY, a)
+    assert first.affinity.mark(ANYWHERE, a) == second.affinity.mark(ANYWHERE, a)
+    assert first.affinity.mark(ANYWHERE, a) != other.affinity.mark(ANYWHERE, a)

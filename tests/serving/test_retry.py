@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 from atlas_pkg.serving.retry import IDEMPOTENT, Retries
 from atlas_pkg.serving.upload import Upload
 
-from atlas_pkg.balancing.lease import ANY, Lease, Wish
+from atlas_pkg.balancing.lease import ANYWHERE, NOBODY, Affinity, Lease
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import CircuitBreaker, Config, Routing, Timeouts, UpstreamConfig
 from atlas_pkg.errors import ClientGone, Stage, UpstreamError
 from atlas_pkg.http1.framing import CHUNKED, BodyKind, Framing
@@ -49,19 +51,20 @@ class FakeExchange:
             f"{method} / HTTP/1.1\r\nHost: h\r\n\r\n".encode()
         )
         self.has_sent = False
-        self.wish: Wish = ANY
+        self.affinity = ANYWHERE
         self.client = FakeStream()
 
     @property
     def retries(self) -> int:
         """How many are counted as retries now."""
-        return self.generation.balancer.ledger.retries
+        return self.generation.balancer._retries
 
-    def lease_now(self, wish: Wish) -> Lease | None:
-        return self.generation.balancer.lease_now(wish)
+    def lease_now(self, tried: Collection[Upstream] = NOBODY) -> Lease | None:
+        return self.generation.balancer.lease_now(self.affinity, tried)
 
-    def queue(self, wish: Wish) -> Lease:
-        return self.generation.balancer.lease(wish, is_gone=self.client.has_ended)
+    def queue(self, tried: Collection[Upstream] = NOBODY) -> Lease:
+        balancer = self.generation.balancer
+        return balancer.lease(self.affinity, tried, is_gone=self.client.has_ended)
 
     def begin(self, upload: Upload | None = None) -> tuple[Retries, Lease]:
         return Retries(self, upload), self.generation.balancer.lease()  # type: ignore[arg-type]
@@ -86,11 +89,11 @@ def is_retried(
         another = retries.next_lease(lease, failure)
     except UpstreamError:
         assert failure.upstream == lease.upstream.name
-        assert balancer.ledger.in_flight == 0
+        assert balancer.in_flight == 0
         return False
     assert lease.upstream.in_flight == 0
     assert another.upstream is not lease.upstream
-    assert balancer.ledger.in_flight == 1
+    assert balancer.in_flight == 1
     another.release()
     retries.close()
     assert exchange.retries == 0
@@ -159,7 +162,7 @@ def test_each_retry_goes_to_an_upstream_that_was_not_tried() -> None:
         retries.next_lease(lease, error(Stage.CONNECT))
 
     assert sorted(tried) == list("abcde")
-    assert exchange.generation.balancer.ledger.in_flight == 0
+    assert exchange.generation.balancer.in_flight == 0
 
 
 def test_no_more_are_tried_than_are_allowed() -> None:
@@ -182,7 +185,7 @@ def test_the_breaker_hears_of_a_failure_but_not_of_a_stale_connection() -> None:
         retries.next_lease(lease, error(Stage.HEAD, is_stale=True))
     assert "breaker closed" in balancer.describe()[0]
 
-    lease = balancer.lease(Wish(sticky=balancer.upstreams[0]))
+    lease = balancer.lease(Affinity(sticky=balancer.upstreams[0]))
     with pytest.raises(UpstreamError):
         retries.next_lease(lease, error(Stage.HEAD))
     assert "breaker open" in balancer.describe()[0]
@@ -190,17 +193,17 @@ def test_the_breaker_hears_of_a_failure_but_not_of_a_stale_connection() -> None:
 
 def test_beyond_the_budget_only_failed_connects_are_retried() -> None:
     exchange = FakeExchange()
-    ledger = exchange.generation.balancer.ledger
+    balancer = exchange.generation.balancer
     for _ in range(3):
-        assert ledger.begin_retry()
+        assert balancer.begin_retry()
 
     assert not is_retried(FakeExchangeOf(exchange), error(Stage.HEAD))
     retries, lease = exchange.begin()
     another = retries.next_lease(lease, error(Stage.CONNECT))
 
-    assert ledger.retries == 3  # nor does it use the budget up
+    assert exchange.retries == 3  # nor does it use the budget up
     retries.close()
-    assert ledger.retries == 3
+    assert exchange.retries == 3
     another.release()
 
 
@@ -223,5 +226,5 @@ def test_a_client_that_is_gone_waits_for_no_retry() -> None:
         retries.next_lease(lease, error(Stage.CONNECT))
 
     other.release()
-    assert balancer.ledger.in_flight == 0
-    assert not balancer.ledger.queue
+    assert balancer.in_flight == 0
+    assert not balancer.waiting

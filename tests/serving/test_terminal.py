@@ -26,7 +26,7 @@ BLOCK = """\
   wait         60.00 ms  |                      =======================================   |
   body          5.00 ms  |                                                             ===|
   least_connections chose green: strategy, after slow start
-    x red    0 in flight / weight 3 = 0.00; slow start; left out: slow start: spared this time
+    x red    0 in flight / weight 3 = 0.00; slow start; left out: slow start: skipped this time
     > green  1 in flight / weight 1 = 1.00
     x blue   left out: down: status 500
       and 482 others: 480 down, 2 full

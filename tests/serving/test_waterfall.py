@@ -92,7 +92,7 @@ def test_an_exchange_is_told_in_words() -> None:
     )
     assert "least_connections chose green : strategy, after slow start" in text
     assert "green chosen; 1 in flight / weight 1 = 1.00" in text
-    assert "left out: slow start: spared this time" in text
+    assert "left out: slow start: skipped this time" in text
     assert "blue left out: down: status 500" in text
     assert "others 480 down, 2 full" in text
     assert "Failed attempts: red (connect)" in text

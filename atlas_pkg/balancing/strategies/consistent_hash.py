@@ -8,8 +8,9 @@ keys, from all others alike. Nobody has to be told: equal configurations make eq
     Karger et al., "Consistent Hashing and Random Trees", STOC 1997.
     Mirrokni, Thorup, Zadimoghaddam, "Consistent Hashing with Bounded Loads", SODA 2018.
 
-The ring holds all members of the configuration, available or not. Those that cannot be used now are
-passed over on the walk, so that an upstream that comes back finds its keys where they were.
+The ring holds the names of all that the configuration lists, available or not. Those that cannot be
+used now are passed over on the walk, so that an upstream that comes back finds its keys where they
+were.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import hashlib
 import math
 import struct
 from collections.abc import Collection, Iterator, Sequence
+from typing import Self
 
-from atlas_pkg.balancing.member import START, Member
+from atlas_pkg.balancing.strategies.registry import strategy
 from atlas_pkg.balancing.upstream import Upstream
+from atlas_pkg.config import UpstreamConfig
 
 # Points for each unit of weight: shares are then within some 8 % (1/sqrt(160)) of what they
 # should be. The number of ketama, the most widespread ring.
@@ -42,25 +45,24 @@ def hash_key(key: bytes) -> int:
 
 
 class Ring:
-    """The points of all members, sorted. Immutable."""
+    """The points of all upstreams of a configuration, sorted. Immutable."""
 
-    def __init__(self, members: Sequence[Member]) -> None:
+    def __init__(self, upstreams: Sequence[UpstreamConfig]) -> None:
         per_weight = POINTS_PER_WEIGHT
         # Weight 0 has points, too: it is passed over unless an administrator gives it a weight.
-        weights = {member: max(1, member.configured_weight) for member in members}
+        weights = {upstream.name: max(1, upstream.weight) for upstream in upstreams}
         total = sum(weights.values())
         while per_weight > 1 and total * per_weight > MAX_POINTS:
             per_weight //= 2
-        owner_of: dict[int, Upstream] = {}
+        owner_of: dict[int, str] = {}
         # In the order of the names: should two points ever coincide, all machines agree whose it
         # is.
-        for member in sorted(members, key=lambda member: member.upstream.name):
-            points = _points_of(member.upstream.name, weights[member] * per_weight)
-            owner_of.update(dict.fromkeys(points, member.upstream))
+        for name in sorted(weights):
+            owner_of.update(dict.fromkeys(_points_of(name, weights[name] * per_weight), name))
         self._places = sorted(owner_of)
         self._owners = [owner_of[place] for place in self._places]
 
-    def walk(self, key: bytes) -> Iterator[Upstream]:
+    def walk(self, key: bytes) -> Iterator[str]:
         """The owners from the key's place onward, once around; an owner may come up again."""
         start = bisect.bisect(self._places, hash_key(key))
         for number in range(start, start + len(self._owners)):
@@ -76,6 +78,7 @@ def _points_of(name: str, count: int) -> list[int]:
     return points[:count]
 
 
+@strategy("ip_hash")
 class ConsistentHash:
     """Equal keys to the same upstream; with a `bound`, less so while that one is overloaded.
 
@@ -86,21 +89,28 @@ class ConsistentHash:
     """
 
     wants_counts = True
-    position = START
 
-    def __init__(self, members: Sequence[Member], *, bound: float | None = None) -> None:
-        self._ring = Ring(members)
+    def __init__(self, upstreams: Sequence[UpstreamConfig], *, bound: float = math.inf) -> None:
+        self._ring = Ring(upstreams)
         self._bound = bound
+        self._available: dict[str, Upstream] = {}
         self._weights: dict[Upstream, int] = {}
         self._total_weight = 0
         self._counted: dict[Upstream, int] = {}
         self._in_flight = 0  # of all available upstreams together
+        # In the latest choice: who was over its bound, in the order of the walk, and who was not.
+        self._passed_over: dict[Upstream, int] = {}
+        self._found: Upstream | None = None
 
-    def prepare(self, members: Sequence[Member]) -> None:
+    def resume(self, previous: Self) -> None:
+        """There are no turns to go on with."""
+
+    def prepare(self, upstreams: Sequence[Upstream]) -> None:
         """Take note of who is available, and count their requests; the ring stays."""
-        self._weights = {member.upstream: member.weight for member in members}
+        self._available = {upstream.name: upstream for upstream in upstreams}
+        self._weights = {upstream: upstream.weight for upstream in upstreams}
         self._total_weight = sum(self._weights.values())
-        self._counted = {upstream: upstream.in_flight for upstream in self._weights}
+        self._counted = {upstream: upstream.in_flight for upstream in upstreams}
         self._in_flight = sum(self._counted.values())
 
     def note(self, upstream: Upstream) -> None:
@@ -109,48 +119,42 @@ class ConsistentHash:
             self._in_flight += upstream.in_flight - self._counted[upstream]
             self._counted[upstream] = upstream.in_flight
 
-    def choose(self, key: bytes, excluded: Collection[Upstream]) -> Upstream | None:
-        """The first owner after the key that is available, not excluded, and below its bound."""
-        if excluded and self._weights.keys() <= set(excluded):
+    def choose(self, key: bytes, tried: Collection[Upstream]) -> Upstream | None:
+        """The first owner after the key that is available, not tried, and below its bound."""
+        self._found, self._passed_over = None, {}
+        if not self._weights or (tried and self._weights.keys() <= set(tried)):
             return None  # the walk would go around the whole ring to find that out
-        mean = math.inf
-        if self._bound is not None:
-            mean = self._bound * (self._in_flight + 1) / max(1, self._total_weight)
-        passed_over: dict[Upstream, None] = {}  # in the order of the walk
-        for upstream in self._ring.walk(key):
-            weight = self._weights.get(upstream)
-            if weight is None or upstream in excluded or upstream in passed_over:
+        mean = self._bound * (self._in_flight + 1) / max(1, self._total_weight)
+        for name in self._ring.walk(key):
+            upstream = self._available.get(name)
+            if upstream is None or upstream in tried or upstream in self._passed_over:
                 continue
-            if mean == math.inf or upstream.in_flight < math.ceil(mean * weight):
+            limit = mean * self._weights[upstream]
+            if limit == math.inf or upstream.in_flight < math.ceil(limit):
+                self._found = upstream
                 return upstream
-            passed_over[upstream] = None
-            if len(passed_over) == len(self._weights):
+            self._passed_over[upstream] = math.ceil(limit)
+            if len(self._passed_over) == len(self._weights):
                 break
         # The bounds add up to more than all requests, so somebody is below; unless the one that
-        # is has been excluded.
-        return next(iter(passed_over), None)
+        # is has been tried.
+        return next(iter(self._passed_over), None)
 
-    def rank(self, key: bytes, excluded: Collection[Upstream]) -> Iterator[tuple[Upstream, str]]:
-        """Those below their bounds in the order of the walk, then those that have reached them."""
-        mean = math.inf
-        if self._bound is not None:
-            mean = self._bound * (self._in_flight + 1) / max(1, self._total_weight)
-        free = self._weights.keys() - set(excluded)
-        passed_over: list[tuple[Upstream, str]] = []
-        met: set[Upstream] = set()
-        walk = self._ring.walk(key) if free else iter(())
-        for upstream in walk:
-            if upstream not in free or upstream in met:
-                continue
-            met.add(upstream)
-            place = "first" if len(met) == 1 else f"number {len(met)}"
-            text = f"hash ring: {place} behind the key"
-            bound = mean * self._weights[upstream]
-            if bound == math.inf or upstream.in_flight < math.ceil(bound):
-                yield upstream, text
-            else:
-                text += f", but over its load bound: {upstream.in_flight} of {math.ceil(bound)}"
-                passed_over.append((upstream, text))
-            if len(met) == len(free):
-                break
-        yield from passed_over
+    def score(self, upstream: Upstream) -> str:
+        places = [*self._passed_over, self._found]
+        if upstream not in places:
+            return "hash ring: further behind the key"
+        number = places.index(upstream) + 1
+        place = "hash ring: first behind the key" if number == 1 else f"hash ring: number {number}"
+        if upstream in self._passed_over:
+            load = f"{upstream.in_flight} of {self._passed_over[upstream]}"
+            return f"{place}, but over its load bound: {load}"
+        if self._passed_over:
+            place += f", since {next(iter(self._passed_over)).name} is over its load bound"
+        return place
+
+
+@strategy("consistent_hash")
+def build_bounded(upstreams: Sequence[UpstreamConfig]) -> ConsistentHash:
+    """As `ip_hash`, with the bound."""
+    return ConsistentHash(upstreams, bound=LOAD_BOUND)

@@ -16,19 +16,23 @@ from collections.abc import Sequence
 
 import pytest
 
-from atlas_pkg.balancing.hashing import LOAD_BOUND, POINTS_PER_WEIGHT, ConsistentHash, hash_key
-from atlas_pkg.balancing.member import Member
+from atlas_pkg.balancing.strategies.consistent_hash import (
+    LOAD_BOUND,
+    POINTS_PER_WEIGHT,
+    ConsistentHash,
+    hash_key,
+)
 from atlas_pkg.balancing.upstream import Upstream
-from tests.balancing.samples import build_member
+from tests.balancing.samples import build_upstream, configs_of
 from tests.toolkit import ROOT
 
 KEYS = [f"192.0.2.{number % 256}/{number}".encode() for number in range(100_000)]
 SPREAD = 1 / math.sqrt(POINTS_PER_WEIGHT)
 
 
-def build(names: Sequence[str], **weights: int) -> list[Member]:
+def build(names: Sequence[str], **weights: int) -> list[Upstream]:
     return [
-        build_member(name, weights.get(name, 1), order=order) for order, name in enumerate(names)
+        build_upstream(name, weights.get(name, 1), order=order) for order, name in enumerate(names)
     ]
 
 
@@ -36,9 +40,9 @@ def names(count: int) -> list[str]:
     return [f"upstream{number}" for number in range(count)]
 
 
-def prepared(members: list[Member], *, bound: float | None = None) -> ConsistentHash:
-    strategy = ConsistentHash(members, bound=bound)
-    strategy.prepare(members)
+def prepared(listed: list[Upstream], *, bound: float = math.inf) -> ConsistentHash:
+    strategy = ConsistentHash(configs_of(listed), bound=bound)
+    strategy.prepare(listed)
     return strategy
 
 
@@ -112,13 +116,13 @@ def test_a_larger_weight_takes_keys_and_moves_no_others() -> None:
 
 
 def test_those_that_are_down_find_their_keys_again() -> None:
-    members = build(names(10))
-    strategy = prepared(members)
+    listed = build(names(10))
+    strategy = prepared(listed)
     before = owners(strategy)
 
-    strategy.prepare([entry for entry in members if entry.order != 3])
+    strategy.prepare([entry for entry in listed if entry.order != 3])
     meanwhile = owners(strategy)
-    strategy.prepare(members)
+    strategy.prepare(listed)
 
     assert all(old == new for old, new in zip(before, meanwhile, strict=True) if old[-1] != "3")
     assert "upstream3" not in meanwhile
@@ -126,12 +130,12 @@ def test_those_that_are_down_find_their_keys_again() -> None:
 
 
 def test_the_excluded_are_passed_over_like_those_that_are_down() -> None:
-    members = build(names(5))
-    strategy = prepared(members)
-    without = prepared([entry for entry in members if entry.order != 2])
+    listed = build(names(5))
+    strategy = prepared(listed)
+    without = prepared([entry for entry in listed if entry.order != 2])
 
     for key in KEYS[:2000]:
-        assert choose(strategy, key, members[2].upstream) is choose(without, key)
+        assert choose(strategy, key, listed[2]) is choose(without, key)
 
 
 def test_the_order_of_the_file_does_not_matter() -> None:
@@ -140,7 +144,7 @@ def test_the_order_of_the_file_does_not_matter() -> None:
 
 def test_another_process_agrees() -> None:
     program = (
-        "from tests.balancing import test_hashing as t;"
+        "from tests.balancing import test_consistent_hash as t;"
         "print(''.join(t.owners(t.prepared(t.build('dcba', b=3)))[:5000]))"
     )
     told = subprocess.run(
@@ -163,9 +167,9 @@ def test_the_place_of_a_key_is_for_ever() -> None:
 
 
 def test_huge_weights_make_no_huge_ring() -> None:
-    members = build(names(100), **{f"upstream{number}": 1000 for number in range(100)})
+    listed = build(names(100), **{f"upstream{number}": 1000 for number in range(100)})
     began = time.monotonic()
-    strategy = prepared(members)
+    strategy = prepared(listed)
     print(f"a ring of 100 upstreams of weight 1000: {time.monotonic() - began:.2f} s")
 
     shares = Counter(choose(strategy, key).name for key in KEYS[:20_000])
@@ -185,25 +189,25 @@ def load(strategy: ConsistentHash, key: bytes) -> Upstream:
 
 
 def test_the_bound_holds_and_keys_are_passed_on() -> None:
-    members = build("abcd", c=3)
-    strategy = prepared(members, bound=LOAD_BOUND)
+    listed = build("abcd", c=3)
+    strategy = prepared(listed, bound=LOAD_BOUND)
     home = choose(strategy, b"popular")
 
     for total in range(1, 601):
         load(strategy, b"popular")
-        for entry in members:
+        for entry in listed:
             limit = math.ceil(LOAD_BOUND * total * entry.weight / 6)
-            assert entry.upstream.in_flight <= limit
+            assert entry.in_flight <= limit
 
-    counts = {entry.upstream.name: entry.upstream.in_flight for entry in members}
+    counts = {entry.name: entry.in_flight for entry in listed}
     print(f"600 requests with one key, weights 1 1 3 1: {counts}, home is {home.name}")
     assert sum(counts.values()) == 600
     assert sum(count > 0 for count in counts.values()) > 2  # passed on, and on from there
 
 
 def test_below_the_bound_a_key_stays_at_home() -> None:
-    members = build(names(10))
-    strategy = prepared(members, bound=LOAD_BOUND)
+    listed = build(names(10))
+    strategy = prepared(listed, bound=LOAD_BOUND)
     unbound = prepared(build(names(10)))
 
     at_home = 0
@@ -222,16 +226,16 @@ def test_below_the_bound_a_key_stays_at_home() -> None:
 
 
 def test_one_request_at_a_time_is_always_at_home() -> None:
-    members = build("abc")
-    bounded, unbound = prepared(members, bound=LOAD_BOUND), prepared(build("abc"))
+    listed = build("abc")
+    bounded, unbound = prepared(listed, bound=LOAD_BOUND), prepared(build("abc"))
 
     for key in KEYS[:3000]:
         assert choose(bounded, key).name == choose(unbound, key).name
 
 
 def test_a_key_returns_home_when_its_upstream_has_room_again() -> None:
-    members = build("abc")
-    strategy = prepared(members, bound=LOAD_BOUND)
+    listed = build("abc")
+    strategy = prepared(listed, bound=LOAD_BOUND)
     home = load(strategy, b"key")
     assert load(strategy, b"key") is not home
 
@@ -242,27 +246,27 @@ def test_a_key_returns_home_when_its_upstream_has_room_again() -> None:
 
 
 def test_an_upstream_of_weight_0_can_be_given_a_weight() -> None:
-    members = build("ab", b=0)
-    strategy = ConsistentHash(members)
-    strategy.prepare(members[:1])
+    listed = build("ab", b=0)
+    strategy = ConsistentHash(configs_of(listed))
+    strategy.prepare(listed[:1])
     assert {choose(strategy, key).name for key in KEYS[:500]} == {"a"}
 
-    members[1].upstream.weight_override = 1
-    strategy.prepare(members)
+    listed[1].weight_override = 1
+    strategy.prepare(listed)
 
     shares = Counter(choose(strategy, key).name for key in KEYS[:4000])
     assert abs(shares["b"] / 2000 - 1) < 4 * SPREAD
 
 
-@pytest.mark.parametrize("bound", [None, LOAD_BOUND])
-def test_a_choice_among_a_thousand_stays_cheap(bound: float | None) -> None:
-    members = build(names(1000))
+@pytest.mark.parametrize("bound", [math.inf, LOAD_BOUND])
+def test_a_choice_among_a_thousand_stays_cheap(bound: float) -> None:
+    listed = build(names(1000))
     began = time.monotonic()
-    strategy = ConsistentHash(members, bound=bound)
+    strategy = ConsistentHash(configs_of(listed), bound=bound)
     built = time.monotonic() - began
     worst = 0.0
 
-    for available in (members, members[:500], members[:2]):
+    for available in (listed, listed[:500], listed[:2]):
         strategy.prepare(available)
         began = time.process_time()
         for key in KEYS[:500]:
@@ -271,7 +275,7 @@ def test_a_choice_among_a_thousand_stays_cheap(bound: float | None) -> None:
         worst = max(worst, each)
         print(f"{len(available)} of 1,000 available, bound {bound}: {each * 1e6:.1f} µs a choice")
     began = time.process_time()
-    assert strategy.choose(b"key", {entry.upstream for entry in members}) is None
+    assert strategy.choose(b"key", set(listed)) is None
 
     print(f"ring of 1,000 built in {built * 1e3:.0f} ms")
     assert time.process_time() - began < 0.01

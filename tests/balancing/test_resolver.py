@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 import threading
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from atlas_pkg.balancing import resolution
-from atlas_pkg.balancing.resolution import Resolver
+from atlas_pkg.balancing import resolver as resolver_module
+from atlas_pkg.balancing.resolver import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config import UpstreamConfig
 from tests.toolkit import wait_until
@@ -39,10 +40,17 @@ def upstream(address: str, name: str = "a") -> Upstream:
     return Upstream(UpstreamConfig(name, address, 80))
 
 
+def watch(resolver: Resolver, *upstreams: Upstream) -> None:
+    """Look names up and keep them so, as a reload does."""
+    resolver.look_up([UpstreamConfig(item.name, item.address, item.port) for item in upstreams])
+    resolver.watch(upstreams)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look names up again and again without a pause to speak of."""
-    monkeypatch.setattr(resolution, "REFRESH_INTERVAL", 0.02)
+    monkeypatch.setattr(resolver_module, "REFRESH_INTERVAL", 0.02)
+    monkeypatch.setattr(resolver_module, "FIRST_RETRY", 0.02)
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ def test_addresses_need_no_look_up(resolvers: list[Resolver]) -> None:
     resolvers.append(resolver)
     listed = [upstream("192.0.2.1"), upstream("2001:db8::1")]
 
-    resolver.watch(listed)
+    watch(resolver, *listed)
 
     assert names.asked == []
     assert listed[0].endpoints == ((socket.AF_INET, ("192.0.2.1", 80)),)
@@ -75,7 +83,7 @@ def test_all_addresses_of_a_name_are_known_when_watching_begins(
     resolver, listed = Resolver(Names(a_test=["192.0.2.1", "192.0.2.2"])), upstream("a.test")
     resolvers.append(resolver)
 
-    resolver.watch([listed])
+    watch(resolver, listed)
 
     assert [sockaddr for _, sockaddr in listed.endpoints] == [
         ("192.0.2.1", 80),
@@ -94,7 +102,7 @@ def test_many_names_are_looked_up_together(resolvers: list[Resolver]) -> None:
     resolver = Resolver(look_up)
     resolvers.append(resolver)
 
-    resolver.watch(listed)
+    watch(resolver, *listed)
 
     assert all(known.endpoints for known in listed)
 
@@ -103,21 +111,21 @@ def test_many_names_are_looked_up_together(resolvers: list[Resolver]) -> None:
 def test_a_failure_is_logged_once_and_so_is_its_end(
     resolvers: list[Resolver], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "atlas.resolution")
+    caplog.set_level(logging.INFO, "atlas.resolver")
     names, listed = Names(), upstream("a.test")
     resolver = Resolver(names)
     resolvers.append(resolver)
 
-    resolver.watch([listed])
+    watch(resolver, listed)
     wait_until(lambda: len(names.asked) > 3, "more look-ups")
     assert listed.endpoints == ()
     names.known["a.test"] = ["192.0.2.1"]
     wait_until(lambda: listed.endpoints, "the name to be resolved")
     wait_until(lambda: len(caplog.messages) > 1, "its line in the log")
 
-    assert [message.split(":")[1] for message in caplog.messages] == [
-        " cannot resolve a.test",
-        " a.test is resolved again",
+    assert [message.split(":")[0] for message in caplog.messages] == [
+        "cannot resolve a.test",
+        "a.test is resolved again",
     ]
 
 
@@ -126,7 +134,7 @@ def test_a_name_that_fails_later_keeps_its_last_addresses(resolvers: list[Resolv
     names, listed = Names(a_test=["192.0.2.1"]), upstream("a.test")
     resolver = Resolver(names)
     resolvers.append(resolver)
-    resolver.watch([listed])
+    watch(resolver, listed)
 
     names.known.clear()
     asked = len(names.asked)
@@ -140,7 +148,7 @@ def test_a_name_that_moves_is_followed(resolvers: list[Resolver]) -> None:
     names, listed = Names(a_test=["192.0.2.1"]), upstream("a.test")
     resolver = Resolver(names)
     resolvers.append(resolver)
-    resolver.watch([listed])
+    watch(resolver, listed)
 
     names.known["a.test"] = ["192.0.2.9"]
 
@@ -150,7 +158,7 @@ def test_a_name_that_moves_is_followed(resolvers: list[Resolver]) -> None:
 def test_a_name_server_that_hangs_does_not_stop_the_start(
     resolvers: list[Resolver], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolution, "FIRST_LOOKUP", 0.2)
+    monkeypatch.setattr(resolver_module, "FIRST_LOOKUP", 0.2)
     is_over = threading.Event()
 
     def look_up(*_: Any, **__: Any) -> list[Any]:
@@ -160,8 +168,40 @@ def test_a_name_server_that_hangs_does_not_stop_the_start(
     resolver = Resolver(look_up)
     resolvers.append(resolver)
     began = time.monotonic()
-    resolver.watch([upstream("a.test")])
+    watch(resolver, upstream("a.test"))
     duration = time.monotonic() - began
     is_over.set()
 
     assert 0.1 < duration < 5
+
+
+def test_addresses_are_known_before_anybody_asks_for_them(resolvers: list[Resolver]) -> None:
+    names = Names(a_test=["192.0.2.1"])
+    resolver = Resolver(names)
+    resolvers.append(resolver)
+    listed = [UpstreamConfig("a", "a.test", 80), UpstreamConfig("b", "b.test", 80)]
+
+    known = resolver.look_up([*listed, UpstreamConfig("c", "192.0.2.3", 80)])
+
+    assert known == {("a.test", 80): ((socket.AF_INET, ("192.0.2.1", 80)),)}
+
+
+def test_a_name_that_was_never_resolved_is_asked_for_more_and_more_seldom(
+    resolvers: list[Resolver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver_module, "FIRST_RETRY", 0.1)
+    asked: list[float] = []
+
+    def look_up(*_: Any, **__: Any) -> list[Any]:
+        asked.append(time.monotonic())
+        raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
+
+    resolver = Resolver(look_up)
+    resolvers.append(resolver)
+    watch(resolver, upstream("a.test"))
+    wait_until(lambda: len(asked) >= 5, "look-ups")
+
+    gaps = [after - before for before, after in itertools.pairwise(asked)]
+    for gap, least in zip(gaps, (0.1, 0.2, 0.4, 0.8), strict=False):
+        assert least <= gap + 0.01
+    assert gaps[0] < 5

@@ -1,44 +1,51 @@
-"""Leases, the queue for those who find everybody full, and the budget of retries."""
+"""The queue for those who find everybody full."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 
 import pytest
 
 from atlas_pkg.balancing.balancer import Balancer
-from atlas_pkg.balancing.lease import MIN_RETRIES, Lease, Ledger, Outcome, Wish
-from atlas_pkg.config import CircuitBreaker, Timeouts, UpstreamConfig
+from atlas_pkg.balancing.lease import ANYWHERE, Affinity, Lease, Outcome
+from atlas_pkg.config import CircuitBreaker, UpstreamConfig
 from atlas_pkg.errors import ClientGone, NoUpstream
-from tests.balancing.samples import Clock, build_config, build_upstream
+from tests.balancing.samples import Clock, build_config, build_settings
 from tests.toolkit import Threads, wait_until
 
 
 def build(*upstreams: UpstreamConfig, queue: float = 20.0, clock: Clock | None = None) -> Balancer:
-    config = build_config(*upstreams, circuit_breaker=CircuitBreaker(failures=1, open_for=10.0))
-    config = replace(config, timeouts=Timeouts(queue=queue))
-    return Balancer(config, clock=clock or time.monotonic)
+    breaker = CircuitBreaker(failures=1, open_for=10.0)
+    settings = build_settings(*upstreams, circuit_breaker=breaker, queue=queue)
+    return Balancer(settings, clock=clock or time.monotonic)
 
 
 def full(queue: float = 20.0) -> tuple[Balancer, Lease]:
     """A balancer whose only upstream is full, and the lease that fills it."""
-    balancer = build(build_upstream("a", max_connections=1), queue=queue)
+    balancer = build(build_config("a", max_connections=1), queue=queue)
     return balancer, balancer.lease()
 
 
-def wait_in_line(threads: Threads, balancer: Balancer, wish: Wish, served: list[str]) -> None:
+def wait_in_line(
+    threads: Threads,
+    balancer: Balancer,
+    affinity: Affinity,
+    served: list[str],
+    leases: list[Lease] | None = None,
+) -> None:
     """Have a thread wait in the queue; it notes the upstream that it is served by."""
-    length = len(balancer.ledger.queue)
+    length = balancer.waiting
 
     def wait() -> Lease:
-        lease = balancer.lease(wish)
-        served.append(f"{wish.key.decode()}{lease.upstream.name}")
+        lease = balancer.lease(affinity)
+        if leases is not None:
+            leases.append(lease)
+        served.append(f"{affinity.key.decode()}{lease.upstream.name}")
         return lease
 
     threads.start(wait)
-    wait_until(lambda: len(balancer.ledger.queue) == length + 1, "somebody to wait")
+    wait_until(lambda: balancer.waiting == length + 1, "somebody to wait")
 
 
 # Who waits
@@ -48,23 +55,24 @@ def test_the_queue_is_served_in_the_order_of_arrival() -> None:
     balancer, lease = full()
     threads = Threads()
     served: list[str] = []
+    leases: list[Lease] = []
     for name in "123456":
-        wait_in_line(threads, balancer, Wish(name.encode()), served)
+        wait_in_line(threads, balancer, Affinity(name.encode()), served, leases)
 
     for count in range(6):
         assert len(served) == count
         lease.release()
         wait_until(lambda count=count: len(served) == count + 1)  # type: ignore[misc]
-        lease = Lease(balancer.ledger, lease.upstream)  # the next one's
+        lease = leases[-1]  # the next one's
 
     assert served == ["1a", "2a", "3a", "4a", "5a", "6a"]
     threads.join()
     lease.release()
-    assert balancer.ledger.in_flight == 0
+    assert balancer.in_flight == 0
 
 
 def test_nobody_waits_when_nobody_is_available() -> None:
-    balancer = build(build_upstream("a", 0, max_connections=1))
+    balancer = build(build_config("a", 0, max_connections=1))
 
     began = time.monotonic()
     with pytest.raises(NoUpstream):
@@ -76,9 +84,9 @@ def test_nobody_waits_for_those_it_has_tried() -> None:
     balancer, lease = full()
 
     with pytest.raises(NoUpstream):
-        balancer.lease(Wish(excluded=(lease.upstream,)))
+        balancer.lease(tried=(lease.upstream,))
 
-    assert not balancer.ledger.queue
+    assert not balancer.waiting
 
 
 def test_waiting_ends_after_a_while() -> None:
@@ -89,9 +97,9 @@ def test_waiting_ends_after_a_while() -> None:
         balancer.lease()
 
     assert 0.19 < time.monotonic() - began < 10
-    assert not balancer.ledger.queue
+    assert not balancer.waiting
     lease.release()
-    assert balancer.ledger.in_flight == 0
+    assert balancer.in_flight == 0
 
 
 def test_waiting_ends_when_the_client_is_gone() -> None:
@@ -104,23 +112,23 @@ def test_waiting_ends_when_the_client_is_gone() -> None:
             balancer.lease(is_gone=has_left.is_set)
 
     threads.start(wait)
-    wait_until(lambda: balancer.ledger.queue, "somebody to wait")
+    wait_until(lambda: balancer.waiting, "somebody to wait")
     has_left.set()
     threads.join()
 
-    assert not balancer.ledger.queue
+    assert not balancer.waiting
     lease.release()
     assert balancer.lease().upstream.in_flight == 1
 
 
 def test_a_sticky_client_waits_for_its_own_and_the_next_is_not_held_up() -> None:
-    balancer = build(build_upstream("a", max_connections=1), build_upstream("b", max_connections=1))
+    balancer = build(build_config("a", max_connections=1), build_config("b", max_connections=1))
     a, b = balancer.upstreams
-    on_a, on_b = balancer.lease(Wish(sticky=a)), balancer.lease(Wish(sticky=b))
+    on_a, on_b = balancer.lease(Affinity(sticky=a)), balancer.lease(Affinity(sticky=b))
     threads = Threads()
     served: list[str] = []
-    wait_in_line(threads, balancer, Wish(b"sticky ", sticky=a), served)
-    wait_in_line(threads, balancer, Wish(b"any "), served)
+    wait_in_line(threads, balancer, Affinity(b"sticky ", sticky=a), served)
+    wait_in_line(threads, balancer, Affinity(b"any "), served)
 
     on_b.release()
     wait_until(lambda: served == ["any b"])
@@ -132,15 +140,15 @@ def test_a_sticky_client_waits_for_its_own_and_the_next_is_not_held_up() -> None
 
 def test_when_a_breakers_time_is_up_those_who_wait_come_first() -> None:
     clock = Clock()
-    listed = [build_upstream(name, max_connections=1) for name in "ab"]
+    listed = [build_config(name, max_connections=1) for name in "ab"]
     balancer = build(*listed, clock=clock)
     a, b = balancer.upstreams
-    balancer.lease(Wish(sticky=a)).release(Outcome.FAILURE)  # opens the breaker of a
+    balancer.lease(Affinity(sticky=a)).release(Outcome.FAILURE)  # opens the breaker of a
     on_b = balancer.lease()
     assert on_b.upstream is b
     threads = Threads()
     served: list[str] = []
-    wait_in_line(threads, balancer, Wish(b"first "), served)
+    wait_in_line(threads, balancer, Affinity(b"first "), served)
 
     clock.now += 10.0
     wait_in_line_behind = threading.Thread(target=lambda: balancer.lease().release(), daemon=True)
@@ -156,12 +164,12 @@ def test_when_a_breakers_time_is_up_those_who_wait_come_first() -> None:
 
 def test_when_a_breakers_time_is_up_those_who_wait_notice_by_themselves() -> None:
     clock = Clock()
-    balancer = build(*(build_upstream(name, max_connections=1) for name in "ab"), clock=clock)
-    balancer.lease(Wish(sticky=balancer.by_name["a"])).release(Outcome.FAILURE)
+    balancer = build(*(build_config(name, max_connections=1) for name in "ab"), clock=clock)
+    balancer.lease(Affinity(sticky=balancer.by_name["a"])).release(Outcome.FAILURE)
     balancer.lease()
     threads = Threads()
     served: list[str] = []
-    wait_in_line(threads, balancer, Wish(), served)
+    wait_in_line(threads, balancer, ANYWHERE, served)
 
     clock.now += 10.0
 
@@ -171,7 +179,7 @@ def test_when_a_breakers_time_is_up_those_who_wait_notice_by_themselves() -> Non
 
 def test_the_limit_is_never_exceeded_and_nobody_is_lost() -> None:
     limits = {"a": 3, "b": 1, "c": 2}
-    balancer = build(*(build_upstream(name, max_connections=n) for name, n in limits.items()))
+    balancer = build(*(build_config(name, max_connections=n) for name, n in limits.items()))
     exceeded: list[str] = []
 
     def ask() -> int:
@@ -188,21 +196,22 @@ def test_the_limit_is_never_exceeded_and_nobody_is_lost() -> None:
 
     assert sum(threads.join()) == 64 * 60
     assert exceeded == []
-    assert not balancer.ledger.queue
-    assert balancer.ledger.in_flight == 0
+    assert not balancer.waiting
+    assert balancer.in_flight == 0
 
 
 def test_a_long_queue_costs_little() -> None:
     balancer, lease = full()
     threads = Threads()
     served: list[str] = []
+    leases: list[Lease] = []
     for _ in range(100):
-        wait_in_line(threads, balancer, Wish(), served)
+        wait_in_line(threads, balancer, ANYWHERE, served, leases)
 
     began = time.process_time()
-    with balancer.ledger.lock:
+    with balancer.lock:
         for _ in range(100):
-            balancer.ledger.serve_queue()
+            balancer._queue.serve()
     each = (time.process_time() - began) / 100
 
     print(f"a look along a queue of 100: {each * 1e6:.0f} µs")
@@ -211,23 +220,19 @@ def test_a_long_queue_costs_little() -> None:
         lease.release()
         length = len(served)
         wait_until(lambda length=length: len(served) > length)  # type: ignore[misc]
-        lease = Lease(balancer.ledger, lease.upstream)
+        lease = leases[-1]
     threads.join()
 
 
-# The budget of retries
+def test_a_reload_that_brings_room_serves_those_who_wait() -> None:
+    balancer, lease = full()
+    threads = Threads()
+    served: list[str] = []
+    wait_in_line(threads, balancer, ANYWHERE, served)
 
+    limited, open_to_all = build_config("a", max_connections=1), build_config("b")
+    balancer.apply(build_settings(limited, open_to_all))
 
-@pytest.mark.parametrize(("in_flight", "allowed"), [(0, 3), (1, 3), (15, 3), (20, 4), (100, 20)])
-def test_a_fifth_of_all_requests_may_be_retries(in_flight: int, allowed: int) -> None:
-    ledger = Ledger()
-    ledger.in_flight = in_flight
-
-    granted = 0
-    while ledger.begin_retry():
-        granted += 1
-
-    assert granted == max(allowed, MIN_RETRIES)
-    ledger.end_retry()
-    assert ledger.begin_retry()
-    assert not ledger.begin_retry()
+    wait_until(lambda: served == ["b"])
+    threads.join()
+    lease.release()

@@ -1,8 +1,8 @@
 """Slow start: an upstream that has come back gets its share little by little.
 
 It has cold caches and no connections, and its full share at once might make it fail again. So while
-it recovers, it is passed over as often as is still missing: after a fifth of the time for
-four of five of its turns. Each time is decided by chance, so nothing has to be counted.
+it recovers, it is skipped as often as is still missing: after a fifth of the time for four of five
+of its turns. Each time is decided by chance, so nothing has to be counted.
 
 When a recovery begins is the balancer's to say, and whom to choose instead, too.
 """
@@ -16,17 +16,17 @@ from atlas_pkg.balancing.upstream import Upstream
 # The least share of its turns that a recovering upstream gets: enough to warm it up.
 TRICKLE = 0.05
 
-# So many recovering ones are passed over for one request: after that the first has to take it.
-MOST_SPARED = 8
+# So many recovering ones are skipped for one request: after that the first has to take it.
+MOST_SKIPPED = 8
 
 
-class Recovery:
+class Ramp:
     """How upstreams recover under one configuration. Caller holds the balancer's lock."""
 
     def __init__(
         self, duration: float, clock: Callable[[], float], chance: Callable[[], float]
     ) -> None:
-        """`duration` 0 means that nobody is spared; `chance` is from 0 to 1."""
+        """`duration` 0 means that nobody is skipped; `chance` is from 0 to 1."""
         self._duration = duration
         self._clock = clock
         self._chance = chance
@@ -36,8 +36,8 @@ class Recovery:
         if self._duration:
             upstream.recovered_at = now
 
-    def is_spared(self, upstream: Upstream, part: float) -> bool:
-        """Is it passed over this time? Ends its recovery when the time for that has come.
+    def skips(self, upstream: Upstream, part: float) -> bool:
+        """Is it skipped this time? Ends its recovery when the time for that has come.
 
         `part` is how many of the times that it comes up would be its own: 1 where it comes up in
         turns, and less where the least loaded does, since that is this one every time.
