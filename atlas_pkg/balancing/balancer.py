@@ -247,7 +247,9 @@ class Balancer:
     def _lend(self, upstream: Upstream, ticket: int | None) -> Lease:
         return Lease(upstream, ticket, on_release=self._release, on_settle=self._settle)
 
-    def _release(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> None:
+    def _release(
+        self, upstream: Upstream, ticket: int | None, outcome: Outcome = Outcome.NONE
+    ) -> None:
         """A lease is given back."""
         news = ""
         with self.lock:

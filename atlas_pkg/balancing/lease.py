@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from atlas_pkg.balancing.upstream import Upstream
@@ -47,7 +48,7 @@ class Lease:
     without a breaker are one object, which never changes.
     """
 
-    __slots__ = ("_on_release", "_on_settle", "_ticket", "upstream")
+    __slots__ = ("_on_release", "_on_settle", "_ticket", "release", "upstream")
 
     def __init__(
         self,
@@ -61,13 +62,13 @@ class Lease:
         self._ticket = ticket
         self._on_release = on_release
         self._on_settle = on_settle
-
-    def release(self, outcome: Outcome = Outcome.NONE) -> None:
-        """Give the upstream back and say how it did."""
-        self._on_release(self.upstream, self._ticket, outcome)
+        # `release(outcome)` gives the upstream back and says how it did. Bound ahead, since every
+        # request pays for it.
+        self.release: Callable[..., None] = partial(on_release, upstream, ticket)
 
     def settle(self, outcome: Outcome) -> None:
         """Say how the upstream did, and keep it: it may be hours until a tunnel ends."""
         if self._ticket is not None:
             ticket, self._ticket = self._ticket, None
+            self.release = partial(self._on_release, self.upstream, None)
             self._on_settle(self.upstream, ticket, outcome)

@@ -43,6 +43,7 @@ class Request:
     __slots__ = (
         "fields",
         "framing",
+        "has_body",
         "host",
         "keep_alive",
         "line",
@@ -58,7 +59,9 @@ class Request:
         self.minor = minor  # 0 or 1: later minor versions are treated as 1.1
         self.fields = fields
         self.host = fields.host
-        self.framing = fields.framing
+        self.framing = framing = fields.framing
+        # Will body bytes follow the head?
+        self.has_body = framing is CHUNKED or framing.length > 0
         self.line = b""  # the request line as received, for logs
         self.onward: bytes | None = None
         connection = fields.connection
@@ -73,11 +76,6 @@ class Request:
     def expects_continue(self) -> bool:
         """Does the client wait for 100 (Continue) before its body? (RFC 9110 §10.1.1)"""
         return self.minor == 1 and b"expect" in self.fields.notable and self.has_body
-
-    @property
-    def has_body(self) -> bool:
-        """Will body bytes follow the head?"""
-        return self.framing is CHUNKED or self.framing.length > 0
 
     @property
     def upgrade(self) -> bytes:

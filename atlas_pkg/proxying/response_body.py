@@ -36,7 +36,10 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
         exchange.ends_by_closing = onward is UNTIL_CLOSE
     if exchange.ends_by_closing or (exchange.request_body is not None and not is_sent(exchange)):
         exchange.following = FINISH
-    head = generation.forwarder.build_response_head(response, onward, exchange.persistence())
+    persistence = exchange.persistence()
+    head = response.onward.get(persistence) if onward is framing else None
+    if head is None:
+        head = generation.forwarder.build_response_head(response, onward, persistence)
     if generation.affinity is not None:
         mark = generation.affinity.mark(exchange.affinity, connection.upstream)
         head = head[:-2] + mark + b"\r\n"
@@ -54,7 +57,9 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
     else:
         exchange.response_body = Body(framing, onward)
         piece = head + next_piece(exchange)
-    exchange.start(response.status)
+    exchange.has_started = True
+    if exchange.record is not None:
+        exchange.record.status = response.status
     return piece
 
 
@@ -136,7 +141,8 @@ def finish_response(exchange: Exchange, response: Response, size: int) -> None:
     assert lease is not None
     exchange.connection = exchange.lease = None
     exchange.is_complete = True
-    if response.keep_alive and not connection.stream.buffered and is_sent(exchange):
+    is_whole = exchange.request_body is None or is_sent(exchange)
+    if response.keep_alive and not connection.stream.buffered and is_whole:
         exchange.client.pool.checkin(
             connection, generation.config.pool, response.fields.keep_alive_timeout
         )

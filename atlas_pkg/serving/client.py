@@ -53,6 +53,7 @@ class Client:
         "deadline",
         "generation",
         "head_since",
+        "idle_limit",
         "info",
         "is_lingering",
         "is_registered",
@@ -64,17 +65,18 @@ class Client:
     )
 
     def __init__(
-        self, stream: Stream, address: str, deadline: float, lane: Lane | None, pool: Pool
+        self, stream: Stream, address: str, idle_limit: float, lane: Lane | None, pool: Pool
     ) -> None:
         self.stream = stream
         self.address = address
-        self.deadline = deadline  # when its waiting ends
+        self.idle_limit = idle_limit  # for how long it may say nothing between two requests
+        self.deadline = 0.0  # when its waiting ends
         self.lane = lane  # which serves it; None: a thread of its own does
         self.pool = pool  # of upstream connections, for its requests
         self.requests = 0
         # When the first part of a head came that is not complete: then the deadline is the head's.
         self.head_since = 0.0
-        self.is_sending = False  # perhaps still, after its last answer
+        self.is_sending = False  # perhaps still, when it has got its last answer
         self.is_lingering = False  # answered for the last time, waiting for the client to close
         self.is_registered = False  # known to the lane's epoll
         # What forwarding needs to know of this client, as it is in one generation.
@@ -84,5 +86,6 @@ class Client:
     def follow(self, generation: Generation) -> None:
         """Be served as `generation` says, from now on."""
         self.info = generation.forwarder.describe_client(self.address, "http")
-        self.stream.client_gone = generation.config.timeouts.client_gone
+        timeouts = generation.config.timeouts
+        self.stream.client_gone, self.idle_limit = timeouts.client_gone, timeouts.client_idle
         self.generation = generation

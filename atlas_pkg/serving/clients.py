@@ -60,8 +60,10 @@ class Clients:
         """
         if following is FINISH:
             following = self._finish(client)
-        elif following is PARK and self.is_draining and _is_between_requests(client):
-            following = CLOSE
+        elif following is PARK and not (client.head_since or client.is_lingering):
+            client.deadline = time.monotonic() + client.idle_limit
+            if self.is_draining and not client.stream.is_readable():
+                following = CLOSE
         if following is PARK:
             if client.lane is not None:
                 client.lane.park(client)

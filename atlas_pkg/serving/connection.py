@@ -22,7 +22,7 @@ from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request, refused_request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.copy import Copier
-from atlas_pkg.record import NO_TIMES, End
+from atlas_pkg.record import NO_TIMES, End, Record
 from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 from atlas_pkg.serving.clients import Clients
@@ -52,9 +52,16 @@ class HttpService:
     """Serves clients with one app. Thread-safe."""
 
     def __init__(
-        self, holder: ConfigHolder, clients: Clients, app: App, audience: Audience
+        self,
+        holder: ConfigHolder,
+        clients: Clients,
+        app: App,
+        audience: Audience,
+        *,
+        has_lane: bool,
     ) -> None:
-        """The `audience` is told of every exchange that has ended."""
+        """The `audience` is told of every exchange that has ended, by the lane if there is one."""
+        self._has_lane = has_lane
         self._holder = holder
         self._clients = clients
         self._app = app
@@ -74,11 +81,10 @@ class HttpService:
             except Exception as error:  # noqa: BLE001 - it is logged or answered
                 self._fail(exchange, error)
                 self._send_failure(exchange)
-            following = self.end(exchange)
-            if client.lane is None:
-                self._audience.tell()
-            if following is not PARK:
-                return following
+            if exchange.record is not None:
+                self.note(exchange.record)
+            if exchange.following is not PARK:
+                return exchange.following
             found = self.read(client)
             if isinstance(found, Next):
                 return found
@@ -122,6 +128,7 @@ class HttpService:
         if self._audience.observers:
             self._begin_record(exchange)
         client.head_since = 0.0
+        client.is_sending = request.has_body
         client.requests += 1
         if client.requests >= generation.config.limits.requests_per_connection:
             exchange.following = FINISH
@@ -144,18 +151,14 @@ class HttpService:
         except Exception as error:  # noqa: BLE001 - it is logged or answered
             return self.meet(exchange, error)
 
-    def end(self, exchange: Exchange) -> Next:
-        """The exchange has ended; returns what becomes of the client."""
-        # Observed before its client is let go of: who waits for the last client finds it noted.
-        if exchange.record is not None:
-            self._audience.note(exchange.record)
-        following = exchange.following
-        if following is PARK:
-            config = exchange.generation.config
-            exchange.client.deadline = time.monotonic() + config.timeouts.client_idle
-        elif following is FINISH and exchange.request.has_body:
-            exchange.client.is_sending = True
-        return following
+    def note(self, record: Record) -> None:
+        """An exchange has ended: have it told to the audience.
+
+        To be done before its client is let go of: who waits for the last client finds it noted.
+        """
+        self._audience.note(record)
+        if not self._has_lane:
+            self._audience.tell()  # nobody else would do it
 
     def expire(self, client: Client) -> Exchange | Next:
         """A client has waited too long: what becomes of it, or the exchange that tells it so."""
@@ -207,7 +210,6 @@ class HttpService:
             stream.buffered = data
             if not data:  # it was a line end, perhaps one that came in two pieces
                 client.head_since = 0.0
-                client.deadline = time.monotonic() + config.timeouts.client_idle
             elif not client.head_since:
                 client.head_since = time.monotonic()
                 client.deadline = client.head_since + config.timeouts.client_head
@@ -265,7 +267,7 @@ class HttpService:
             # What is left of a body would be read as a request.
             if failure.closes or exchange.request.has_body:
                 exchange.following = FINISH
-            exchange.client.is_sending = failure.closes
+            exchange.client.is_sending |= failure.closes
             exchange.answer(failure.status, failure.reason)
 
     def _send_failure(self, exchange: Exchange) -> None:

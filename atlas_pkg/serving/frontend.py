@@ -53,11 +53,11 @@ class Frontend:
         self._max_threads = max_threads
         # Who is told of the exchanges here.
         self.audience = Audience()
-        self._http = HttpService(holder, clients, app, self.audience)
+        lanes = lanes if HAS_EPOLL else 0
+        self._http = HttpService(holder, clients, app, self.audience, has_lane=lanes > 0)
         self._threads = Threads(self._go_on, max_threads)
         self._lanes = [
-            EpollLane(self._http, clients, self._threads, self.audience, tidy)
-            for _ in range(lanes if HAS_EPOLL else 0)
+            EpollLane(self._http, clients, self._threads, self.audience, tidy) for _ in range(lanes)
         ]
         # Guards _pools: those of the threads that serve a client each.
         self._lock = threading.Lock()
@@ -142,12 +142,11 @@ class Frontend:
         copier = Copier()
         with self._lock:
             self._pools.add(client.pool)
+        following: Next = PARK
         try:
-            while True:
+            while self._clients.put_away(client, following) is PARK:
                 found = self._wait_for_request(client)
                 following = found if isinstance(found, Next) else self._http.wait(found, copier)
-                if self._clients.put_away(client, following) is not PARK:
-                    return
         except Exception:
             log.exception("serving failed; the client's connection is closed")
             self._clients.close(client.stream)

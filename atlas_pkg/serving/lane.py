@@ -8,7 +8,7 @@ interpreter lock. Whatever else takes waiting it hands to a thread that may (`th
 Clients are registered *one-shot*: the first event hands a client over, and the kernel keeps quiet
 about it until it is parked again. Upstream connections are registered once and *edge-triggered*,
 so awaiting an answer costs no system call. An edge is told once: whoever has read since, or may
-have missed it, re-arms the registration before the next wait (`expect_more`).
+have missed it, re-arms the registration before the next wait (`take_back`).
 
 Twice a second the lane ends what has waited too long. It must never block: logging to a slow
 disk, names, starting threads are for others.
@@ -103,10 +103,19 @@ class EpollLane:
             pass  # it was taken from the parked ones and closed since then, as draining may do
 
     def take_back(self, exchange: Exchange) -> None:
-        """Await the upstream of an exchange that a thread has brought so far. For any thread."""
+        """Await what the upstream says next. For any thread; the caller gives the exchange up.
+
+        What it has said since the last read may have been told already, and is told again.
+        """
         connection = exchange.connection
         assert connection is not None
-        self._expect(exchange, connection, is_behind=True)
+        fd, was_watched = connection.stream.fd, connection.is_watched
+        connection.is_watched = True
+        self._awaited[fd] = exchange  # before the kernel may report it
+        if was_watched:
+            self._epoll.modify(fd, _UPSTREAM_EVENTS)
+        else:
+            self._epoll.register(fd, _UPSTREAM_EVENTS)
 
     def ignore(self, connection: UpstreamConnection) -> None:
         """Say nothing of it any more: a thread reads from it. For any thread."""
@@ -141,7 +150,7 @@ class EpollLane:
         for fd, _ in events:
             if fd in awaited:
                 exchange = awaited.pop(fd)
-                self._go_on(exchange, http.answer(exchange), has_read=True)
+                self._go_on(exchange, http.answer(exchange))
             elif (client := parked.pop(fd, None)) is not None:
                 clients.append(client)
             # else: it ended while it was idle. The look before its next use tells.
@@ -149,35 +158,25 @@ class EpollLane:
             found = http.read(client)
             if isinstance(found, Next):
                 self._clients.put_away(client, found)
+            elif (step := http.ask(found)) is AWAIT and (connection := found.connection):
+                awaited[connection.stream.fd] = found
+                if not connection.is_watched:
+                    connection.is_watched = True
+                    self._epoll.register(connection.stream.fd, _UPSTREAM_EVENTS)
             else:
-                self._go_on(found, http.ask(found))
+                self._go_on(found, step)
         return bool(events or clients)
 
-    def _go_on(self, exchange: Exchange, step: Step, *, has_read: bool = False) -> None:
-        """Await the upstream, hand over to a thread, or be done."""
-        if step is AWAIT:
-            connection = exchange.connection
-            assert connection is not None
-            self._expect(exchange, connection, is_behind=has_read)
-        elif step is DONE:
-            self._clients.put_away(exchange.client, self._http.end(exchange))
+    def _go_on(self, exchange: Exchange, step: Step) -> None:
+        """Be done with an exchange, await its upstream again, or hand it to a thread."""
+        if step is DONE:
+            if exchange.record is not None:
+                self._http.note(exchange.record)
+            self._clients.put_away(exchange.client, exchange.following)
+        elif step is AWAIT:
+            self.take_back(exchange)
         else:
             self._threads.put(exchange)
-
-    def _expect(
-        self, exchange: Exchange, connection: UpstreamConnection, *, is_behind: bool
-    ) -> None:
-        """Let `exchange` wait for its upstream. The caller gives it up.
-
-        `is_behind`: what the upstream has said since the last read may have been told already.
-        """
-        fd = connection.stream.fd
-        self._awaited[fd] = exchange  # before the kernel may report it
-        if not connection.is_watched:
-            connection.is_watched = True
-            self._epoll.register(fd, _UPSTREAM_EVENTS)
-        elif is_behind:
-            self._epoll.modify(fd, _UPSTREAM_EVENTS)
 
     def _sweep(self, now: float) -> None:
         """End what has waited too long."""

@@ -173,9 +173,8 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         if address.startswith("::ffff:") and "." in address:
             address = address[7:]
         address = address.partition("%")[0]
-        timeouts = self._holder.current().config.timeouts
-        deadline = time.monotonic() + timeouts.client_idle
-        client = Client(Stream(request, Side.CLIENT), address, deadline, lane, pool)
+        idle_limit = self._holder.current().config.timeouts.client_idle
+        client = Client(Stream(request, Side.CLIENT), address, idle_limit, lane, pool)
         self._clients.add(client)
         return client
 
