@@ -23,7 +23,7 @@ import socketserver
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.errors import Side
@@ -58,10 +58,11 @@ class ClientHandler(socketserver.BaseRequestHandler):
     """Serves one client in a thread of its own, which `ThreadingTCPServer` has started for it."""
 
     server: AtlasServer
+    request: Any  # the `Client`
 
     def handle(self) -> None:
         """Serve the client until it is gone."""
-        self.server.serve_client(self.request, self.client_address)
+        self.server.serve_client(self.request)
 
 
 class AtlasServer(socketserver.ThreadingTCPServer):
@@ -133,14 +134,12 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         """Log what the library caught; it would print a traceback to the terminal."""
         log.error("a client could not be served", exc_info=True)  # noqa: LOG014
 
-    def serve_client(self, request: Any, client_address: Any) -> None:
+    def serve_client(self, client: Client) -> None:
         """Serve a client in its own thread, until it is gone."""
-        pool = Pool()
         try:
-            client = self._make_client(request, client_address, None, pool)
             self._serve(client)
         finally:
-            pool.close()
+            client.pool.close()
 
     def accept_backlog(self) -> None:
         """Take the clients that the kernel has connected for us already; then stop listening.
@@ -158,25 +157,21 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         """Put a new client at a lane, where it waits for its first byte, or start its thread."""
         if not _ACCEPTS_BLOCKING:
             request.setblocking(True)
-        if self._lanes is None:
-            super().process_request(request, client_address)
-            return
-        lane = next(self._lanes)
-        client = self._make_client(request, client_address, lane, lane.pool)
-        self._clients.put_away(client, PARK)
-
-    def _make_client(
-        self, request: Any, client_address: Any, lane: EpollLane | None, pool: Pool
-    ) -> Client:
         address = client_address[0]
         # An IPv4 client of a socket that takes both kinds appears as ::ffff:192.0.2.1.
         if address.startswith("::ffff:") and "." in address:
             address = address[7:]
         address = address.partition("%")[0]
         idle_limit = self._holder.current().config.timeouts.client_idle
+        lane = next(self._lanes) if self._lanes is not None else None
+        pool = lane.pool if lane is not None else Pool()
         client = Client(Stream(request, Side.CLIENT), address, idle_limit, lane, pool)
         self._clients.add(client)
-        return client
+        if lane is not None:
+            self._clients.put_away(client, PARK)
+        else:
+            # The library starts a thread for it, and hands on whatever it is given.
+            super().process_request(cast("socket.socket", client), client_address)
 
     def _forget_if_nobody_waits(self) -> None:
         """End a time of shortage, which was logged once; raises `BlockingIOError`."""
