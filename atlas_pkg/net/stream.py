@@ -231,6 +231,16 @@ class Stream:
         except OSError:
             return True
 
+    def is_silent(self) -> bool:
+        """Has nothing arrived that is still to be read, not even an end? For any thread."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK | _NOW)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def stop_blocking(self) -> None:
         """From now on no call on this connection waits, `send` and `receive` included."""
         self._sock.setblocking(False)
