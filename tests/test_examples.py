@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg.config import load_config
+from atlas_pkg.config.loader import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(path.parent for path in ROOT.glob("examples/*/atlas.toml"))

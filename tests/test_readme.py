@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg import config, wording
+from atlas_pkg.config import diff, loader, model, schema
 from tests.toolkit import Atlas, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def blocks(language: str) -> list[str]:
 
 def write_reference(text: str) -> str:
     """Put the present reference in place of the one in `text`."""
-    table = wording.markdown_table(config.reference())
+    table = diff.markdown_table(schema.reference(model.Config))
     return REFERENCE.sub(lambda found: f"{found[1]}\n{table}\n{found[3]}", text)
 
 
@@ -85,7 +85,7 @@ def test_reference_is_that_of_the_dataclasses() -> None:
 def test_what_is_missing_is_what_the_configuration_refuses() -> None:
     reserved = [key for row in rows("What it does not do yet") for key in CODE.findall(row[1])]
 
-    assert sorted(reserved) == sorted(config.NOT_YET)
+    assert sorted(reserved) == sorted(model.NOT_YET)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -132,7 +132,7 @@ def test_learners_hour_has_sixty_minutes() -> None:
 
 @pytest.mark.parametrize("block", blocks("toml"))
 def test_configurations_are_valid(block: str) -> None:
-    config.parse_config(block.encode(), Path("README.md"), environ={"ATLAS_TOKEN": "secret"})
+    loader.parse_config(block.encode(), Path("README.md"), environ={"ATLAS_TOKEN": "secret"})
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from atlas_pkg.balancing.strategies import STRATEGIES, Strategy
 from atlas_pkg.balancing.upstream import AdminState, Upstream, identity_of
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.choice import Choice
-from atlas_pkg.config import Config, HealthCheck
+from atlas_pkg.config.model import Config, HealthCheck
 from atlas_pkg.errors import NoUpstream
 
 log = logging.getLogger("atlas.balancing")

@@ -27,7 +27,7 @@ from collections.abc import Callable, Collection, Sequence
 from atlas_pkg.balancing.probe import Outcome, Probe, Wait, probe_upstream
 from atlas_pkg.balancing.upstream import Identity, Upstream
 from atlas_pkg.balancing.verdict import Judge, Verdict
-from atlas_pkg.config import HealthCheck
+from atlas_pkg.config.model import HealthCheck
 from atlas_pkg.logs import Throttle
 
 log = logging.getLogger("atlas.health")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from atlas_pkg.balancing.upstream import AdminState, Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 
 
 class Position(NamedTuple):

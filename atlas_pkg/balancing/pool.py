@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import PoolConfig
+from atlas_pkg.config.model import PoolConfig
 from atlas_pkg.net.stream import Stream
 
 # A request that may not be repeated is only put on a connection that was in use this recently.

@@ -22,7 +22,7 @@ from collections.abc import Generator
 from typing import NamedTuple
 
 from atlas_pkg.balancing.upstream import Endpoint, Upstream
-from atlas_pkg.config import HealthCheck
+from atlas_pkg.config.model import HealthCheck
 from atlas_pkg.errors import OWN_FAULTS
 from atlas_pkg.http1 import syntax
 

@@ -16,7 +16,7 @@ import socket
 from typing import Any
 
 from atlas_pkg.balancing.breaker import Breaker
-from atlas_pkg.config import CircuitBreaker, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, UpstreamConfig
 
 # What identifies an upstream across reloads: name, address, port.
 Identity = tuple[str, str, int]

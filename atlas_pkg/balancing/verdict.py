@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atlas_pkg.balancing.probe import Outcome
-from atlas_pkg.config import HealthCheck
+from atlas_pkg.config.model import HealthCheck
 
 # Seconds between two probes, at most, while a verdict is in doubt.
 FAST_INTERVAL = 2.0

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from atlas_pkg import logs
-from atlas_pkg.config import Admin, Config, Listen, Timeouts
+from atlas_pkg.config.model import Admin, Config, Listen, Timeouts
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.intercom import Asker, Intercom

@@ -16,7 +16,7 @@ import os
 import threading
 from collections.abc import Sequence
 
-from atlas_pkg.config import Config
+from atlas_pkg.config.model import Config
 from atlas_pkg.errors import StartError
 from atlas_pkg.metrics import Tallies
 from atlas_pkg.record import Observer, Record

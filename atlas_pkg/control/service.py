@@ -20,13 +20,15 @@ from atlas_pkg.balancing.health import HealthChecker
 from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Verdict
-from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
+from atlas_pkg.config.diff import live_changes, restart_changes
+from atlas_pkg.config.loader import parse_config, read_document
+from atlas_pkg.config.model import Config
+from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.control.board import ORDINARY, Asked, Board
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
-from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Worker
@@ -34,7 +36,6 @@ from atlas_pkg.serving.generation import ConfigHolder, Generation
 from atlas_pkg.serving.proxy import Proxy
 from atlas_pkg.serving.steering import Asking
 from atlas_pkg.serving.tunnels import Tunnels
-from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")
 

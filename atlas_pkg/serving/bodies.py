@@ -9,7 +9,7 @@ A body that ends early raises an error and is never ended cleanly (RFC 9112 §8)
 
 from __future__ import annotations
 
-from atlas_pkg.config import Timeouts
+from atlas_pkg.config.model import Timeouts
 from atlas_pkg.errors import MalformedMessage, Stage, UpstreamError
 from atlas_pkg.http1.framing import LAST_CHUNK, BodyKind, ChunkedDecoder, Framing
 from atlas_pkg.net.pipe import SPLICE_FROM

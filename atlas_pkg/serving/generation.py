@@ -12,7 +12,7 @@ import threading
 from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.lease import Outcome
 from atlas_pkg.balancing.sticky import StickySessions
-from atlas_pkg.config import Config
+from atlas_pkg.config.model import Config
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.serving.affinity import Affinity

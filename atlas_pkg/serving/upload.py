@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 
-from atlas_pkg.config import Timeouts
+from atlas_pkg.config.model import Timeouts
 from atlas_pkg.errors import (
     AtlasError,
     ClientError,

@@ -9,7 +9,7 @@ from typing import Any
 from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.member import Member
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Config, Routing, UpstreamConfig
+from atlas_pkg.config.model import Config, Routing, UpstreamConfig
 
 
 class Clock:

@@ -17,7 +17,7 @@ from atlas_pkg.balancing.lease import Lease, Outcome, Wish
 from atlas_pkg.balancing.recovery import TRICKLE
 from atlas_pkg.balancing.upstream import AdminState, Upstream
 from atlas_pkg.balancing.verdict import Verdict
-from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart
+from atlas_pkg.config.model import CircuitBreaker, HealthCheck, SlowStart
 from atlas_pkg.errors import NoUpstream
 from tests.balancing.samples import Clock, build_config, build_upstream, seed
 from tests.toolkit import Threads

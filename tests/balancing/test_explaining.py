@@ -18,7 +18,7 @@ from atlas_pkg.balancing.strategies import STRATEGIES, Strategy
 from atlas_pkg.balancing.upstream import AdminState
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.choice import Candidate, Choice
-from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, HealthCheck, SlowStart, UpstreamConfig
 from tests.balancing.samples import Clock, build_config, build_members, build_upstream, seed
 
 ALL = sorted(STRATEGIES)

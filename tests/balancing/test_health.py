@@ -22,7 +22,7 @@ from atlas_pkg.balancing.health import HealthChecker
 from atlas_pkg.balancing.probe import Outcome, Probe, Wait
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Judge, Verdict
-from atlas_pkg.config import HealthCheck, UpstreamConfig
+from atlas_pkg.config.model import HealthCheck, UpstreamConfig
 from tests import fakes
 from tests.toolkit import wait_until
 

@@ -10,7 +10,7 @@ import pytest
 
 from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.lease import MIN_RETRIES, Lease, Ledger, Outcome, Wish
-from atlas_pkg.config import CircuitBreaker, Timeouts, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, Timeouts, UpstreamConfig
 from atlas_pkg.errors import ClientGone, NoUpstream
 from tests.balancing.samples import Clock, build_config, build_upstream
 from tests.toolkit import Threads, wait_until

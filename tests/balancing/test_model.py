@@ -36,7 +36,7 @@ from atlas_pkg.balancing.lease import Lease, Ledger, Outcome, Waiter, Wish
 from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.balancing.upstream import AdminState, Identity, Upstream
 from atlas_pkg.balancing.verdict import Verdict
-from atlas_pkg.config import CircuitBreaker, Config, HealthCheck, SlowStart, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, Config, HealthCheck, SlowStart, UpstreamConfig
 from atlas_pkg.errors import NoUpstream
 from tests.balancing.samples import Clock, build_config, build_upstream, seed
 

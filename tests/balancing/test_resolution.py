@@ -14,7 +14,7 @@ import pytest
 from atlas_pkg.balancing import resolution
 from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 from tests.toolkit import wait_until
 
 

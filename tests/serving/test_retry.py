@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg.balancing.lease import ANY, Lease, Wish
-from atlas_pkg.config import CircuitBreaker, Config, Routing, Timeouts, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, Config, Routing, Timeouts, UpstreamConfig
 from atlas_pkg.errors import ClientGone, Stage, UpstreamError
 from atlas_pkg.http1.framing import CHUNKED, BodyKind, Framing
 from atlas_pkg.http1.message import MessageParser

@@ -5,7 +5,7 @@ default, its annotation what is allowed. `Annotated` carries what a type cannot 
 
     port: Annotated[int, between(0, 65535), Mark.RESTART, "0 = any free port"] = 8080
 
-One description serves three readers: `schema.py` checks a file against it, `wording.py` compares
+One description serves three readers: `loader.py` checks a file against it, `diff.py` compares
 two configurations by it, and `reference` turns it into the table of the README, so none of
 them can drift away from the code.
 

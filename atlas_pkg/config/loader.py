@@ -1,27 +1,32 @@
-"""From a dictionary that TOML gave us to a frozen dataclass, with every mistake collected.
+"""From a file to a `Config`, or to a `ConfigError` with every mistake in it.
 
-The reader walks the dictionary in the order of the file and compares it with the description
-that the dataclass gives (`keys.py`). A refused value is noted with its place and its value, and
-the walk goes on, so that one run shows all mistakes of a file. It knows nothing about load
-balancing: a new table is a new dataclass, and no line here changes.
+First bytes become a dictionary (TOML), then the dictionary is compared, in the order of the file,
+with the description that the dataclasses give (`schema.py`). A refused value is noted with its
+place and its value, and the walk goes on, so that one run shows all mistakes of a file. The walk
+knows nothing about load balancing: a new table is a new dataclass, and no line here changes.
 
 `${NAME}` in a string is taken from the environment before the rules see the string; messages
 show what the file says, not what the environment does, since that is where secrets are.
 
-Not done here: opening files and parsing TOML (`document.py`), the rules themselves (`rules.py`).
-Whatever concerns two keys at once the dataclass says itself (`keys.Clashing`).
+Not done here: what the keys mean (`model.py`), the rules themselves (`rules.py`). Whatever concerns
+two keys at once the dataclass says itself (`schema.Clashing`).
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from atlas_pkg.errors import ConfigError
-from atlas_pkg.keys import (
+import tomli
+
+from atlas_pkg.config.model import NOT_YET, Config, HealthCheck
+from atlas_pkg.config.schema import (
     Clashing,
     Hint,
     Key,
@@ -31,9 +36,11 @@ from atlas_pkg.keys import (
     hint_of,
     join,
     keys_of,
+    named_in,
     show,
     table_in,
 )
+from atlas_pkg.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -42,6 +49,101 @@ _REFUSED: Any = object()
 
 _ENVIRONMENT = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\})?")
 _INDEX = re.compile(r"\[\d+\]")
+
+# tomli tells the place in its message; only its newer versions have it as an attribute too.
+_TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
+
+
+def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """Read and check the file `path`.
+
+    `environ` is what `${NAME}` is taken from, by default the process's own environment. Raises
+    `ConfigError` with all problems, each beginning with the file's name. Blocks on the disk.
+    """
+    return parse_config(read_document(path), path, environ)
+
+
+def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """Check a file's bytes, read already; otherwise like `load_config`."""
+    return build_config(parse_document(data, path), path, environ)
+
+
+def build_config(
+    tables: Mapping[str, object], path: Path, environ: Mapping[str, str] | None = None
+) -> Config:
+    """Check a parsed TOML document; otherwise like `load_config`."""
+    try:
+        config = read_table(
+            Config,
+            tables,
+            environ=os.environ if environ is None else environ,
+            not_yet=NOT_YET,
+            given={"path": path},
+        )
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {problem}" for problem in error.problems) from None
+    return _lay_health_checks(config, tables)
+
+
+def _lay_health_checks(config: Config, tables: Mapping[str, Any]) -> Config:
+    """Give every upstream the checks in force for it; `tables` tells what its own table names."""
+    upstreams = []
+    for upstream, table in zip(config.upstreams, tables.get("upstreams", ()), strict=True):
+        own, common = upstream.health_check, config.health_check
+        if own is None:
+            own = common
+        elif common is not None:
+            named = named_in(HealthCheck, table["health_check"])
+            own = replace(common, **{name: getattr(own, name) for name in named})
+        upstreams.append(replace(upstream, health_check=own))
+    return replace(config, upstreams=tuple(upstreams))
+
+
+def read_document(path: Path) -> bytes:
+    """Return the bytes of the file. Raises `ConfigError`. Blocks on the disk."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        problem = "no such file"
+    except IsADirectoryError:
+        problem = "is a directory, not a file"
+    except PermissionError:
+        problem = "no permission to read it"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+    raise ConfigError([f"{path}: {problem}"])
+
+
+def parse_document(data: bytes, path: Path) -> dict[str, Any]:
+    """Return the TOML document in `data`; `path` is only its name. Raises `ConfigError`."""
+    try:
+        # "-sig": some editors begin a file with a byte order mark.
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = data[error.start]
+        raise ConfigError([f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})"]) from None
+    try:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError([_syntax_problem(str(error), text, path)]) from None
+    except (ValueError, RecursionError) as error:
+        # Beyond TOML: Python takes no integer of thousands of digits and no endless nesting.
+        raise ConfigError([f"{path}: not readable as TOML: {error}"]) from None
+    if not document:
+        raise ConfigError([f"{path}: is empty (blanks and comments do not count)"])
+    return document
+
+
+def _syntax_problem(message: str, text: str, path: Path) -> str:
+    match = _TOML_PLACE.fullmatch(message)
+    if match is None:
+        return f"{path}: not TOML: {message}"
+    what, line, column = match.groups()
+    if line is None:
+        last_line = text.rstrip().count("\n") + 1
+        return f"{path}:{last_line}: not TOML: {what} at the end of the file"
+    return f"{path}:{line}: not TOML: {what} at column {column}"
 
 
 def read_table(

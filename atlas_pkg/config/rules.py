@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
-from atlas_pkg.keys import Mark, Rule
+from atlas_pkg.config.schema import Mark, Rule
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -100,6 +100,11 @@ def parse_host(text: str) -> str:
     if not is_name:
         raise ValueError(text)
     return text
+
+
+def show_endpoint(address: str, port: int) -> str:
+    """Write address and port as one word; only an IPv6 address has colons of its own."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _are_distinct(pairs: Iterable[tuple[str, str]]) -> bool:

@@ -14,9 +14,9 @@ from typing import Annotated
 
 import pytest
 
-from atlas_pkg import keys, rules, schema, wording
+from atlas_pkg.config import diff, loader, rules, schema
+from atlas_pkg.config.schema import Alias, KeyDoc, Mark
 from atlas_pkg.errors import ConfigError
-from atlas_pkg.keys import Alias, KeyDoc, Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def read(
     environ: dict[str, str] | None = None,
     not_yet: frozenset[str] = frozenset(),
 ) -> House:
-    return schema.read_table(House, data, environ=environ or {}, not_yet=not_yet)
+    return loader.read_table(House, data, environ=environ or {}, not_yet=not_yet)
 
 
 def problems(data: dict[str, object], **options: object) -> list[str]:
@@ -105,7 +105,7 @@ def test_every_type_is_read() -> None:
 
 
 def test_given_fields_come_from_the_caller_only() -> None:
-    house = schema.read_table(House, {}, environ={}, given={"path": Path("x")})
+    house = loader.read_table(House, {}, environ={}, given={"path": Path("x")})
 
     assert house.path == Path("x")
     assert problems({"path": "x"})[0].startswith("path: unknown key")
@@ -334,7 +334,7 @@ def test_what_is_no_host_is_refused(text: str) -> None:
     data: dict[str, object] = {"host": text}
 
     with pytest.raises(ConfigError, match="host: must be an IPv4 or IPv6 address or a host name"):
-        schema.read_table(Door, data, environ={})
+        loader.read_table(Door, data, environ={})
 
 
 # Differences and the reference
@@ -351,8 +351,7 @@ def test_differences_name_place_values_and_restart() -> None:
     )
 
     found = {
-        change.place: (change.values, change.needs_restart)
-        for change in wording.differences(old, new)
+        change.place: (change.values, change.needs_restart) for change in diff.differences(old, new)
     }
 
     assert found == {
@@ -365,7 +364,7 @@ def test_differences_name_place_values_and_restart() -> None:
 
 
 def test_a_table_that_goes_is_said_to_be_removed() -> None:
-    (change,) = wording.differences(House(cellar=Probe()), House())
+    (change,) = diff.differences(House(cellar=Probe()), House())
 
     assert change.values == "removed"
 
@@ -373,7 +372,7 @@ def test_a_table_that_goes_is_said_to_be_removed() -> None:
 def test_what_needs_a_restart_hands_it_down() -> None:
     old, new = House(attic=Probe()), House(attic=Probe(path="/x"))
 
-    (change,) = wording.differences(old, new)
+    (change,) = diff.differences(old, new)
 
     assert (change.place, change.needs_restart) == ("attic.path", True)
 
@@ -381,13 +380,13 @@ def test_what_needs_a_restart_hands_it_down() -> None:
 def test_a_long_list_of_changes_is_cut() -> None:
     many = tuple(Room(str(number)) for number in range(14))
 
-    (change,) = wording.differences(House(), House(rooms=many))
+    (change,) = diff.differences(House(), House(rooms=many))
 
     assert change.values.endswith("added 8, added 9, and 4 more")
 
 
 def test_the_reference_lists_inner_tables_key_by_key() -> None:
-    docs = keys.reference(Room)
+    docs = schema.reference(Room)
 
     assert docs == [
         KeyDoc("name", "required", "a string", True, ""),
@@ -398,6 +397,6 @@ def test_the_reference_lists_inner_tables_key_by_key() -> None:
 
 
 def test_the_markdown_table_escapes_its_bars() -> None:
-    table = wording.markdown_table([KeyDoc("a", "1", "x|y", False, "note")])
+    table = diff.markdown_table([KeyDoc("a", "1", "x|y", False, "note")])
 
     assert table.splitlines()[2] == "| `a` | `1` | x\\|y | restart | note |"

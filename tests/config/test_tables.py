@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg import config, rules, wording
-from atlas_pkg.config import (
+from atlas_pkg.config import diff, loader, model, rules, schema
+from atlas_pkg.config.diff import live_changes, restart_changes
+from atlas_pkg.config.model import (
     Admin,
     CircuitBreaker,
     Config,
@@ -16,11 +17,9 @@ from atlas_pkg.config import (
     SlowStart,
     Sticky,
     UpstreamConfig,
-    live_changes,
-    restart_changes,
 )
+from atlas_pkg.config.rules import Statuses
 from atlas_pkg.errors import ConfigError
-from atlas_pkg.rules import Statuses
 
 NAME = Path("atlas.toml")
 
@@ -37,7 +36,7 @@ port = 3000
 
 
 def parse(text: str) -> Config:
-    return config.parse_config(text.encode(), NAME, {"SECRET": "from the environment"})
+    return loader.parse_config(text.encode(), NAME, {"SECRET": "from the environment"})
 
 
 def problems(text: str) -> list[str]:
@@ -265,7 +264,7 @@ def test_a_cookie_that_browsers_would_not_keep_is_refused(lines: str, sentence: 
 def test_the_secret_is_never_printed() -> None:
     loaded = parse('[sticky]\nsecret = "hunter2"')
     changed = parse('[sticky]\nsecret = "hunter3"')
-    told = [repr(loaded), config.summary(loaded), *live_changes(loaded, changed)]
+    told = [repr(loaded), diff.summary(loaded), *live_changes(loaded, changed)]
     told += problems("[sticky]\nsecret = 8271")
     told += problems('[sticky]\nsecret = "hunter2"\nsame_site = "None"')
 
@@ -313,7 +312,7 @@ def test_the_admin_port_needs_a_restart() -> None:
 def test_the_token_is_never_printed() -> None:
     loaded = parse('[admin]\ntoken = "hunter2"')
 
-    told = [repr(loaded), config.summary(loaded), *restart_changes(loaded, parse("[admin]"))]
+    told = [repr(loaded), diff.summary(loaded), *restart_changes(loaded, parse("[admin]"))]
 
     assert not any("hunter" in text for text in told)
 
@@ -372,7 +371,7 @@ def test_equal_checks_written_differently_are_no_change() -> None:
 
 
 def test_the_reference_has_the_tables_and_no_secret() -> None:
-    table = wording.markdown_table(config.reference())
+    table = diff.markdown_table(schema.reference(model.Config))
 
     assert "| `health_check.interval` | `10.0` |" in table
     assert '| `upstreams.health_check.expect` | `"200-399"` |' in table

@@ -1,7 +1,7 @@
 """Configurations in words: what changed from one to the next, what is not at its default, and
 the table of all keys for the README.
 
-Like `schema.py` this walks the dataclasses by their description (`keys.py`), so a new table or
+Like `loader.py` this walks the dataclasses by their description (`schema.py`), so a new table or
 key appears here by itself. Values marked `Mark.SECRET` are said to have changed, never shown.
 
 Arrays of tables are told apart by the key marked `Mark.UNIQUE`: the log of a reload says which
@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from atlas_pkg.keys import Key, KeyDoc, Mark, element_of, join, keys_of, show, table_in
+from atlas_pkg.config.model import Config, HealthCheck, UpstreamConfig
+from atlas_pkg.config.rules import show_endpoint
+from atlas_pkg.config.schema import Key, KeyDoc, Mark, element_of, join, keys_of, show, table_in
 
 # A reload that touches hundreds of upstreams is still one line in the log.
 _MOST_PARTS = 10
@@ -74,6 +76,68 @@ def differences(
             yield Difference(place, key, before, after, needs_restart)
 
 
+def restart_changes(old: Config, new: Config) -> tuple[str, ...]:
+    """Return the dotted names of the keys that differ and that a reload cannot take over."""
+    changes = differences(old, new)
+    return tuple(change.place for change in changes if change.needs_restart)
+
+
+def live_changes(old: Config, new: Config) -> tuple[str, ...]:
+    """Return a short phrase for the log per difference that a reload takes over."""
+    changes = differences(old, _without_echoes(old, new))
+    return tuple(
+        f"{change.place}: {change.values}" for change in changes if not change.needs_restart
+    )
+
+
+def _without_echoes(old: Config, new: Config) -> Config:
+    """Undo in the upstreams of `new` what is different only because `[health_check]` is."""
+    before = {upstream.name: upstream.health_check for upstream in old.upstreams}
+    upstreams = list(new.upstreams)
+    was, becomes = old.health_check, new.health_check
+    for index, upstream in enumerate(upstreams):
+        now = upstream.health_check
+        own = before.get(upstream.name, now)
+        if own == was and now == becomes:
+            now = own
+        elif own is not None and now is not None and was is not None and becomes is not None:
+            same_before, same_now = _agreeing(own, was), _agreeing(now, becomes)
+            echoes = {name: getattr(own, name) for name in same_before & same_now}
+            now = replace(now, **echoes)
+        upstreams[index] = replace(upstream, health_check=now)
+    return replace(new, upstreams=tuple(upstreams))
+
+
+def _agreeing(one: HealthCheck, other: HealthCheck) -> set[str]:
+    """Name the keys on which two agree."""
+    names = (key.name for key in keys_of(one))
+    return {name for name in names if getattr(one, name) == getattr(other, name)}
+
+
+def summary(config: Config) -> str:
+    """Describe a configuration on one screen: who is served, by whom, and what is not default."""
+    listen, upstreams = config.listen, config.upstreams
+    lines = [
+        f"{config.path}: valid",
+        f"listen: {show_endpoint(listen.address, listen.port)}, mode {listen.mode}",
+        f"upstreams: {len(upstreams) or 'none, so every answer is 503'}",
+    ]
+    if upstreams:
+        lines[-1] += f", {config.routing.strategy}"
+        lines.append("  " + shorten(map(_describe, upstreams), "\n  "))
+    told = {"listen.address", "listen.port", "listen.mode", "upstreams", "routing.strategy"}
+    changes = differences(Config(config.path), config)
+    settings = [change.setting for change in changes if change.place not in told]
+    if settings:
+        lines += ["not at their defaults:", "  " + shorten(settings, "\n  ")]
+    return "\n".join(lines)
+
+
+def _describe(upstream: UpstreamConfig) -> str:
+    endpoint = show_endpoint(upstream.address, upstream.port)
+    return f"{upstream.name}  {endpoint}  weight {upstream.weight}"
+
+
 def show_kept(value: object) -> str:
     """Write a value of a configuration for the log; plain words go without quotes."""
     if isinstance(value, tuple):
@@ -89,11 +153,6 @@ def shorten(parts: Iterable[str], separator: str = ", ") -> str:
     if left_out > 0:
         kept[_MOST_PARTS:] = [f"and {left_out} more"]
     return separator.join(kept)
-
-
-def show_endpoint(address: str, port: int) -> str:
-    """Write address and port as one word; only an IPv6 address has colons of its own."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def markdown_table(docs: Iterable[KeyDoc]) -> str:

@@ -16,21 +16,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_pkg import config, wording
-from atlas_pkg.config import Config, UpstreamConfig, live_changes, restart_changes
+from atlas_pkg.config import diff, loader, model, schema
+from atlas_pkg.config.diff import live_changes, restart_changes
+from atlas_pkg.config.model import Config, UpstreamConfig
 from atlas_pkg.errors import ConfigError
 
 NAME = Path("atlas.toml")
 
 
 def parse(text: str, environ: dict[str, str] | None = None) -> Config:
-    return config.parse_config(text.encode(), NAME, environ or {})
+    return loader.parse_config(text.encode(), NAME, environ or {})
 
 
 def problems(text: str | bytes) -> list[str]:
     data = text.encode() if isinstance(text, str) else text
     with pytest.raises(ConfigError) as caught:
-        config.parse_config(data, NAME, {})
+        loader.parse_config(data, NAME, {})
     return list(caught.value.problems)
 
 
@@ -89,7 +90,7 @@ weight = 1
 def test_a_file_of_the_first_atlas_with_an_appended_upstream_loads() -> None:
     loaded = parse(FIRST_ATLAS_LOAD_BALANCING)
 
-    assert loaded.listen == config.Listen(address="0.0.0.0", port=8080)
+    assert loaded.listen == model.Listen(address="0.0.0.0", port=8080)
     assert loaded.routing.strategy == "weighted_round_robin"
     assert loaded.upstreams == (
         UpstreamConfig("backend1", "127.0.0.1", 3001, weight=3),
@@ -209,7 +210,7 @@ remove_response_fields = ["Server", "X-Powered-By"]
 def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:
     data = b"\xef\xbb\xbf[listen]\r\nport = 81\r\n"
 
-    assert config.parse_config(data, NAME, {}).listen.port == 81
+    assert loader.parse_config(data, NAME, {}).listen.port == 81
 
 
 def test_the_process_environment_is_used_when_none_is_given(
@@ -217,7 +218,7 @@ def test_the_process_environment_is_used_when_none_is_given(
 ) -> None:
     monkeypatch.setenv("ATLAS_TEST_LEVEL", "debug")
 
-    loaded = config.parse_config(b'[log]\nlevel = "${ATLAS_TEST_LEVEL}"', NAME)
+    loaded = loader.parse_config(b'[log]\nlevel = "${ATLAS_TEST_LEVEL}"', NAME)
 
     assert loaded.log.level == "debug"
 
@@ -228,7 +229,7 @@ def test_equal_files_are_equal_configurations() -> None:
 
     assert parse(text) == parse(rewritten)
     assert hash(parse(text)) == hash(parse(rewritten))
-    assert parse(text) != config.parse_config(text.encode(), Path("other.toml"), {})
+    assert parse(text) != loader.parse_config(text.encode(), Path("other.toml"), {})
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_the_access_log_is_found_from_the_configuration_file(
 ) -> None:
     data = f'[log]\naccess = "{written}"'.encode()
 
-    assert config.parse_config(data, Path("/etc/atlas/atlas.toml"), {}).access_log == meant
+    assert loader.parse_config(data, Path("/etc/atlas/atlas.toml"), {}).access_log == meant
 
 
 def test_a_configuration_is_frozen() -> None:
@@ -482,7 +483,7 @@ def test_what_is_not_yet_available_says_so(text: str, sentence: str) -> None:
 
 def load_problem(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        config.load_config(path, {})
+        loader.load_config(path, {})
     (problem,) = caught.value.problems
     return problem
 
@@ -491,7 +492,7 @@ def test_a_file_is_read_from_disk(tmp_path: Path) -> None:
     path = tmp_path / "atlas.toml"
     path.write_text(UPSTREAM)
 
-    loaded = config.load_config(path)
+    loaded = loader.load_config(path)
 
     assert loaded.path == path
     assert loaded.upstreams[0].name == "a"
@@ -622,7 +623,7 @@ def test_secrets_are_in_no_change_and_no_summary() -> None:
     old = parse(UPSTREAM)
     new = parse('[forwarding]\nset_request_fields = { Authorization = "hush" }\n' + UPSTREAM)
 
-    told = "\n".join((*live_changes(old, new), config.summary(new)))
+    told = "\n".join((*live_changes(old, new), diff.summary(new)))
 
     assert "hush" not in told
     assert live_changes(old, new) == ("forwarding.set_request_fields: changed",)
@@ -631,7 +632,7 @@ def test_secrets_are_in_no_change_and_no_summary() -> None:
 def test_the_summary_fits_one_screen() -> None:
     text = "[timeouts]\nconnect = 3\n[listen]\naddress = '::1'\nport = 80\n" + UPSTREAM
 
-    assert config.summary(parse(text)) == (
+    assert diff.summary(parse(text)) == (
         "atlas.toml: valid\n"
         "listen: [::1]:80, mode http\n"
         "upstreams: 1, round_robin\n"
@@ -644,7 +645,7 @@ def test_the_summary_fits_one_screen() -> None:
 def test_the_summary_of_very_many_upstreams_is_cut() -> None:
     many = tuple(UpstreamConfig(f"u{number}", "h", 1) for number in range(500))
 
-    lines = config.summary(Config(NAME, upstreams=many)).splitlines()
+    lines = diff.summary(Config(NAME, upstreams=many)).splitlines()
 
     assert lines[2] == "upstreams: 500, round_robin"
     assert lines[-1] == "  and 490 more"
@@ -652,14 +653,14 @@ def test_the_summary_of_very_many_upstreams_is_cut() -> None:
 
 
 def test_the_summary_says_what_no_upstreams_mean() -> None:
-    assert "upstreams: none, so every answer is 503" in config.summary(Config(NAME))
+    assert "upstreams: none, so every answer is 503" in diff.summary(Config(NAME))
 
 
 # The reference
 
 
 def test_the_reference_lists_every_key_once() -> None:
-    names = [doc.name for doc in config.reference()]
+    names = [doc.name for doc in schema.reference(model.Config)]
 
     assert len(names) == len(set(names))
     assert {"listen.port", "upstreams.weight", "forwarding.trusted_proxies"} <= set(names)
@@ -667,7 +668,7 @@ def test_the_reference_lists_every_key_once() -> None:
 
 
 def test_the_reference_tells_which_keys_need_a_restart() -> None:
-    restart = [doc.name for doc in config.reference() if not doc.is_live]
+    restart = [doc.name for doc in schema.reference(model.Config) if not doc.is_live]
 
     assert restart == [
         "listen.address",
@@ -683,9 +684,9 @@ def test_the_reference_tells_which_keys_need_a_restart() -> None:
 
 
 def test_the_reference_is_a_markdown_table() -> None:
-    lines = wording.markdown_table(config.reference()).splitlines()
+    lines = diff.markdown_table(schema.reference(model.Config)).splitlines()
 
-    assert len(lines) == len(config.reference()) + 2
+    assert len(lines) == len(schema.reference(model.Config)) + 2
     assert (
         "| `listen.port` | `8080` | an integer (0 to 65535) | restart "
         "| 0 = any free port; the log says which |" in lines
@@ -693,10 +694,10 @@ def test_the_reference_is_a_markdown_table() -> None:
 
 
 def test_every_mark_of_what_is_not_yet_available_is_still_needed() -> None:
-    known = {doc.name for doc in config.reference()}
+    known = {doc.name for doc in schema.reference(model.Config)}
     tables = {name.rpartition(".")[0] for name in known}
 
-    for mark in config.NOT_YET:
+    for mark in model.NOT_YET:
         key, _, value = mark.partition(" = ")
         parent = key.rpartition(".")[0]
         assert (key in known) if value else (not parent or parent in tables), mark
@@ -709,8 +710,10 @@ _SCALARS = st.one_of(
 )
 _KEYS = st.one_of(
     st.text(max_size=8),
-    st.sampled_from([part for doc in config.reference() for part in doc.name.split(".")]),
-    st.sampled_from(sorted({mark.split(".")[0] for mark in config.NOT_YET})),
+    st.sampled_from(
+        [part for doc in schema.reference(model.Config) for part in doc.name.split(".")]
+    ),
+    st.sampled_from(sorted({mark.split(".")[0] for mark in model.NOT_YET})),
 )
 _VALUES = st.recursive(
     _SCALARS,
@@ -722,7 +725,7 @@ _VALUES = st.recursive(
 def outcome(build: Callable[[], Config]) -> tuple[str, ...]:
     """The problems that `build` ends with, or the summary of what it builds."""
     try:
-        return (config.summary(build()),)
+        return (diff.summary(build()),)
     except ConfigError as error:
         return error.problems
 
@@ -730,7 +733,7 @@ def outcome(build: Callable[[], Config]) -> tuple[str, ...]:
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))
 @settings(deadline=None)
 def test_no_document_raises_anything_but_a_config_error(document: dict[str, object]) -> None:
-    told = outcome(lambda: config.build_config(document, NAME, {}))
+    told = outcome(lambda: loader.build_config(document, NAME, {}))
 
     assert told
     assert all(sentence.startswith("atlas.toml: ") for sentence in told)
@@ -739,7 +742,7 @@ def test_no_document_raises_anything_but_a_config_error(document: dict[str, obje
 @given(st.binary(max_size=60))
 @settings(deadline=None)
 def test_no_bytes_raise_anything_but_a_config_error(data: bytes) -> None:
-    told = outcome(lambda: config.parse_config(data, NAME, {}))
+    told = outcome(lambda: loader.parse_config(data, NAME, {}))
 
     assert told
     assert all(sentence.startswith("atlas.toml:") for sentence in told)
