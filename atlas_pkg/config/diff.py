@@ -1,5 +1,4 @@
-"""Configurations in words: what changed from one to the next, what is not at its default, and
-the table of all keys for the README.
+"""Configurations in words: what changed from one to the next, and what is not at its default.
 
 Like `loader.py` this walks the dataclasses by their description (`schema.py`), so a new table or
 key appears here by itself. Values marked `Mark.SECRET` are said to have changed, never shown.
@@ -19,7 +18,7 @@ from typing import Any
 
 from atlas_pkg.config.model import Config, HealthCheck, UpstreamConfig
 from atlas_pkg.config.rules import show_endpoint
-from atlas_pkg.config.schema import Key, KeyDoc, Mark, element_of, join, keys_of, show, table_in
+from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
 
 # A reload that touches hundreds of upstreams is still one line in the log.
 _MOST_PARTS = 10
@@ -40,18 +39,18 @@ class Difference:
     @property
     def values(self) -> str:
         """The change without the key's name."""
-        if Mark.SECRET in self.key.hint.marks:
+        if Mark.SECRET in self.key.marks:
             return "changed"
         if self.old is None or self.new is None:
             return "removed" if self.new is None else "added"
-        if _has_tables(self.key):
+        if self.key.element is not None and self.key.element.table is not None:
             return _table_changes(self.old, self.new)
         return f"{show_kept(self.old)} -> {show_kept(self.new)}"
 
     @property
     def setting(self) -> str:
         """The new value, written as one sets it."""
-        if Mark.SECRET in self.key.hint.marks or table_in(self.key.hint) is not None:
+        if Mark.SECRET in self.key.marks or self.key.table is not None:
             return f"{self.place} is set"
         return f"{self.place} = {show_kept(self.new)}"
 
@@ -68,8 +67,8 @@ def differences(
         if before == after:
             continue
         place = join(where, key.name)
-        needs_restart = restart or Mark.RESTART in key.hint.marks
-        is_table = table_in(key.hint) is not None
+        needs_restart = restart or Mark.RESTART in key.marks
+        is_table = key.table is not None
         if is_table and before is not None and after is not None:
             yield from differences(before, after, place, restart=needs_restart)
         else:
@@ -155,22 +154,6 @@ def shorten(parts: Iterable[str], separator: str = ", ") -> str:
     return separator.join(kept)
 
 
-def markdown_table(docs: Iterable[KeyDoc]) -> str:
-    """Write the reference of all keys as a Markdown table."""
-    lines = ["| key | default | allowed | change | |", "| --- | --- | --- | --- | --- |"]
-    for doc in docs:
-        change = "live" if doc.is_live else "restart"
-        cells = (f"`{doc.name}`", f"`{doc.default}`", doc.allowed, change, doc.note)
-        escaped = (cell.replace("|", "\\|") for cell in cells)
-        lines.append(f"| {' | '.join(escaped)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _has_tables(key: Key) -> bool:
-    element = element_of(key.hint)
-    return element is not None and table_in(element) is not None
-
-
 def _table_changes(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
     """Say which tables of an array were added, removed, changed or only moved."""
     name_of = _name_key((*old, *new)[0])
@@ -191,4 +174,4 @@ def _table_changes(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
 
 def _name_key(table: Any) -> str:
     """Return the key by which the tables of this array are told apart."""
-    return next(key.name for key in keys_of(table) if Mark.UNIQUE in key.hint.marks)
+    return next(key.name for key in keys_of(table) if Mark.UNIQUE in key.marks)

@@ -9,7 +9,7 @@ knows nothing about load balancing: a new table is a new dataclass, and no line 
 show what the file says, not what the environment does, since that is where secrets are.
 
 Not done here: what the keys mean (`model.py`), the rules themselves (`rules.py`). Whatever concerns
-two keys at once the dataclass says itself (`schema.Clashing`).
+two keys at once the dataclass says itself (`clashes`).
 """
 
 from __future__ import annotations
@@ -21,25 +21,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar
 
 import tomli
 
 from atlas_pkg.config.model import NOT_YET, Config, HealthCheck
-from atlas_pkg.config.schema import (
-    Clashing,
-    Hint,
-    Key,
-    Mark,
-    element_of,
-    expected,
-    hint_of,
-    join,
-    keys_of,
-    named_in,
-    show,
-    table_in,
-)
+from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
 from atlas_pkg.errors import ConfigError
 
 T = TypeVar("T")
@@ -93,8 +80,9 @@ def _lay_health_checks(config: Config, tables: Mapping[str, Any]) -> Config:
         if own is None:
             own = common
         elif common is not None:
-            named = named_in(HealthCheck, table["health_check"])
-            own = replace(common, **{name: getattr(own, name) for name in named})
+            named = table["health_check"].keys()
+            said = [key.name for key in keys_of(HealthCheck) if key.spellings & named]
+            own = replace(common, **{name: getattr(own, name) for name in said})
         upstreams.append(replace(upstream, health_check=own))
     return replace(config, upstreams=tuple(upstreams))
 
@@ -184,7 +172,7 @@ class _Reader:
         self, keys: tuple[Key, ...], data: Mapping[str, object], where: str
     ) -> dict[str, Any]:
         """Return the accepted values by key; what was refused is missing from it."""
-        by_spelling = {name: key for key in keys for name in (key.name, *key.hint.aliases)}
+        by_spelling = {name: key for key in keys for name in key.spellings}
         values: dict[str, Any] = {}
         for name, raw in data.items():
             place = join(where, name)
@@ -196,14 +184,14 @@ class _Reader:
             elif (value := self._read_available(key, raw, place)) is not _REFUSED:
                 values[key.name] = value
         for key in keys:
-            if key.is_required and not {key.name, *key.hint.aliases} & data.keys():
-                self._note(join(where, key.name), f"missing, must be {expected(key.hint)}")
+            if key.is_required and not key.spellings & data.keys():
+                self._note(join(where, key.name), f"missing, must be {key.expected}")
         return values
 
     def build(self, table: type[T], values: Mapping[str, Any], where: str) -> T:
         """Build the dataclass `table`, noting which of its keys do not go together."""
         built = table(**values)
-        if isinstance(built, Clashing):
+        if hasattr(built, "clashes"):
             for name, sentence in built.clashes():
                 self._note(join(where, name), sentence)
         return built
@@ -213,8 +201,8 @@ class _Reader:
         self.problems.append(f"{place}: {sentence}")
         return _REFUSED
 
-    def _refuse(self, place: str, allowed: str, raw: object, hint: Hint) -> Any:
-        got = "" if Mark.SECRET in hint.marks else f", got {show(raw)}"
+    def _refuse(self, place: str, allowed: str, raw: object, key: Key) -> Any:
+        got = "" if Mark.SECRET in key.marks else f", got {show(raw)}"
         return self._note(place, f"must be {allowed}{got}")
 
     def _refuse_unknown(self, place: str, name: str, spellings: tuple[str, ...]) -> None:
@@ -236,22 +224,22 @@ class _Reader:
         plain = _INDEX.sub("", place)
         if isinstance(raw, str) and f"{plain} = {raw}" in self._not_yet:
             return self._note(place, f"{show(raw)} is not yet available")
-        value = self._read_value(key.hint, raw, place)
+        value = self._read_value(key, raw, place)
         if value is _REFUSED or plain not in self._not_yet or value == key.default:
             return value
         instead = "" if key.default is None else f", leave it at {show(key.default)}"
         return self._note(place, f"{show(raw)} is not yet available{instead}")
 
-    def _read_value(self, hint: Hint, raw: object, place: str) -> Any:
-        element = element_of(hint)
-        if (table := table_in(hint)) is not None:
-            value = self._read_table(table, raw, place)
+    def _read_value(self, key: Key, raw: object, place: str) -> Any:
+        element = key.element
+        if key.table is not None:
+            value = self._read_table(key.table, raw, place)
+        elif key.pair is not None:
+            value = self._read_pairs(key.pair, raw, place)
         elif element is None:
-            value = self._read_scalar(hint, raw, place)
-        elif get_origin(element.type) is tuple:
-            value = self._read_pairs(element, raw, place)
-        elif (table := table_in(element)) is not None:
-            value = self._read_tables(table, raw, place)
+            value = self._read_scalar(key, raw, place)
+        elif element.table is not None:
+            value = self._read_tables(element.table, raw, place)
         elif isinstance(raw, list):
             items = [
                 self._read_value(element, item, f"{place}[{index}]")
@@ -260,27 +248,27 @@ class _Reader:
             is_refused = any(item is _REFUSED for item in items)
             value = _REFUSED if is_refused else tuple(items)
         else:
-            value = self._refuse(place, "an array", raw, hint)
-        return self._apply_rules(hint, value, raw, place)
+            value = self._refuse(place, "an array", raw, key)
+        return self._apply_rules(key, value, raw, place)
 
-    def _apply_rules(self, hint: Hint, value: Any, raw: object, place: str) -> Any:
-        for rule in hint.rules:
+    def _apply_rules(self, key: Key, value: Any, raw: object, place: str) -> Any:
+        for rule in key.rules:
             if value is _REFUSED:
                 break
             try:
                 value = rule.parse(value)
             except ValueError:
-                value = self._refuse(place, rule.allowed, raw, hint)
+                value = self._refuse(place, rule.allowed, raw, key)
         return value
 
-    def _read_scalar(self, hint: Hint, raw: object, place: str) -> Any:
-        wanted = hint.type if hint.type in (bool, int, float) else str
+    def _read_scalar(self, key: Key, raw: object, place: str) -> Any:
+        wanted = key.type if key.type in (bool, int, float) else str
         # To Python a bool is an int; to the writer of the file it is not.
         is_right = isinstance(raw, wanted) and (wanted is bool or not isinstance(raw, bool))
         if wanted is float and isinstance(raw, int | float) and not isinstance(raw, bool):
             is_right = abs(raw) <= sys.float_info.max  # Neither inf and nan nor longer integers.
         if not is_right:
-            return self._refuse(place, expected(hint), raw, hint)
+            return self._refuse(place, key.expected, raw, key)
         if wanted is str:
             return self._expand(str(raw), place)
         return wanted(raw)
@@ -332,7 +320,7 @@ class _Reader:
     ) -> None:
         """Note what an earlier table of the array has taken already (`Mark.UNIQUE`)."""
         for key in keys:
-            if Mark.UNIQUE in key.hint.marks and key.name in values:
+            if Mark.UNIQUE in key.marks and key.name in values:
                 value = values[key.name]
                 first = first_places.setdefault((key.name, value), place)
                 if first != place:
@@ -340,18 +328,18 @@ class _Reader:
                         join(place, key.name), f"must be unique, got {show(value)} as in {first}"
                     )
 
-    def _read_pairs(self, element: Hint, raw: object, place: str) -> Any:
+    def _read_pairs(self, pair: tuple[Key, Key], raw: object, place: str) -> Any:
         """Read a table with free names into pairs, in the order of the file."""
         if not isinstance(raw, dict):
             return self._note(place, f"must be a table, got {show(raw)}")
-        name_hint, value_hint = map(hint_of, get_args(element.type))
+        name_key, value_key = pair
         pairs = []
         for name, raw_value in raw.items():
             pair_place = join(place, name)
             pairs.append(
                 (
-                    self._apply_rules(name_hint, name, name, pair_place),
-                    self._read_value(value_hint, raw_value, pair_place),
+                    self._apply_rules(name_key, name, name, pair_place),
+                    self._read_value(value_key, raw_value, pair_place),
                 )
             )
         is_refused = any(part is _REFUSED for pair in pairs for part in pair)

@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_pkg.config import diff, loader, model, schema
+from atlas_pkg.config import diff, loader, model
 from atlas_pkg.config.diff import live_changes, restart_changes
 from atlas_pkg.config.model import Config, UpstreamConfig
 from atlas_pkg.errors import ConfigError
+from tests.config.reference import entries, markdown_table
 
 NAME = Path("atlas.toml")
 
@@ -660,7 +661,7 @@ def test_the_summary_says_what_no_upstreams_mean() -> None:
 
 
 def test_the_reference_lists_every_key_once() -> None:
-    names = [doc.name for doc in schema.reference(model.Config)]
+    names = [entry.place for entry in entries()]
 
     assert len(names) == len(set(names))
     assert {"listen.port", "upstreams.weight", "forwarding.trusted_proxies"} <= set(names)
@@ -668,7 +669,7 @@ def test_the_reference_lists_every_key_once() -> None:
 
 
 def test_the_reference_tells_which_keys_need_a_restart() -> None:
-    restart = [doc.name for doc in schema.reference(model.Config) if not doc.is_live]
+    restart = [entry.place for entry in entries() if not entry.is_live]
 
     assert restart == [
         "listen.address",
@@ -684,9 +685,9 @@ def test_the_reference_tells_which_keys_need_a_restart() -> None:
 
 
 def test_the_reference_is_a_markdown_table() -> None:
-    lines = diff.markdown_table(schema.reference(model.Config)).splitlines()
+    lines = markdown_table(entries()).splitlines()
 
-    assert len(lines) == len(schema.reference(model.Config)) + 2
+    assert len(lines) == len(entries()) + 2
     assert (
         "| `listen.port` | `8080` | an integer (0 to 65535) | restart "
         "| 0 = any free port; the log says which |" in lines
@@ -694,7 +695,7 @@ def test_the_reference_is_a_markdown_table() -> None:
 
 
 def test_every_mark_of_what_is_not_yet_available_is_still_needed() -> None:
-    known = {doc.name for doc in schema.reference(model.Config)}
+    known = {entry.place for entry in entries()}
     tables = {name.rpartition(".")[0] for name in known}
 
     for mark in model.NOT_YET:
@@ -710,9 +711,7 @@ _SCALARS = st.one_of(
 )
 _KEYS = st.one_of(
     st.text(max_size=8),
-    st.sampled_from(
-        [part for doc in schema.reference(model.Config) for part in doc.name.split(".")]
-    ),
+    st.sampled_from([part for entry in entries() for part in entry.place.split(".")]),
     st.sampled_from(sorted({mark.split(".")[0] for mark in model.NOT_YET})),
 )
 _VALUES = st.recursive(

@@ -14,9 +14,10 @@ from typing import Annotated
 
 import pytest
 
-from atlas_pkg.config import diff, loader, rules, schema
-from atlas_pkg.config.schema import Alias, KeyDoc, Mark
+from atlas_pkg.config import diff, loader, rules
+from atlas_pkg.config.schema import Alias, Mark, build_key
 from atlas_pkg.errors import ConfigError
+from tests.config.reference import Entry, entries, markdown_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -386,17 +387,19 @@ def test_a_long_list_of_changes_is_cut() -> None:
 
 
 def test_the_reference_lists_inner_tables_key_by_key() -> None:
-    docs = schema.reference(Room)
+    found = [(entry.place, entry.default, entry.key.expected) for entry in entries(Room)]
 
-    assert docs == [
-        KeyDoc("name", "required", "a string", True, ""),
-        KeyDoc("seats", "2", "an integer (1 to 9)", True, ""),
-        KeyDoc("probe.interval", "10.0", "a number (0.5 to 60)", True, "seconds"),
-        KeyDoc("probe.path", '"/"', "a string", True, ""),
+    assert found == [
+        ("name", "required", "a string"),
+        ("seats", "2", "an integer (1 to 9)"),
+        ("probe.interval", "10.0", "a number (0.5 to 60)"),
+        ("probe.path", '"/"', "a string"),
     ]
 
 
 def test_the_markdown_table_escapes_its_bars() -> None:
-    table = diff.markdown_table([KeyDoc("a", "1", "x|y", False, "note")])
+    key = build_key(Annotated[str, rules.one_of("x|y"), "note"], "a", "x|y")
 
-    assert table.splitlines()[2] == "| `a` | `1` | x\\|y | restart | note |"
+    table = markdown_table([Entry("a", key, is_live=False)])
+
+    assert table.splitlines()[2] == '| `a` | `"x\\|y"` | "x\\|y" | restart | note |'

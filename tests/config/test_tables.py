@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg.config import diff, loader, model, rules, schema
+from atlas_pkg.config import diff, loader, rules
 from atlas_pkg.config.diff import live_changes, restart_changes
 from atlas_pkg.config.model import (
     Admin,
@@ -20,6 +20,7 @@ from atlas_pkg.config.model import (
 )
 from atlas_pkg.config.rules import Statuses
 from atlas_pkg.errors import ConfigError
+from tests.config.reference import entries, markdown_table
 
 NAME = Path("atlas.toml")
 
@@ -371,7 +372,7 @@ def test_equal_checks_written_differently_are_no_change() -> None:
 
 
 def test_the_reference_has_the_tables_and_no_secret() -> None:
-    table = diff.markdown_table(schema.reference(model.Config))
+    table = markdown_table(entries())
 
     assert "| `health_check.interval` | `10.0` |" in table
     assert '| `upstreams.health_check.expect` | `"200-399"` |' in table
