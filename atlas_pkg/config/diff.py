@@ -146,7 +146,11 @@ def show_kept(value: object) -> str:
 
 
 def shorten(parts: Iterable[str], separator: str = ", ") -> str:
-    """Join `parts`, saying how many were left out where they are too many for a person."""
+    """Join `parts`, saying how many were left out where they are too many for a person.
+
+    >>> shorten(map(str, range(12)))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 2 more'
+    """
     kept = list(parts)
     left_out = len(kept) - _MOST_PARTS
     if left_out > 0:

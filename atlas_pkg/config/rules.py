@@ -11,12 +11,13 @@ take: each is a sentence at start instead of a failure under load.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
-from atlas_pkg.config.schema import Mark, Rule
+from atlas_pkg.config.schema import Advice, Mark, Rule, either
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -36,6 +37,12 @@ _TARGET = re.compile(r"/[!-\"$-~]*")
 
 # RFC 6265 §4.1.1: what the Path attribute of a cookie may hold, without spaces.
 _COOKIE_PATH = re.compile(r"/[!-:<-~]*")
+
+# What people write instead of a host: a URL, or a host with its port.
+_HOST_IN_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?(?(scheme)(?:/.*)?|(?(port)|(?!)))"
+)
 
 _HOST_FIELD = re.compile(r"(\[[^]]*\]|[^:]*)(?::([0-9]{1,5}))?")
 
@@ -78,16 +85,36 @@ def between(low: float, high: float) -> Rule:
 
 def one_of(*choices: str) -> Rule:
     """Allow these strings."""
-    quoted = [f'"{choice}"' for choice in choices]
-    *others, last = quoted
-    return _rule(f"{', '.join(others)} or {last}" if others else last, choices.__contains__)
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise _advise_nearest(text, choices)
+        return text
+
+    return Rule(either([f'"{choice}"' for choice in choices]), parse)
+
+
+def _advise_nearest(text: str, choices: Sequence[str]) -> ValueError:
+    """Build the error for `text`, which is none of the `choices`."""
+    near = difflib.get_close_matches(text.lower(), choices, n=1)
+    # "lax" for "Lax": to difflib a capital is just another letter.
+    near = near or [choice for choice in choices if choice.lower() == text.lower()]
+    return Advice(f'did you mean "{near[0]}"?') if near else ValueError(text)
 
 
 def parse_host(text: str) -> str:
     """Return a host as sockets want it: an IP address without brackets, or a host name.
 
     Raises `ValueError` for anything that can be neither.
+
+    >>> parse_host("[2001:DB8::0:1]"), parse_host("app.example")
+    ('2001:db8::1', 'app.example')
     """
+    if match := _HOST_IN_URL.fullmatch(text):
+        host, port = match["host"], match["port"]
+        raise Advice(f'write "{host}" alone' + (f", and port = {port}" if port else ""))
+    if ":" in text and "%" in text:
+        raise Advice('write an address without a zone like "%eth0": zones are not supported')
     if text.startswith("[") and text.endswith("]"):
         return str(ipaddress.IPv6Address(text[1:-1]))
     if ":" in text:
@@ -144,10 +171,16 @@ class Statuses:
         return f"Statuses({self})"
 
 
+_HASHED_ON = ("client_ip", "path", "header:NAME", "cookie:NAME")
+
+
 def parse_hash_on(text: str) -> tuple[str, str]:
     """Split `routing.hash_on` into its kind and the name that "header" and "cookie" carry.
 
     Raises `ValueError`. The name is empty for "client_ip" and "path".
+
+    >>> parse_hash_on("header:X-User"), parse_hash_on("path")
+    (('header', 'X-User'), ('path', ''))
     """
     kind, colon, name = text.partition(":")
     if kind in {"header", "cookie"}:
@@ -155,7 +188,7 @@ def parse_hash_on(text: str) -> tuple[str, str]:
     else:
         is_right = kind in {"client_ip", "path"} and not colon
     if not is_right:
-        raise ValueError(text)
+        raise _advise_nearest(text, _HASHED_ON)
     return kind, name
 
 
@@ -189,8 +222,7 @@ REMOVABLE = _rule(
 )
 DISTINCT_NAMES = _rule("a table that names each field once, in whatever case", _are_distinct)
 HASH_ON = _rule(
-    '"client_ip", "path", "header:NAME" or "cookie:NAME"',
-    lambda text: bool(parse_hash_on(text)),
+    either([f'"{choice}"' for choice in _HASHED_ON]), lambda text: bool(parse_hash_on(text))
 )
 STATUSES = Rule('status codes like "200-399" or "200,204,300-302"', Statuses)
 TARGET_OR_NONE = _rule(

@@ -21,7 +21,7 @@ import enum
 import json
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -44,11 +44,15 @@ class Rule:
     """Which values a key may have; several rules of one key hold in turn.
 
     `allowed` completes the sentence "must be ...". `parse` gets a value of the right TOML type
-    and returns what to keep, or raises `ValueError`, whose own text nobody sees.
+    and returns what to keep, or raises `ValueError`, whose own text nobody sees; or `Advice`.
     """
 
     allowed: str
     parse: Callable[[Any], Any]
+
+
+class Advice(ValueError):
+    """A value is refused, and it can be guessed what was meant: the text says what to write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,16 @@ def join(where: str, name: str) -> str:
     """
     name = name if _BARE_KEY.fullmatch(name) else show(name)
     return f"{where}.{name}" if where else name
+
+
+def either(words: Sequence[str]) -> str:
+    """List words of which one is enough.
+
+    >>> either(["a", "b", "c"]), either(["a"])
+    ('a, b or c', 'a')
+    """
+    *others, last = words
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def show(value: object) -> str:
