@@ -82,13 +82,24 @@ class Listen:
     workers: Annotated[
         int, between(0, 1024), Mark.RESTART, "processes sharing the port; 0 = one per CPU"
     ] = 1
+    lanes: Annotated[
+        int,
+        between(0, 64),
+        Mark.RESTART,
+        "threads that serve what needs no waiting (Linux); 0 = a thread for each client, as "
+        "everywhere else",
+    ] = 1
     pin: Annotated[bool, Mark.RESTART, "hold each process to one of the CPUs allowed to it"] = True
     max_connections: Annotated[
         int, between(1, 1_000_000), "clients at once, per process; beyond it the backlog waits"
     ] = 4096
     max_threads: Annotated[
-        int, between(1, 10_000), Mark.RESTART, "requests being served at once, per process"
-    ] = 256
+        int,
+        between(1, 10_000),
+        Mark.RESTART,
+        "threads that wait for somebody (bodies, uploads, connects), per process; with lanes = 0 "
+        "clients at once",
+    ] = 1024
     root: Annotated[str, PRINTABLE, 'mode "static": what is served'] = "/var/www/html"
 
 
@@ -149,6 +160,7 @@ class Timeouts:
     client_write: Annotated[Seconds, "until the client takes more of an answer"] = 60.0
     # Cloud balancers keep connections for 60 s. Who closes first must be the one in front.
     client_idle: Annotated[Seconds, "keep-alive between two requests"] = 75.0
+    client_gone: Annotated[Seconds, "after its end of input, while an answer is awaited"] = 3.0
     connect: Annotated[Seconds, "connecting to an upstream; then 504"] = 5.0
     upstream_head: Annotated[Seconds, "the upstream's response head; then 504"] = 60.0
     upstream_body: Annotated[Seconds, "between two reads of a response body; then cut"] = 60.0

@@ -111,9 +111,10 @@ address = "0.0.0.0"
 port = 8080
 mode = "http"
 workers = 1
+lanes = 1
 pin = true
 max_connections = 4096
-max_threads = 256
+max_threads = 1024
 root = "/var/www/html"
 [routing]
 strategy = "round_robin"
@@ -125,6 +126,7 @@ client_head = 10.0
 client_body = 30.0
 client_write = 60.0
 client_idle = 75.0
+client_gone = 3.0
 connect = 5.0
 upstream_head = 60.0
 upstream_body = 60.0
@@ -260,6 +262,9 @@ def test_a_configuration_is_frozen() -> None:
         ),
         ('[listen]\nmode = "udp"', 'listen.mode: must be "http", got "udp"'),
         ("[listen]\nworkers = -1", "listen.workers: must be 0 to 1024, got -1"),
+        ("[listen]\nlanes = 65", "listen.lanes: must be 0 to 64, got 65"),
+        ("[listen]\nlanes = true", "listen.lanes: must be an integer (0 to 64), got true"),
+        ("[timeouts]\nclient_gone = 0", "timeouts.client_gone: must be 0.001 to 1000000000, got 0"),
         ("[listen]\npin = 1", "listen.pin: must be true or false, got 1"),
         ("[listen]\nmax_threads = 0", "listen.max_threads: must be 1 to 10000, got 0"),
         ("[[listen]]\nport = 1", "listen: must be a table: write [listen], in single brackets"),
@@ -797,6 +802,7 @@ def test_the_reference_tells_which_keys_need_a_restart() -> None:
         "listen.port",
         "listen.mode",
         "listen.workers",
+        "listen.lanes",
         "listen.pin",
         "listen.max_threads",
         "admin.address",
