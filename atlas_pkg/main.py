@@ -79,9 +79,13 @@ def check(path: Path) -> int:
     """Load and validate a configuration, and print what it would do."""
     try:
         config = load_config(path)
+        check_access_log(config, may_create=False)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+    except StartError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return EXIT_FAILED
     print(summary(config))
     return EXIT_OK
 

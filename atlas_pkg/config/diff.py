@@ -119,7 +119,7 @@ def summary(config: Config) -> str:
     lines = [
         f"{config.path}: valid",
         f"listen: {show_endpoint(listen.address, listen.port)}, mode {listen.mode}",
-        f"upstreams: {len(upstreams) or 'none, so every answer is 503'}",
+        f"upstreams: {len(upstreams) or 'none'}",
     ]
     if upstreams:
         lines[-1] += f", {config.routing.strategy}"
@@ -129,7 +129,33 @@ def summary(config: Config) -> str:
     settings = [change.setting for change in changes if change.place not in told]
     if settings:
         lines += ["not at their defaults:", "  " + shorten(settings, "\n  ")]
+    if warnings := warnings_of(config):
+        lines += ["warnings:", "  " + shorten(warnings, "\n  ")]
     return "\n".join(lines)
+
+
+def warnings_of(config: Config) -> list[str]:
+    """Say what is allowed and yet hardly meant. For --check, for the start and for every reload."""
+    upstreams, strategy = config.upstreams, config.routing.strategy
+    if not upstreams:
+        return ["no upstreams are configured: every request is answered 503"]
+    warnings = []
+    if not any(upstream.weight for upstream in upstreams):
+        warnings.append("the weight of every upstream is 0: no new client is served")
+    names: dict[str, list[str]] = {}
+    for upstream in upstreams:
+        endpoint = show_endpoint(upstream.address.lower(), upstream.port)
+        names.setdefault(endpoint, []).append(upstream.name)
+    for endpoint, same in names.items():
+        if len(same) > 1:
+            warnings.append(f"upstreams {shorten(same)} are the same server, {endpoint}")
+    if strategy in {"round_robin", "random"}:
+        warnings += [
+            f"upstream {upstream.name}: weight {upstream.weight} has no effect with {strategy}"
+            for upstream in upstreams
+            if upstream.weight not in {0, 1}
+        ]
+    return warnings
 
 
 def _describe(upstream: UpstreamConfig) -> str:

@@ -274,8 +274,8 @@ class Reader(Generic[T]):
         """Build the dataclass `table`, noting which of its keys do not go together."""
         built = table(**values)
         if hasattr(built, "clashes"):
-            for name, sentence in built.clashes():
-                self._note(join(where, name), sentence)
+            for place, sentence in built.clashes():
+                self._note(f"{where}.{place}" if where else place, sentence)
         return built
 
     def _note(self, place: str, sentence: str) -> Any:

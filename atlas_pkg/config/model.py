@@ -39,8 +39,10 @@ from atlas_pkg.config.rules import (
     SecretValue,
     Status,
     Statuses,
+    arrives_at,
     between,
     one_of,
+    show_endpoint,
 )
 from atlas_pkg.config.schema import Alias, Mark
 
@@ -348,3 +350,21 @@ class Config:
         if self.slow_start is not None and strategy in _HASHES:
             reason = "a hash cannot spare an upstream in part"
             yield "slow_start", f'cannot be used with routing.strategy = "{strategy}": {reason}'
+        listen, admin = self.listen, self.admin
+        if not listen.port:
+            return  # any free port is nobody else's
+        for index, upstream in enumerate(self.upstreams):
+            if upstream.port == listen.port and arrives_at(upstream.address, listen.address):
+                where = show_endpoint(listen.address, listen.port)
+                yield (
+                    f"upstreams[{index}]",
+                    f'is Atlas itself, which listens on {where} (name = "{upstream.name}")',
+                )
+        if admin is not None and admin.port == listen.port and _share(admin, listen):
+            yield "admin.port", f"must not be that of [listen], got {admin.port}"
+
+
+def _share(admin: Admin, listen: Listen) -> bool:
+    """Do the two listen on one address? One that listens on all of them leaves none."""
+    addresses = {admin.address, listen.address}
+    return bool(addresses & {"0.0.0.0", "::"}) or arrives_at(admin.address, listen.address)

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 
 from atlas_pkg.config.schema import Advice, Mark, Rule, either
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # RFC 9110 §5.6.2: what a field name is made of.
@@ -129,8 +130,46 @@ def parse_host(text: str) -> str:
     return text
 
 
+def arrives_at(target: str, bound: str) -> bool:
+    """Does a connection from here to the host `target` arrive at a listener bound to `bound`?
+
+    True only where that is certain without asking anybody: what else this machine is called, and
+    which other addresses it has, is not known here. Both have been parsed by `parse_host`.
+
+    >>> arrives_at("localhost", "0.0.0.0"), arrives_at("10.0.0.1", "0.0.0.0")
+    (True, False)
+    >>> arrives_at("app.example", "App.Example"), arrives_at("127.0.0.1", "::1")
+    (True, False)
+    """
+    if target.lower() == bound.lower():
+        return True
+    return any(
+        own == other or (other.is_unspecified and own.is_loopback and other.version >= own.version)
+        for own in _addresses(target, is_target=True)
+        for other in _addresses(bound)
+    )
+
+
+def _addresses(host: str, *, is_target: bool = False) -> list[Address]:
+    """Return the addresses that a host is known to have; a socket on "::" serves IPv4 as well."""
+    if host.lower() == "localhost":
+        return [ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1")]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return []
+    if is_target and address.is_unspecified:
+        return _addresses("localhost")  # connecting to "any address" goes to this machine
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return [mapped or address]
+
+
 def show_endpoint(address: str, port: int) -> str:
-    """Write address and port as one word; only an IPv6 address has colons of its own."""
+    """Write address and port as one word; only an IPv6 address has colons of its own.
+
+    >>> show_endpoint("::1", 80), show_endpoint("app.example", 80)
+    ('[::1]:80', 'app.example:80')
+    """
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 

@@ -20,7 +20,7 @@ from atlas_pkg.balancing.health import HealthChecker
 from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Verdict
-from atlas_pkg.config.diff import live_changes, restart_changes
+from atlas_pkg.config.diff import live_changes, restart_changes, shorten, warnings_of
 from atlas_pkg.config.loader import parse_config, read_document
 from atlas_pkg.config.model import Config
 from atlas_pkg.config.rules import show_endpoint
@@ -169,6 +169,7 @@ class Service:
         generation = Generation(config, old)
         self._resolver.watch(generation.balancer.upstreams)
         self._put_in_force(generation, live)
+        log_warnings(config)
         self._reporter.reloads.note(generation.number)
 
     def dump(self) -> None:
@@ -279,10 +280,15 @@ def log_start(config: Config, port: int) -> None:
     for upstream in config.upstreams:
         where = show_endpoint(upstream.address, upstream.port)
         log.info("upstream %s at %s, weight %d", upstream.name, where, upstream.weight)
-    if not config.upstreams:
-        log.warning("no upstreams are configured: every request is answered 503")
+    log_warnings(config)
     log.info("strategy %s", config.routing.strategy)
     log.info("listening on http://%s", show_endpoint(listen.address, port))
+
+
+def log_warnings(config: Config) -> None:
+    """Tell what is allowed and yet hardly meant."""
+    if warnings := warnings_of(config):
+        log.warning("%s", shorten(warnings, "; "))
 
 
 def _wait_until(condition: Callable[[], bool], timeout: float) -> None:
