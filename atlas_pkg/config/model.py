@@ -44,7 +44,7 @@ from atlas_pkg.config.rules import (
     one_of,
     show_endpoint,
 )
-from atlas_pkg.config.schema import Alias, Mark
+from atlas_pkg.config.schema import Alias, Mark, Unit
 
 # Documented, but not built yet: refused with a sentence that says so, save for its default. Who
 # builds one deletes its line (and adds the class, the field or the choice that it needs).
@@ -184,7 +184,9 @@ class Limits:
     request_line: Annotated[Bytes, "then 414"] = 8192
     head: Annotated[Bytes, "request head; then 431"] = 32768
     fields: Annotated[int, between(1, 10_000), "fields in a request head; then 431"] = 100
-    body: Annotated[int, between(0, 2**63 - 1), "request body, then 413; 0 = unlimited"] = 0
+    body: Annotated[
+        int, between(0, 2**63 - 1), Unit("bytes"), "request body, then 413; 0 = unlimited"
+    ] = 0
     requests_per_connection: Annotated[
         int, between(1, 1_000_000_000), "1 = no keep-alive for clients"
     ] = 1000
@@ -276,7 +278,9 @@ class Sticky:
     secret: Annotated[
         str, Mark.SECRET, "key of its HMAC, to share cookies between machines and restarts"
     ] = field(default="", repr=False)
-    max_age: Annotated[int, between(0, 2**31 - 1), "0 = until the browser is closed"] = 0
+    max_age: Annotated[
+        int, between(0, 2**31 - 1), Unit("seconds"), "0 = until the browser is closed"
+    ] = 0
     secure: Annotated[bool, "sent over TLS only"] = False
     same_site: Annotated[str, one_of("Strict", "Lax", "None")] = "Lax"
     path: Annotated[str, COOKIE_PATH] = "/"

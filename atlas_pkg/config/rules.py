@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
-from atlas_pkg.config.schema import Advice, Mark, Rule, either
+from atlas_pkg.config.schema import Advice, Mark, Rule, Unit, either
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -279,11 +279,11 @@ HOST_FIELD = _rule("empty, or a host with an optional port", _is_host_field)
 # A timeout below a millisecond helps nobody, and the kernel, which counts in microseconds, takes
 # 0 for "wait for ever". The upper end, some thirty years, fits every clock that we hand it to.
 _LONGEST = 1_000_000_000
-Seconds = Annotated[float, between(0.001, _LONGEST)]
-SecondsOrZero = Annotated[float, between(0, _LONGEST)]
+Seconds = Annotated[float, between(0.001, _LONGEST), Unit("seconds")]
+SecondsOrZero = Annotated[float, between(0, _LONGEST), Unit("seconds")]
 
 # Buffers of up to 16 MiB: each connection may fill its own.
-Bytes = Annotated[int, between(1, 16 * 1024 * 1024)]
+Bytes = Annotated[int, between(1, 16 * 1024 * 1024), Unit("bytes")]
 
 Status = Annotated[int, between(100, 599)]
 NetworkText = Annotated[Network, NETWORK]

@@ -63,6 +63,13 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True)
+class Unit:
+    """What a number counts, where its name does not say it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Key:
     """One key of a table. What an array or a table with free names holds is one without a name."""
 
@@ -71,6 +78,7 @@ class Key:
     rules: tuple[Rule, ...]
     marks: frozenset[Mark]
     aliases: tuple[str, ...]
+    unit: str
     note: str
     default: Any
 
@@ -117,9 +125,10 @@ class Key:
             of_tables = self.element.table is not None
             return "an array of tables" if of_tables else f"an array, each {self.element.expected}"
         rules = " and ".join(rule.allowed for rule in self.rules)
-        if self.type in (int, float) and rules:
-            return f"{_TYPE_WORDS[self.type]} ({rules})"
-        return rules or _TYPE_WORDS[self.type]
+        if self.type not in (int, float):
+            return rules or _TYPE_WORDS[self.type]
+        number = f"a number of {self.unit}" if self.unit else _TYPE_WORDS[self.type]
+        return f"{number} ({rules})" if rules else number
 
 
 def build_key(annotation: Any, name: str = "", default: Any = dataclasses.MISSING) -> Key:
@@ -134,6 +143,7 @@ def build_key(annotation: Any, name: str = "", default: Any = dataclasses.MISSIN
         rules=tuple(extra for extra in extras if isinstance(extra, Rule)),
         marks=frozenset(extra for extra in extras if isinstance(extra, Mark)),
         aliases=tuple(extra.name for extra in extras if isinstance(extra, Alias)),
+        unit=" ".join(extra.name for extra in extras if isinstance(extra, Unit)),
         note=" ".join(extra for extra in extras if isinstance(extra, str)),
         default=default,
     )

@@ -336,19 +336,19 @@ def test_a_configuration_is_frozen() -> None:
         ("[timeouts]\ndrain = -0.5", "timeouts.drain: must be 0 to 1000000000, got -0.5"),
         (
             "[timeouts]\nclient_idle = inf",
-            "timeouts.client_idle: must be a number (0.001 to 1000000000), got inf",
+            "timeouts.client_idle: must be a number of seconds (0.001 to 1000000000), got inf",
         ),
         (
             "[timeouts]\nclient_idle = nan",
-            "timeouts.client_idle: must be a number (0.001 to 1000000000), got nan",
+            "timeouts.client_idle: must be a number of seconds (0.001 to 1000000000), got nan",
         ),
         (
             '[timeouts]\nconnect = "5s"',
-            'timeouts.connect: must be a number (0.001 to 1000000000), got "5s"',
+            'timeouts.connect: must be a number of seconds (0.001 to 1000000000), got "5s"',
         ),
         (
             "[timeouts]\nconnect = true",
-            "timeouts.connect: must be a number (0.001 to 1000000000), got true",
+            "timeouts.connect: must be a number of seconds (0.001 to 1000000000), got true",
         ),
         # limits, pool
         ("[limits]\nbody = -1", "limits.body: must be 0 to 9223372036854775807, got -1"),

@@ -229,7 +229,7 @@ def test_a_breaker_that_makes_no_sense_is_refused(line: str, sentence: str) -> N
         ('path = "a"', 'path: must be a path that begins with "/", without spaces and ";"'),
         ('path = "/a;b"', 'path: must be a path that begins with "/", without spaces and ";"'),
         ("max_age = -1", "max_age: must be 0 to 2147483647, got -1"),
-        ("max_age = 0.5", "max_age: must be an integer (0 to 2147483647), got 0.5"),
+        ("max_age = 0.5", "max_age: must be a number of seconds (0 to 2147483647), got 0.5"),
     ],
 )
 def test_a_cookie_that_browsers_would_not_keep_is_refused(lines: str, sentence: str) -> None:
