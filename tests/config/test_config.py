@@ -7,6 +7,7 @@ them, and what is said about a change from one configuration to the next.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import FrozenInstanceError, replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -18,9 +19,17 @@ from hypothesis import strategies as st
 from atlas_pkg.config import diff, loader, model
 from atlas_pkg.config.diff import live_changes, restart_changes, warnings_of
 from atlas_pkg.config.loader import Reader
-from atlas_pkg.config.model import Config, UpstreamConfig
+from atlas_pkg.config.model import (
+    Admin,
+    CircuitBreaker,
+    Config,
+    HealthCheck,
+    SlowStart,
+    Sticky,
+    UpstreamConfig,
+)
 from atlas_pkg.errors import ConfigError
-from tests.config.reference import entries, markdown_table
+from tests.config.reference import EXAMPLE, entries, example_file, markdown_table
 from tests.config.samples import NAME, UPSTREAM, UPSTREAMS, mistakes, parse, problems
 
 # Files that load
@@ -957,6 +966,40 @@ def test_every_mark_of_what_is_not_yet_available_is_still_needed() -> None:
         key, _, value = mark.partition(" = ")
         parent = key.rpartition(".")[0]
         assert (key in known) if value else (not parent or parent in tables), mark
+
+
+def test_the_example_that_is_the_reference_is_up_to_date() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+
+    assert text == example_file(), "run: python -m tests.config.reference"
+
+
+def test_the_example_that_is_the_reference_is_all_defaults() -> None:
+    assert loader.load_config(EXAMPLE, {}) == Config(EXAMPLE)
+
+
+def test_the_example_without_its_marks_is_all_defaults_with_every_feature_on() -> None:
+    text = re.sub(r"^#(?=[\[a-z])", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+    loaded = parse(text)
+
+    assert loaded == Config(
+        NAME,
+        upstreams=(UpstreamConfig("backend1", "10.0.0.1", 3000, health_check=HealthCheck()),),
+        health_check=HealthCheck(),
+        circuit_breaker=CircuitBreaker(),
+        sticky=Sticky(),
+        slow_start=SlowStart(),
+        admin=Admin(),
+    )
+
+
+def test_the_example_has_every_key_that_does_something() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    written = set(re.findall(r"^#?([a-z_]+) = ", text, re.MULTILINE))
+
+    known = {entry.place for entry in entries()} - model.NOT_YET
+    assert written == {place.rpartition(".")[2] for place in known}
 
 
 # Anything at all
