@@ -12,11 +12,10 @@ Not done here: deciding what a change means, which is the reload's part.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-from atlas_pkg.config.model import Config, HealthCheck, UpstreamConfig
+from atlas_pkg.config.model import Config
 from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
 
@@ -26,8 +25,7 @@ _MOST_PARTS = 10
 _PLAIN_WORD = re.compile(r'"[\w.:/-]+"')
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(NamedTuple):
     """One key that two configurations do not agree on."""
 
     place: str
@@ -35,24 +33,6 @@ class Difference:
     old: Any
     new: Any
     needs_restart: bool
-
-    @property
-    def values(self) -> str:
-        """The change without the key's name."""
-        if Mark.SECRET in self.key.marks:
-            return "changed"
-        if self.old is None or self.new is None:
-            return "removed" if self.new is None else "added"
-        if self.key.element is not None and self.key.element.table is not None:
-            return _table_changes(self.old, self.new)
-        return f"{show_kept(self.old)} -> {show_kept(self.new)}"
-
-    @property
-    def setting(self) -> str:
-        """The new value, written as one sets it."""
-        if Mark.SECRET in self.key.marks or self.key.table is not None:
-            return f"{self.place} is set"
-        return f"{self.place} = {show_kept(self.new)}"
 
 
 def differences(
@@ -68,8 +48,7 @@ def differences(
             continue
         place = join(where, key.name)
         needs_restart = restart or Mark.RESTART in key.marks
-        is_table = key.table is not None
-        if is_table and before is not None and after is not None:
+        if key.table is not None and before is not None and after is not None:
             yield from differences(before, after, place, restart=needs_restart)
         else:
             yield Difference(place, key, before, after, needs_restart)
@@ -83,34 +62,45 @@ def restart_changes(old: Config, new: Config) -> tuple[str, ...]:
 
 def live_changes(old: Config, new: Config) -> tuple[str, ...]:
     """Return a short phrase for the log per difference that a reload takes over."""
-    changes = differences(old, _without_echoes(old, new))
+    changes = list(differences(old, new))
+    phrases = ((change, describe(change, changes)) for change in changes)
     return tuple(
-        f"{change.place}: {change.values}" for change in changes if not change.needs_restart
+        f"{change.place}: {phrase}"
+        for change, phrase in phrases
+        if phrase and not change.needs_restart
     )
 
 
-def _without_echoes(old: Config, new: Config) -> Config:
-    """Undo in the upstreams of `new` what is different only because `[health_check]` is."""
-    before = {upstream.name: upstream.health_check for upstream in old.upstreams}
-    upstreams = list(new.upstreams)
-    was, becomes = old.health_check, new.health_check
-    for index, upstream in enumerate(upstreams):
-        now = upstream.health_check
-        own = before.get(upstream.name, now)
-        if own == was and now == becomes:
-            now = own
-        elif own is not None and now is not None and was is not None and becomes is not None:
-            same_before, same_now = _agreeing(own, was), _agreeing(now, becomes)
-            echoes = {name: getattr(own, name) for name in same_before & same_now}
-            now = replace(now, **echoes)
-        upstreams[index] = replace(upstream, health_check=now)
-    return replace(new, upstreams=tuple(upstreams))
+def describe(change: Difference, told: Sequence[Difference] = ()) -> str:
+    """Say what has changed, without the key's name.
 
-
-def _agreeing(one: HealthCheck, other: HealthCheck) -> set[str]:
-    """Name the keys on which two agree."""
-    names = (key.name for key in keys_of(one))
-    return {name for name in names if getattr(one, name) == getattr(other, name)}
+    A change in a table of an array that is `told` anyway, of the common table, is an echo of it and
+    left out: checks are laid over those of `[health_check]`. Returns "" where nothing is left.
+    """
+    key, old, new = change.key, change.old, change.new
+    if Mark.SECRET in key.marks:
+        return "changed"
+    if old is None or new is None:
+        return "removed" if new is None else "added"
+    if key.element is None or key.element.table is None:
+        return f"{show_kept(old)} -> {show_kept(new)}"
+    unique = next(inner.name for inner in keys_of(key.element.table) if Mark.UNIQUE in inner.marks)
+    before = {getattr(table, unique): table for table in old}
+    after = {getattr(table, unique): table for table in new}
+    kept = [name for name in after if name in before]
+    parts = [f"added {name}" for name in after if name not in before]
+    parts += [f"removed {name}" for name in before if name not in after]
+    common = [(other.place, other.old, other.new) for other in told]
+    for name in kept:
+        changes = [
+            f"{inner.place} {describe(inner)}"
+            for inner in differences(before[name], after[name])
+            if (inner.place, inner.old, inner.new) not in common
+        ]
+        parts += [f"changed {name} ({', '.join(changes)})"] if changes else []
+    if kept != [name for name in before if name in after]:
+        parts.append("reordered")
+    return shorten(parts)
 
 
 def summary(config: Config) -> str:
@@ -123,11 +113,15 @@ def summary(config: Config) -> str:
     ]
     if upstreams:
         lines[-1] += f", {config.routing.strategy}"
-        lines.append("  " + shorten(map(_describe, upstreams), "\n  "))
+        servers = [
+            f"{upstream.name}  {show_endpoint(upstream.address, upstream.port)}  "
+            f"weight {upstream.weight}"
+            for upstream in upstreams
+        ]
+        lines.append("  " + shorten(servers, "\n  "))
     told = {"listen.address", "listen.port", "listen.mode", "upstreams", "routing.strategy"}
     changes = differences(Config(config.path), config)
-    settings = [change.setting for change in changes if change.place not in told]
-    if settings:
+    if settings := [_show_setting(change) for change in changes if change.place not in told]:
         lines += ["not at their defaults:", "  " + shorten(settings, "\n  ")]
     if warnings := warnings_of(config):
         lines += ["warnings:", "  " + shorten(warnings, "\n  ")]
@@ -158,9 +152,11 @@ def warnings_of(config: Config) -> list[str]:
     return warnings
 
 
-def _describe(upstream: UpstreamConfig) -> str:
-    endpoint = show_endpoint(upstream.address, upstream.port)
-    return f"{upstream.name}  {endpoint}  weight {upstream.weight}"
+def _show_setting(change: Difference) -> str:
+    """Write the new value as one sets it."""
+    if Mark.SECRET in change.key.marks or change.key.table is not None:
+        return f"{change.place} is set"
+    return f"{change.place} = {show_kept(change.new)}"
 
 
 def show_kept(value: object) -> str:
@@ -182,26 +178,3 @@ def shorten(parts: Iterable[str], separator: str = ", ") -> str:
     if left_out > 0:
         kept[_MOST_PARTS:] = [f"and {left_out} more"]
     return separator.join(kept)
-
-
-def _table_changes(old: tuple[Any, ...], new: tuple[Any, ...]) -> str:
-    """Say which tables of an array were added, removed, changed or only moved."""
-    name_of = _name_key((*old, *new)[0])
-    before = {getattr(table, name_of): table for table in old}
-    after = {getattr(table, name_of): table for table in new}
-    kept = [name for name in after if name in before]
-    parts = [f"added {name}" for name in after if name not in before]
-    parts += [f"removed {name}" for name in before if name not in after]
-    for name in (name for name in kept if before[name] != after[name]):
-        changed = [
-            f"{change.place} {change.values}" for change in differences(before[name], after[name])
-        ]
-        parts.append(f"changed {name} ({', '.join(changed)})")
-    if kept != [name for name in before if name in after]:
-        parts.append("reordered")
-    return shorten(parts)
-
-
-def _name_key(table: Any) -> str:
-    """Return the key by which the tables of this array are told apart."""
-    return next(key.name for key in keys_of(table) if Mark.UNIQUE in key.marks)

@@ -366,7 +366,8 @@ def test_differences_name_place_values_and_restart() -> None:
     )
 
     found = {
-        change.place: (change.values, change.needs_restart) for change in diff.differences(old, new)
+        change.place: (diff.describe(change), change.needs_restart)
+        for change in diff.differences(old, new)
     }
 
     assert found == {
@@ -381,7 +382,7 @@ def test_differences_name_place_values_and_restart() -> None:
 def test_a_table_that_goes_is_said_to_be_removed() -> None:
     (change,) = diff.differences(House(cellar=Probe()), House())
 
-    assert change.values == "removed"
+    assert diff.describe(change) == "removed"
 
 
 def test_what_needs_a_restart_hands_it_down() -> None:
@@ -397,7 +398,7 @@ def test_a_long_list_of_changes_is_cut() -> None:
 
     (change,) = diff.differences(House(), House(rooms=many))
 
-    assert change.values.endswith("added 8, added 9, and 4 more")
+    assert diff.describe(change).endswith("added 8, added 9, and 4 more")
 
 
 def test_the_reference_lists_inner_tables_key_by_key() -> None:
