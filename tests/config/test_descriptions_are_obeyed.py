@@ -1,7 +1,7 @@
 """The generic reader: what a dataclass says about a table, and what a file may say to it.
 
 The tables here are toys, so that each test shows the whole description it works with. What the
-real keys allow is in `test_config.py`.
+real keys allow is in `test_mistakes_are_told.py` and beside it.
 """
 
 from __future__ import annotations
