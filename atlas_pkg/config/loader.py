@@ -43,6 +43,7 @@ _INDEX = re.compile(r"\[\d+\]")
 # tomli tells the place in its message; only its newer versions have it as an attribute too.
 _TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 _TOML_TUPLE = re.compile(r"\(((?:'[^']*',? ?)+)\)")
+_CLOSING = re.compile(r"[]}]|\"\"\"|'''")
 _HEADER = re.compile(r"\s*\[+\s*([A-Za-z0-9_-]+)\s*\]")
 
 
@@ -169,6 +170,8 @@ def find_lines(text: str) -> dict[str, int]:
     table, statement, first = "", "", 1
     for number, line in enumerate(text.split("\n"), 1):
         statement += line + "\n"
+        if number > first and not _CLOSING.search(line):
+            continue  # only looked at, since parsing a long array once per line takes its time
         try:
             parsed = tomli.loads(statement)
         except tomli.TOMLDecodeError:
