@@ -8,8 +8,8 @@ to be asked for.
 
 Everything is frozen: threads share a configuration without a lock, and a reload swaps it whole.
 
-Checklist for a new key: the field here, its line in the README's table (a test compares them),
-and the code that obeys it. A key that nothing obeys yet stands in `NOT_YET`.
+Checklist for a new key: the field here, the reference for users (`python -m tests.test_readme`
+writes it, a test compares), and the code that obeys it. What nothing obeys yet is in `NOT_YET`.
 
 Not done here: reading a file (`loader.py`), comparing two configurations (`diff.py`).
 """
