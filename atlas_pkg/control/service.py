@@ -168,8 +168,8 @@ class Service:
             return
         generation = Generation(config, old)
         self._resolver.watch(generation.balancer.upstreams)
-        self._put_in_force(generation, live)
         log_warnings(config)
+        self._put_in_force(generation, live)
         self._reporter.reloads.note(generation.number)
 
     def dump(self) -> None:
