@@ -3,7 +3,7 @@
 The rooms, from the bottom up; each imports only from those above it in this list:
 
 * `errors`, `metrics`, `logs`: the vocabulary, what fails and what is counted and written down
-* `schema`, `config` and their parts: the configuration file as frozen values
+* `config`: the configuration file as frozen values
 * `http1`: what bytes mean; no socket, thread, clock or log
 * `net`: sockets and time; no HTTP
 * `balancing`: choosing and reaching upstreams; no client

@@ -28,7 +28,10 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
+from atlas_pkg.config.diff import summary
+from atlas_pkg.config.loader import load_config, parse_config, read_document
+from atlas_pkg.config.model import Admin, Config
+from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.control.admin_port import AdminPort, serve_admin
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
@@ -46,11 +49,9 @@ from atlas_pkg.control.report import Part
 from atlas_pkg.control.service import Options, Service, log_start
 from atlas_pkg.control.supervisor import Supervisor
 from atlas_pkg.demo import Demo
-from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.listener import open_listener, open_listeners
 from atlas_pkg.serving.steering import MOST_ONE_IN
-from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")
 
@@ -78,9 +79,13 @@ def check(path: Path) -> int:
     """Load and validate a configuration, and print what it would do."""
     try:
         config = load_config(path)
+        check_access_log(config, may_create=False)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+    except StartError as error:
+        print(f"{path}: {error}", file=sys.stderr)
+        return EXIT_FAILED
     print(summary(config))
     return EXIT_OK
 

@@ -22,16 +22,14 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg import config, wording
+from atlas_pkg.config import loader, model
+from tests.config import reference
 from tests.toolkit import Atlas, wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted(ROOT.glob("examples/*/README.md"))]
 
-REFERENCE = re.compile(
-    r"(<!-- reference:[^\n]*-->\n)(.*?)(<!-- end of the reference -->\n)", re.DOTALL
-)
 LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
@@ -61,12 +59,6 @@ def blocks(language: str) -> list[str]:
     return [body for name, body in BLOCK.findall(text) if name == language]
 
 
-def write_reference(text: str) -> str:
-    """Put the present reference in place of the one in `text`."""
-    table = wording.markdown_table(config.reference())
-    return REFERENCE.sub(lambda found: f"{found[1]}\n{table}\n{found[3]}", text)
-
-
 def anchors(page: Path) -> set[str]:
     """Return what `#...` can lead to, made from the headings as forges make it."""
     headings = re.findall(
@@ -78,14 +70,14 @@ def anchors(page: Path) -> set[str]:
 def test_reference_is_that_of_the_dataclasses() -> None:
     text = README.read_text(encoding="utf-8")
 
-    assert REFERENCE.search(text)
-    assert text == write_reference(text), "run: python -m tests.test_readme"
+    assert reference.REFERENCE.search(text)
+    assert text == reference.write_table(text), "run: python -m tests.test_readme"
 
 
 def test_what_is_missing_is_what_the_configuration_refuses() -> None:
     reserved = [key for row in rows("What it does not do yet") for key in CODE.findall(row[1])]
 
-    assert sorted(reserved) == sorted(config.NOT_YET)
+    assert sorted(reserved) == sorted(model.NOT_YET)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -132,7 +124,7 @@ def test_learners_hour_has_sixty_minutes() -> None:
 
 @pytest.mark.parametrize("block", blocks("toml"))
 def test_configurations_are_valid(block: str) -> None:
-    config.parse_config(block.encode(), Path("README.md"), environ={"ATLAS_TOKEN": "secret"})
+    loader.parse_config(block.encode(), Path("README.md"), environ={"ATLAS_TOKEN": "secret"})
 
 
 @pytest.fixture(scope="module")
@@ -272,4 +264,4 @@ def test_first_command_works_on_a_machine_with_python_alone(project: Path, tmp_p
 
 
 if __name__ == "__main__":
-    README.write_text(write_reference(README.read_text(encoding="utf-8")), encoding="utf-8")
+    reference.main()

@@ -31,7 +31,7 @@ from atlas_pkg.balancing.strategies import STRATEGIES, Strategy
 from atlas_pkg.balancing.upstream import DEFAULT_GROUP, UNPROBED, AdminState, Upstream, identity_of
 from atlas_pkg.balancing.wait_queue import Waiter, WaitQueue
 from atlas_pkg.choice import Choice
-from atlas_pkg.config import (
+from atlas_pkg.config.model import (
     CircuitBreaker,
     Config,
     HealthCheck,

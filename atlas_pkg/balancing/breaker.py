@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import enum
 
-from atlas_pkg.config import CircuitBreaker
+from atlas_pkg.config.model import CircuitBreaker
 
 # What `begin` hands out for an attempt that the breaker advised against: no round has it.
 _NO_ROUND = -1

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from atlas_pkg.balancing.probe import Result, probe_upstream
 from atlas_pkg.balancing.upstream import Identity, Upstream
-from atlas_pkg.config import HealthCheck
+from atlas_pkg.config.model import HealthCheck
 from atlas_pkg.errors import StreamError
 from atlas_pkg.logs import Throttle
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import PoolConfig
+from atlas_pkg.config.model import PoolConfig
 from atlas_pkg.errors import Stage, StreamError, UpstreamError
 from atlas_pkg.net.connect import connect
 from atlas_pkg.net.stream import Stream

@@ -12,7 +12,7 @@ import time
 from typing import NamedTuple
 
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import HealthCheck, Limits
+from atlas_pkg.config.model import HealthCheck, Limits
 from atlas_pkg.errors import StreamError, UpstreamError
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.net.connect import connect

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from atlas_pkg.balancing.upstream import Upstream, parse_literal
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 from atlas_pkg.net.connect import Endpoint
 
 log = logging.getLogger("atlas.resolver")

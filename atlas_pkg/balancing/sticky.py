@@ -18,7 +18,7 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Iterator, Sequence
 
-from atlas_pkg.config import Sticky
+from atlas_pkg.config.model import Sticky
 
 # 144 of the 256 bits: still far beyond guessing, and base64 needs no padding.
 _TOKEN_BYTES = 18

@@ -15,7 +15,7 @@ import ipaddress
 import socket
 
 from atlas_pkg.balancing.breaker import Breaker
-from atlas_pkg.config import CircuitBreaker, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, UpstreamConfig
 from atlas_pkg.net.connect import Endpoint
 
 # What identifies an upstream across reloads: name, address, port, group.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from atlas_pkg import logs
 from atlas_pkg.balancing.pool import Pool
-from atlas_pkg.config import Admin, Config, Listen, Timeouts
+from atlas_pkg.config.model import Admin, Config, Listen, Timeouts
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.intercom import Asker, Intercom
 from atlas_pkg.control.orders import Order, Orders

@@ -11,12 +11,14 @@ Not done here: making records (`serving/connection.py`) and what the observers d
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
-from atlas_pkg.config import Config
+from atlas_pkg.config.model import Config
 from atlas_pkg.errors import StartError
 from atlas_pkg.metrics import Tallies
 from atlas_pkg.record import Observer, Record
@@ -29,10 +31,21 @@ from atlas_pkg.serving.steering import Asking
 log = logging.getLogger("atlas")
 
 
-def check_access_log(config: Config) -> None:
-    """Raise `StartError` where the access log cannot be opened. The file is made if need be."""
-    if config.access_log is not None:
-        os.close(open_log(config.access_log))
+def check_access_log(config: Config, *, may_create: bool = True) -> None:
+    """Raise `StartError` where the access log cannot be opened.
+
+    The file is made if need be. Without `may_create` it is only looked whether that could be done.
+    """
+    path = config.access_log
+    if path is None:
+        return
+    if may_create or path == "-" or Path(path).exists():
+        os.close(open_log(path))
+        return
+    folder = Path(path).parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        code = errno.EACCES if folder.is_dir() else errno.ENOENT
+        raise StartError(f"log.access: cannot open {path}: {os.strerror(code)}")
 
 
 class Observing:

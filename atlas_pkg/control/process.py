@@ -13,7 +13,7 @@ import os
 import random
 import resource
 
-from atlas_pkg.config import Listen
+from atlas_pkg.config.model import Listen
 from atlas_pkg.serving.server import client_limit
 
 log = logging.getLogger("atlas")

@@ -20,19 +20,20 @@ from atlas_pkg.balancing.health import HealthChecker, HealthState
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.balancing.resolver import Resolver
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
+from atlas_pkg.config.diff import live_changes, restart_changes, shorten, warnings_of
+from atlas_pkg.config.loader import parse_config, read_document
+from atlas_pkg.config.model import Config
+from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.control.board import ORDINARY, Asked, Board
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
-from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.proxying.forward import Proxy
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 from atlas_pkg.serving.steering import Asking
-from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")
 
@@ -166,6 +167,7 @@ class Service:
             log.info("configuration unchanged%s", " but for that" if restart else "")
             return
         generation = Generation(config, old)
+        log_warnings(config)
         self._put_in_force(generation, live)
         self._reporter.reloads.note(generation.number)
 
@@ -280,10 +282,15 @@ def log_start(config: Config, port: int) -> None:
     for upstream in config.upstreams:
         where = show_endpoint(upstream.address, upstream.port)
         log.info("upstream %s at %s, weight %d", upstream.name, where, upstream.weight)
-    if not config.upstreams:
-        log.warning("no upstreams are configured: every request is answered 503")
+    log_warnings(config)
     log.info("strategy %s", config.routing.strategy)
     log.info("listening on http://%s", show_endpoint(listen.address, port))
+
+
+def log_warnings(config: Config) -> None:
+    """Tell what is allowed and yet hardly meant."""
+    if warnings := warnings_of(config):
+        log.warning("%s", shorten(warnings, "; "))
 
 
 def _wait_until(condition: Callable[[], bool], timeout: float) -> None:

@@ -16,7 +16,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 
-from atlas_pkg.config import Forwarding
+from atlas_pkg.config.model import Forwarding
 from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
 from atlas_pkg.http1.memo import Memo
 from atlas_pkg.http1.message import Request, Response

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from atlas_pkg.config import Limits
+from atlas_pkg.config.model import Limits
 from atlas_pkg.errors import ClientError, MalformedMessage, Stage, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.fields import Fields

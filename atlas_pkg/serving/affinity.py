@@ -11,7 +11,7 @@ from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.lease import Affinity
 from atlas_pkg.balancing.sticky import StickySessions, read_cookie
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Config
+from atlas_pkg.config.model import Config
 from atlas_pkg.http1.forwarding import ClientInfo, Forwarder
 from atlas_pkg.http1.message import Request
 

@@ -62,7 +62,7 @@ class Clients:
             following = self._finish(client)
         elif following is PARK and not (client.head_since or client.is_lingering):
             client.deadline = time.monotonic() + client.idle_limit
-            if self.is_draining and not client.stream.is_readable():
+            if self.is_draining and client.stream.is_silent():
                 following = CLOSE
         if following is PARK:
             if client.lane is not None:
@@ -105,7 +105,7 @@ class Clients:
         for fd, seen in self.parked.copy().items():
             if count >= most:
                 break
-            if seen.head_since or seen.is_lingering:
+            if not _is_between_requests(seen):
                 continue
             if seen.lane is None:
                 seen.stream.end_receiving()  # its thread wakes, and closes it
@@ -134,7 +134,7 @@ class Clients:
 
     def _finish(self, client: Client) -> Next:
         """Begin the gentle end, where the client is or may be still sending."""
-        if not (client.is_sending or client.stream.buffered or client.stream.is_readable()):
+        if not (client.is_sending or client.stream.buffered or not client.stream.is_silent()):
             return CLOSE
         client.stream.end_sending()
         client.stream.buffered = b""
@@ -145,5 +145,5 @@ class Clients:
 
 
 def _is_between_requests(client: Client) -> bool:
-    """Has it been answered, and says nothing new? To be asked by its owner."""
-    return not (client.head_since or client.is_lingering or client.stream.is_readable())
+    """Has it been answered, and says nothing new? For others than its owner that is a hint."""
+    return not (client.head_since or client.is_lingering) and client.stream.is_silent()

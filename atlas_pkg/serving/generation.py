@@ -13,7 +13,7 @@ from types import MappingProxyType
 from atlas_pkg.balancing.balancer import Addresses, Balancer, BalancerSettings
 from atlas_pkg.balancing.sticky import StickySessions
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Config
+from atlas_pkg.config.model import Config
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.serving.affinity import HASHING, AffinityReader

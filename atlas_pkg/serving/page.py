@@ -18,6 +18,7 @@ import importlib.resources
 import re
 from collections.abc import Callable, Iterable
 
+from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.serving import figures
 from atlas_pkg.serving.status import (
     ErrorLine,
@@ -28,7 +29,6 @@ from atlas_pkg.serving.status import (
 )
 from atlas_pkg.serving.timeline import Explained
 from atlas_pkg.serving.waterfall import show_section
-from atlas_pkg.wording import show_endpoint
 
 _INCLUDE = re.compile(r"^/\* include ([a-z.]+) \*/$", re.MULTILINE)
 _PLACEHOLDER = re.compile(r"\{\{([a-z]+)\}\}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from atlas_pkg.balancing.balancer import Balancer, BalancerSettings
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Routing, UpstreamConfig
+from atlas_pkg.config.model import Routing, UpstreamConfig
 
 
 class Clock:

@@ -20,7 +20,7 @@ from atlas_pkg.balancing.lease import ANYWHERE, Affinity, Lease, Outcome
 from atlas_pkg.balancing.slow_start import TRICKLE
 from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.balancing.upstream import AdminState, Upstream
-from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart
+from atlas_pkg.config.model import CircuitBreaker, HealthCheck, SlowStart
 from atlas_pkg.errors import NoUpstream
 from tests.balancing.samples import Clock, build_config, build_settings, seed
 from tests.toolkit import Threads

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from atlas_pkg.balancing.breaker import Breaker, BreakerState
-from atlas_pkg.config import CircuitBreaker
+from atlas_pkg.config.model import CircuitBreaker
 
 SETTINGS = CircuitBreaker(failures=3, open_for=10.0, max_open_for=35.0, half_open_requests=1)
 

@@ -15,7 +15,7 @@ from atlas_pkg.balancing.lease import ANYWHERE, NOBODY, Affinity, Lease, Outcome
 from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.balancing.upstream import AdminState, Upstream
 from atlas_pkg.choice import Candidate, Choice
-from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, HealthCheck, SlowStart, UpstreamConfig
 from atlas_pkg.errors import NoUpstream
 from tests.balancing.samples import Clock, build_config, build_settings, seed
 

@@ -22,7 +22,7 @@ from atlas_pkg.balancing import health
 from atlas_pkg.balancing.health import HealthChecker, HealthState, Patient, RiseFall, Timetable
 from atlas_pkg.balancing.probe import Result
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import HealthCheck, UpstreamConfig
+from atlas_pkg.config.model import HealthCheck, UpstreamConfig
 from atlas_pkg.errors import Side, StreamError
 from tests import fakes
 from tests.toolkit import wait_until

@@ -38,7 +38,7 @@ from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Identity, Upstream
 from atlas_pkg.balancing.wait_queue import Waiter, WaitQueue
 from atlas_pkg.choice import Choice
-from atlas_pkg.config import CircuitBreaker, HealthCheck, SlowStart, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, HealthCheck, SlowStart, UpstreamConfig
 from atlas_pkg.errors import NoUpstream
 from tests.balancing.samples import Clock, build_config, build_settings, seed
 

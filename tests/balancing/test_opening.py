@@ -10,7 +10,7 @@ from atlas_pkg.balancing.opening import Opening, connect
 
 from atlas_pkg.balancing.pool import UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 from atlas_pkg.errors import Stage, UpstreamError
 from tests.fakes import black_hole
 from tests.toolkit import wait_until

@@ -10,7 +10,7 @@ import pytest
 
 from atlas_pkg.balancing.pool import SURPLUS, Pool, UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import PoolConfig, UpstreamConfig
+from atlas_pkg.config.model import PoolConfig, UpstreamConfig
 from atlas_pkg.errors import Side
 from atlas_pkg.net.stream import Stream
 

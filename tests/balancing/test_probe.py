@@ -12,9 +12,9 @@ import pytest
 
 from atlas_pkg.balancing.probe import Result, probe_upstream
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import HealthCheck, UpstreamConfig
+from atlas_pkg.config.model import HealthCheck, UpstreamConfig
+from atlas_pkg.config.rules import Statuses
 from atlas_pkg.errors import StreamError
-from atlas_pkg.rules import Statuses
 from tests import fakes
 
 HTTP = HealthCheck(path="/health?full=1")

@@ -15,7 +15,7 @@ import pytest
 from atlas_pkg.balancing import resolver as resolver_module
 from atlas_pkg.balancing.resolver import Resolver
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 from tests.toolkit import wait_until
 
 

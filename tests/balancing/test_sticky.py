@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_pkg.balancing.sticky import StickySessions, read_cookie
-from atlas_pkg.config import Sticky
+from atlas_pkg.config.model import Sticky
 
 SETTINGS = Sticky()
 SECRET = b"0123456789abcdef"

@@ -17,7 +17,7 @@ from atlas_pkg.balancing.strategies.least_connections import LeastConnections
 from atlas_pkg.balancing.strategies.randomized import PowerOfTwo, Random
 from atlas_pkg.balancing.strategies.round_robin import RoundRobin, WeightedRoundRobin
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import parse_config
+from atlas_pkg.config.loader import parse_config
 from atlas_pkg.errors import ConfigError
 from tests.balancing.samples import build_upstream, build_upstreams, configs_of
 

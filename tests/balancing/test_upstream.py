@@ -6,7 +6,7 @@ import pytest
 
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.balancing.upstream import AdminState
-from atlas_pkg.config import CircuitBreaker
+from atlas_pkg.config.model import CircuitBreaker
 from tests.balancing.samples import build_config, build_upstream
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.lease import ANYWHERE, Affinity, Lease, Outcome
-from atlas_pkg.config import CircuitBreaker, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, UpstreamConfig
 from atlas_pkg.errors import ClientGone, NoUpstream
 from tests.balancing.samples import Clock, build_config, build_settings
 from tests.toolkit import Threads, wait_until

@@ -19,7 +19,7 @@ from atlas_pkg.balancing.balancer import Balancer, BalancerSettings
 from atlas_pkg.balancing.pool import Pool, UpstreamConnection
 from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import Forwarding, Limits, PoolConfig, Routing, UpstreamConfig
+from atlas_pkg.config.model import Forwarding, Limits, PoolConfig, Routing, UpstreamConfig
 from atlas_pkg.errors import ClientError, Side
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser

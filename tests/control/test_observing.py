@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg.config import Config, LogConfig
+from atlas_pkg.config.model import Config, LogConfig
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.record import Record
 from atlas_pkg.serving.audience import A_FEW, Audience

@@ -79,6 +79,32 @@ def test_all_errors_of_a_file_come_together(config: Path) -> None:
     assert len(lines) == 3
 
 
+def test_check_tells_what_is_hardly_meant(config: Path) -> None:
+    result = run("--check", config)
+
+    assert result.returncode == 0
+    assert "upstream a: weight 2 has no effect with round_robin" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--check"], []], ids=["check", "run"])
+def test_an_access_log_in_a_folder_that_is_missing_is_1(arguments: list[str], config: Path) -> None:
+    config.write_text(f'{GOOD}[log]\naccess = "missing/access.log"\n')
+
+    result = run(*arguments, config)
+
+    path = config.parent / "missing" / "access.log"
+    assert result.returncode == 1
+    assert f"log.access: cannot open {path}: No such file or directory\n" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_check_makes_no_access_log(config: Path) -> None:
+    config.write_text(f'{GOOD}[log]\naccess = "access.log"\n')
+
+    assert run("--check", config).returncode == 0
+    assert not (config.parent / "access.log").exists()
+
+
 @pytest.mark.parametrize("arguments", [["--check"], []], ids=["check", "run"])
 def test_a_missing_file_and_a_directory_are_2_in_one_line(
     arguments: list[str], tmp_path: Path
@@ -245,3 +271,4 @@ def test_the_start_is_told(start: Start) -> None:
     assert f"Atlas {atlas_pkg.__version__}" in atlas.log
     assert "upstream a at 127.0.0.1:3000, weight 2" in atlas.log
     assert "strategy round_robin" in atlas.log
+    assert "upstream a: weight 2 has no effect with round_robin" in atlas.log

@@ -172,6 +172,14 @@ def test_what_needs_a_restart_is_named(a: Upstream, b: Upstream, start: Start) -
     assert atlas.get().text == "B"
 
 
+def test_what_is_hardly_meant_is_told_at_a_reload(a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table()))
+
+    atlas.reload(build_config({**a.table(), "weight": 3}))
+
+    atlas.wait_for("WARNING atlas: upstream A: weight 3 has no effect with round_robin")
+
+
 def test_a_new_level_of_the_log_is_taken_over(a: Upstream, start: Start) -> None:
     atlas = start(build_config(a.table(), log={"level": "warning"}).replace("warning", "info"))
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import h11
 
-from atlas_pkg.config import Forwarding, Limits
+from atlas_pkg.config.model import Forwarding, Limits
 from atlas_pkg.errors import ClientError, MalformedMessage, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.fields import Fields

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import h11
 import httptools
 
-from atlas_pkg.config import Forwarding, Limits
+from atlas_pkg.config.model import Forwarding, Limits
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.framing import LAST_CHUNK, BodyKind, ChunkedDecoder, encode_chunk
 from atlas_pkg.http1.message import MessageParser, Request

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from atlas_pkg.config import Forwarding, Limits
+from atlas_pkg.config.model import Forwarding, Limits
 from atlas_pkg.http1.forwarding import (
     Forwarder,
     build_interim_head,

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import pytest
 
-from atlas_pkg.config import Limits
+from atlas_pkg.config.model import Limits
 from atlas_pkg.errors import ClientError, MalformedMessage
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.framing import ChunkedDecoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_pkg.config import Limits
+from atlas_pkg.config.model import Limits
 from atlas_pkg.errors import ClientError, UpstreamError
 from atlas_pkg.http1.framing import CHUNKED, NO_BODY, UNTIL_CLOSE, BodyKind, Framing
 from atlas_pkg.http1.message import MessageParser, Request, Response

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from atlas_pkg.serving.gates import PortableGate
 
-from atlas_pkg.config import Config, Timeouts
+from atlas_pkg.config.model import Config, Timeouts
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
 from atlas_pkg.serving.admin import AdminApp

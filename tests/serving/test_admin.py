@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from atlas_pkg.balancing.upstream import AdminState
-from atlas_pkg.config import Timeouts
+from atlas_pkg.config.model import Timeouts
 from atlas_pkg.serving.admin import MOST_BODY, AdminApp
 from atlas_pkg.serving.steering import Change, SteeringError
 from tests.serving.admin_support import (

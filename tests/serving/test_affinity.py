@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atlas_pkg.balancing.lease import ANYWHERE, Affinity
-from atlas_pkg.config import Config, Forwarding, Routing, Sticky, UpstreamConfig
+from atlas_pkg.config.model import Config, Forwarding, Routing, Sticky, UpstreamConfig
 from atlas_pkg.http1.message import Request
 from atlas_pkg.serving.generation import Generation
 

@@ -6,7 +6,7 @@ import pytest
 
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.balancing.upstream import AdminState, Upstream
-from atlas_pkg.config import CircuitBreaker, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, UpstreamConfig
 from atlas_pkg.gauges import STATES
 from atlas_pkg.record import End, Record
 from atlas_pkg.serving.journal import MOST_ERRORS, MOST_EVENTS, Journal, merge_errors

@@ -11,7 +11,7 @@ from atlas_pkg.serving.upload import Upload
 
 from atlas_pkg.balancing.lease import ANYWHERE, NOBODY, Affinity, Lease
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import CircuitBreaker, Config, Routing, Timeouts, UpstreamConfig
+from atlas_pkg.config.model import CircuitBreaker, Config, Routing, Timeouts, UpstreamConfig
 from atlas_pkg.errors import ClientGone, Stage, UpstreamError
 from atlas_pkg.http1.framing import CHUNKED, BodyKind, Framing
 from atlas_pkg.http1.message import MessageParser

@@ -24,7 +24,7 @@ from typing import Self
 
 from atlas_pkg.balancing.strategies.registry import strategy
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 
 # Points for each unit of weight: shares are then within some 8 % (1/sqrt(160)) of what they
 # should be. The number of ketama, the most widespread ring.

@@ -15,7 +15,7 @@ from typing import Self
 
 from atlas_pkg.balancing.strategies.registry import strategy
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 
 
 @strategy("least_connections")

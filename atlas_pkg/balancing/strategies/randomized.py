@@ -14,7 +14,7 @@ from typing import Self
 
 from atlas_pkg.balancing.strategies.registry import strategy
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 
 # Two draws that hit the same upstream, or one tried already, are repeated so often in all.
 _DRAWS = 8

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol, Self, TypeVar
 
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config import UpstreamConfig
+from atlas_pkg.config.model import UpstreamConfig
 
 
 class Strategy(Protocol):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from atlas_pkg import config, rules, wording
-from atlas_pkg.config import (
+from atlas_pkg.config import diff, rules
+from atlas_pkg.config.diff import live_changes, restart_changes
+from atlas_pkg.config.model import (
     Admin,
     CircuitBreaker,
     Config,
@@ -16,34 +15,10 @@ from atlas_pkg.config import (
     SlowStart,
     Sticky,
     UpstreamConfig,
-    live_changes,
-    restart_changes,
 )
-from atlas_pkg.errors import ConfigError
-from atlas_pkg.rules import Statuses
-
-NAME = Path("atlas.toml")
-
-UPSTREAMS = """
-[[upstreams]]
-name = "a"
-address = "10.0.0.1"
-port = 3000
-[[upstreams]]
-name = "b"
-address = "10.0.0.2"
-port = 3000
-"""
-
-
-def parse(text: str) -> Config:
-    return config.parse_config(text.encode(), NAME, {"SECRET": "from the environment"})
-
-
-def problems(text: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        parse(text)
-    return [problem.removeprefix("atlas.toml: ") for problem in caught.value.problems]
+from atlas_pkg.config.rules import Statuses
+from tests.config.reference import entries, markdown_table
+from tests.config.samples import NAME, UPSTREAMS, mistakes, parse
 
 
 def checks(text: str) -> list[HealthCheck | None]:
@@ -99,7 +74,8 @@ def test_every_key_may_be_written() -> None:
         path = "/"
         [slow_start]
         duration = 10
-        """
+        """,
+        {"SECRET": "from the environment"},
     )
 
     assert loaded == Config(
@@ -155,7 +131,7 @@ def test_an_upstream_may_ask_for_a_connect_where_others_have_a_path() -> None:
 def test_a_mistake_in_the_common_checks_is_told_once() -> None:
     text = UPSTREAMS + "[upstreams.health_check]\nrise = 3\n[health_check]\nfall = 0"
 
-    assert problems(text) == ["health_check.fall: must be 1 to 1000, got 0"]
+    assert mistakes(text) == ["health_check.fall: must be 1 to 1000, got 0"]
 
 
 @pytest.mark.parametrize(
@@ -190,14 +166,14 @@ def test_statuses_are_equal_whatever_they_are_written_like() -> None:
 def test_what_is_no_list_of_statuses_is_refused(text: str) -> None:
     allowed = 'status codes like "200-399" or "200,204,300-302"'
 
-    told = problems(f'[health_check]\nexpect = "{text}"')
+    told = mistakes(f'[health_check]\nexpect = "{text}"')
 
     assert told == [f'health_check.expect: must be {allowed}, got "{text}"']
 
 
 @pytest.mark.parametrize("path", ["health", "http://a/", " /", "/a b", "/a#b", "/ä", "/\\t"])
 def test_a_path_that_cannot_be_asked_for_is_refused(path: str) -> None:
-    (problem,) = problems(f'[health_check]\npath = "{path}"')
+    (problem,) = mistakes(f'[health_check]\npath = "{path}"')
 
     assert problem.startswith('health_check.path: must be empty, or a path that begins with "/"')
 
@@ -209,7 +185,7 @@ def test_the_host_field_of_probes_may_be_set(host: str) -> None:
 
 @pytest.mark.parametrize("host", ["a b", "a:", "a:0", "a:65536", ":80", "[::1", "::1", "a/b", "ä"])
 def test_what_is_no_host_field_is_refused(host: str) -> None:
-    assert problems(f'[health_check]\nhost = "{host}"') == [
+    assert mistakes(f'[health_check]\nhost = "{host}"') == [
         f'health_check.host: must be empty, or a host with an optional port, got "{host}"'
     ]
 
@@ -231,7 +207,7 @@ def test_what_is_no_host_field_is_refused(host: str) -> None:
     ],
 )
 def test_a_breaker_that_makes_no_sense_is_refused(line: str, sentence: str) -> None:
-    assert problems(f"[circuit_breaker]\n{line}") == [f"circuit_breaker.{sentence}"]
+    assert mistakes(f"[circuit_breaker]\n{line}") == [f"circuit_breaker.{sentence}"]
 
 
 # Sticky sessions
@@ -253,11 +229,11 @@ def test_a_breaker_that_makes_no_sense_is_refused(line: str, sentence: str) -> N
         ('path = "a"', 'path: must be a path that begins with "/", without spaces and ";"'),
         ('path = "/a;b"', 'path: must be a path that begins with "/", without spaces and ";"'),
         ("max_age = -1", "max_age: must be 0 to 2147483647, got -1"),
-        ("max_age = 0.5", "max_age: must be an integer (0 to 2147483647), got 0.5"),
+        ("max_age = 0.5", "max_age: must be a number of seconds (0 to 2147483647), got 0.5"),
     ],
 )
 def test_a_cookie_that_browsers_would_not_keep_is_refused(lines: str, sentence: str) -> None:
-    (problem,) = problems(f"[sticky]\n{lines}")
+    (problem,) = mistakes(f"[sticky]\n{lines}")
 
     assert problem.startswith(f"sticky.{sentence}")
 
@@ -265,9 +241,9 @@ def test_a_cookie_that_browsers_would_not_keep_is_refused(lines: str, sentence: 
 def test_the_secret_is_never_printed() -> None:
     loaded = parse('[sticky]\nsecret = "hunter2"')
     changed = parse('[sticky]\nsecret = "hunter3"')
-    told = [repr(loaded), config.summary(loaded), *live_changes(loaded, changed)]
-    told += problems("[sticky]\nsecret = 8271")
-    told += problems('[sticky]\nsecret = "hunter2"\nsame_site = "None"')
+    told = [repr(loaded), diff.summary(loaded), *live_changes(loaded, changed)]
+    told += mistakes("[sticky]\nsecret = 8271")
+    told += mistakes('[sticky]\nsecret = "hunter2"\nsame_site = "None"')
 
     assert live_changes(loaded, changed) == ("sticky.secret: changed",)
     assert not any(secret in text for text in told for secret in ("hunter", "8271"))
@@ -282,7 +258,10 @@ def test_the_admin_port_is_off_until_it_is_asked_for() -> None:
 
 
 def test_every_key_of_the_admin_port_may_be_written() -> None:
-    loaded = parse('[admin]\naddress = "[::1]"\nport = 0\ntoken = "${SECRET}"')
+    loaded = parse(
+        '[admin]\naddress = "[::1]"\nport = 0\ntoken = "${SECRET}"',
+        {"SECRET": "from the environment"},
+    )
 
     assert loaded.admin == Admin("::1", 0, "from the environment")
 
@@ -298,7 +277,7 @@ def test_every_key_of_the_admin_port_may_be_written() -> None:
     ],
 )
 def test_an_admin_port_that_cannot_be_is_refused(line: str, sentence: str) -> None:
-    assert problems(f"[admin]\n{line}") == [sentence]
+    assert mistakes(f"[admin]\n{line}") == [sentence]
 
 
 def test_the_admin_port_needs_a_restart() -> None:
@@ -313,7 +292,7 @@ def test_the_admin_port_needs_a_restart() -> None:
 def test_the_token_is_never_printed() -> None:
     loaded = parse('[admin]\ntoken = "hunter2"')
 
-    told = [repr(loaded), config.summary(loaded), *restart_changes(loaded, parse("[admin]"))]
+    told = [repr(loaded), diff.summary(loaded), *restart_changes(loaded, parse("[admin]"))]
 
     assert not any("hunter" in text for text in told)
 
@@ -344,7 +323,7 @@ def test_what_clashes_is_told_together_with_all_other_mistakes(
 ) -> None:
     monkeypatch.setattr(Config, "clashes", lambda _: iter([("slow_start", "does not fit")]))
 
-    told = problems('[listen]\nport = 99999\n[slow_start]\n[sticky]\nsame_site = "None"')
+    told = mistakes('[listen]\nport = 99999\n[slow_start]\n[sticky]\nsame_site = "None"')
 
     assert [problem.partition(":")[0] for problem in told] == [
         "listen.port",
@@ -372,7 +351,7 @@ def test_equal_checks_written_differently_are_no_change() -> None:
 
 
 def test_the_reference_has_the_tables_and_no_secret() -> None:
-    table = wording.markdown_table(config.reference())
+    table = markdown_table(entries())
 
     assert "| `health_check.interval` | `10.0` |" in table
     assert '| `upstreams.health_check.expect` | `"200-399"` |' in table
@@ -396,7 +375,7 @@ def test_what_is_hashed_on_is_taken_apart(text: str, parts: tuple[str, str]) -> 
     "text", ["", "ip", "path:", "client_ip:x", "header:", "cookie:a b", "Path"]
 )
 def test_what_cannot_be_hashed_on_is_refused(text: str) -> None:
-    (problem,) = problems(f'[routing]\nhash_on = "{text}"')
+    (problem,) = mistakes(f'[routing]\nhash_on = "{text}"')
 
     assert problem.startswith('routing.hash_on: must be "client_ip", "path", "header:NAME" or')
 

@@ -11,13 +11,15 @@ take: each is a sentence at start instead of a failure under load.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
-from atlas_pkg.keys import Mark, Rule
+from atlas_pkg.config.schema import Advice, Mark, Rule, Unit, either
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 # RFC 9110 §5.6.2: what a field name is made of.
@@ -36,6 +38,12 @@ _TARGET = re.compile(r"/[!-\"$-~]*")
 
 # RFC 6265 §4.1.1: what the Path attribute of a cookie may hold, without spaces.
 _COOKIE_PATH = re.compile(r"/[!-:<-~]*")
+
+# What people write instead of a host: a URL, or a host with its port.
+_HOST_IN_URL = re.compile(
+    r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)?(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)"
+    r"(?::(?P<port>[0-9]{1,5}))?(?(scheme)(?:/.*)?|(?(port)|(?!)))"
+)
 
 _HOST_FIELD = re.compile(r"(\[[^]]*\]|[^:]*)(?::([0-9]{1,5}))?")
 
@@ -78,16 +86,36 @@ def between(low: float, high: float) -> Rule:
 
 def one_of(*choices: str) -> Rule:
     """Allow these strings."""
-    quoted = [f'"{choice}"' for choice in choices]
-    *others, last = quoted
-    return _rule(f"{', '.join(others)} or {last}" if others else last, choices.__contains__)
+
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise _advise_nearest(text, choices)
+        return text
+
+    return Rule(either([f'"{choice}"' for choice in choices]), parse)
+
+
+def _advise_nearest(text: str, choices: Sequence[str]) -> ValueError:
+    """Build the error for `text`, which is none of the `choices`."""
+    near = difflib.get_close_matches(text.lower(), choices, n=1)
+    # "lax" for "Lax": to difflib a capital is just another letter.
+    near = near or [choice for choice in choices if choice.lower() == text.lower()]
+    return Advice(f'did you mean "{near[0]}"?') if near else ValueError(text)
 
 
 def parse_host(text: str) -> str:
     """Return a host as sockets want it: an IP address without brackets, or a host name.
 
     Raises `ValueError` for anything that can be neither.
+
+    >>> parse_host("[2001:DB8::0:1]"), parse_host("app.example")
+    ('2001:db8::1', 'app.example')
     """
+    if match := _HOST_IN_URL.fullmatch(text):
+        host, port = match["host"], match["port"]
+        raise Advice(f'write "{host}" alone' + (f", and port = {port}" if port else ""))
+    if ":" in text and "%" in text:
+        raise Advice('write an address without a zone like "%eth0": zones are not supported')
     if text.startswith("[") and text.endswith("]"):
         return str(ipaddress.IPv6Address(text[1:-1]))
     if ":" in text:
@@ -100,6 +128,49 @@ def parse_host(text: str) -> str:
     if not is_name:
         raise ValueError(text)
     return text
+
+
+def arrives_at(target: str, bound: str) -> bool:
+    """Does a connection from here to the host `target` arrive at a listener bound to `bound`?
+
+    True only where that is certain without asking anybody: what else this machine is called, and
+    which other addresses it has, is not known here. Both have been parsed by `parse_host`.
+
+    >>> arrives_at("localhost", "0.0.0.0"), arrives_at("10.0.0.1", "0.0.0.0")
+    (True, False)
+    >>> arrives_at("app.example", "App.Example"), arrives_at("127.0.0.1", "::1")
+    (True, False)
+    """
+    if target.lower() == bound.lower():
+        return True
+    return any(
+        own == other or (other.is_unspecified and own.is_loopback and other.version >= own.version)
+        for own in _addresses(target, is_target=True)
+        for other in _addresses(bound)
+    )
+
+
+def _addresses(host: str, *, is_target: bool = False) -> list[Address]:
+    """Return the addresses that a host is known to have; a socket on "::" serves IPv4 as well."""
+    if host.lower() == "localhost":
+        return [ipaddress.IPv4Address("127.0.0.1"), ipaddress.IPv6Address("::1")]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return []
+    if is_target and address.is_unspecified:
+        return _addresses("localhost")  # connecting to "any address" goes to this machine
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return [mapped or address]
+
+
+def show_endpoint(address: str, port: int) -> str:
+    """Write address and port as one word; only an IPv6 address has colons of its own.
+
+    >>> show_endpoint("::1", 80), show_endpoint("app.example", 80)
+    ('[::1]:80', 'app.example:80')
+    """
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _are_distinct(pairs: Iterable[tuple[str, str]]) -> bool:
@@ -139,10 +210,16 @@ class Statuses:
         return f"Statuses({self})"
 
 
+_HASHED_ON = ("client_ip", "path", "header:NAME", "cookie:NAME")
+
+
 def parse_hash_on(text: str) -> tuple[str, str]:
     """Split `routing.hash_on` into its kind and the name that "header" and "cookie" carry.
 
     Raises `ValueError`. The name is empty for "client_ip" and "path".
+
+    >>> parse_hash_on("header:X-User"), parse_hash_on("path")
+    (('header', 'X-User'), ('path', ''))
     """
     kind, colon, name = text.partition(":")
     if kind in {"header", "cookie"}:
@@ -150,7 +227,7 @@ def parse_hash_on(text: str) -> tuple[str, str]:
     else:
         is_right = kind in {"client_ip", "path"} and not colon
     if not is_right:
-        raise ValueError(text)
+        raise _advise_nearest(text, _HASHED_ON)
     return kind, name
 
 
@@ -184,8 +261,7 @@ REMOVABLE = _rule(
 )
 DISTINCT_NAMES = _rule("a table that names each field once, in whatever case", _are_distinct)
 HASH_ON = _rule(
-    '"client_ip", "path", "header:NAME" or "cookie:NAME"',
-    lambda text: bool(parse_hash_on(text)),
+    either([f'"{choice}"' for choice in _HASHED_ON]), lambda text: bool(parse_hash_on(text))
 )
 STATUSES = Rule('status codes like "200-399" or "200,204,300-302"', Statuses)
 TARGET_OR_NONE = _rule(
@@ -203,11 +279,11 @@ HOST_FIELD = _rule("empty, or a host with an optional port", _is_host_field)
 # A timeout below a millisecond helps nobody, and the kernel, which counts in microseconds, takes
 # 0 for "wait for ever". The upper end, some thirty years, fits every clock that we hand it to.
 _LONGEST = 1_000_000_000
-Seconds = Annotated[float, between(0.001, _LONGEST)]
-SecondsOrZero = Annotated[float, between(0, _LONGEST)]
+Seconds = Annotated[float, between(0.001, _LONGEST), Unit("seconds")]
+SecondsOrZero = Annotated[float, between(0, _LONGEST), Unit("seconds")]
 
 # Buffers of up to 16 MiB: each connection may fill its own.
-Bytes = Annotated[int, between(1, 16 * 1024 * 1024)]
+Bytes = Annotated[int, between(1, 16 * 1024 * 1024), Unit("bytes")]
 
 Status = Annotated[int, between(100, 599)]
 NetworkText = Annotated[Network, NETWORK]

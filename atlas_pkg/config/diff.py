@@ -1,0 +1,180 @@
+"""Configurations in words: what changed from one to the next, and what is not at its default.
+
+Like `loader.py` this walks the dataclasses by their description (`schema.py`), so a new table or
+key appears here by itself. Values marked `Mark.SECRET` are said to have changed, never shown.
+
+Arrays of tables are told apart by the key marked `Mark.UNIQUE`: the log of a reload says which
+upstream came, went or changed, in one phrase, however the file was rearranged around it.
+
+Not done here: deciding what a change means, which is the reload's part.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from atlas_pkg.config.model import Config
+from atlas_pkg.config.rules import show_endpoint
+from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
+
+# A reload that touches hundreds of upstreams is still one line in the log.
+_MOST_PARTS = 10
+
+_PLAIN_WORD = re.compile(r'"[\w.:/-]+"')
+
+
+class Difference(NamedTuple):
+    """One key that two configurations do not agree on."""
+
+    place: str
+    key: Key
+    old: Any
+    new: Any
+    needs_restart: bool
+
+
+def differences(
+    old: Any, new: Any, where: str = "", *, restart: bool = False
+) -> Iterator[Difference]:
+    """Yield what differs between two instances of one dataclass, in the order of its keys.
+
+    `where` is put before the names; `restart` says that the table around it needs a restart.
+    """
+    for key in keys_of(old):
+        before, after = getattr(old, key.name), getattr(new, key.name)
+        if before == after:
+            continue
+        place = join(where, key.name)
+        needs_restart = restart or Mark.RESTART in key.marks
+        if key.table is not None and before is not None and after is not None:
+            yield from differences(before, after, place, restart=needs_restart)
+        else:
+            yield Difference(place, key, before, after, needs_restart)
+
+
+def restart_changes(old: Config, new: Config) -> tuple[str, ...]:
+    """Return the dotted names of the keys that differ and that a reload cannot take over."""
+    changes = differences(old, new)
+    return tuple(change.place for change in changes if change.needs_restart)
+
+
+def live_changes(old: Config, new: Config) -> tuple[str, ...]:
+    """Return a short phrase for the log per difference that a reload takes over."""
+    changes = list(differences(old, new))
+    phrases = ((change, describe(change, changes)) for change in changes)
+    return tuple(
+        f"{change.place}: {phrase}"
+        for change, phrase in phrases
+        if phrase and not change.needs_restart
+    )
+
+
+def describe(change: Difference, told: Sequence[Difference] = ()) -> str:
+    """Say what has changed, without the key's name.
+
+    A change in a table of an array that is `told` anyway, of the common table, is an echo of it and
+    left out: checks are laid over those of `[health_check]`. Returns "" where nothing is left.
+    """
+    key, old, new = change.key, change.old, change.new
+    if Mark.SECRET in key.marks:
+        return "changed"
+    if old is None or new is None:
+        return "removed" if new is None else "added"
+    if key.element is None or key.element.table is None:
+        return f"{show_kept(old)} -> {show_kept(new)}"
+    unique = next(inner.name for inner in keys_of(key.element.table) if Mark.UNIQUE in inner.marks)
+    before = {getattr(table, unique): table for table in old}
+    after = {getattr(table, unique): table for table in new}
+    kept = [name for name in after if name in before]
+    parts = [f"added {name}" for name in after if name not in before]
+    parts += [f"removed {name}" for name in before if name not in after]
+    common = [(other.place, other.old, other.new) for other in told]
+    for name in kept:
+        changes = [
+            f"{inner.place} {describe(inner)}"
+            for inner in differences(before[name], after[name])
+            if (inner.place, inner.old, inner.new) not in common
+        ]
+        parts += [f"changed {name} ({', '.join(changes)})"] if changes else []
+    if kept != [name for name in before if name in after]:
+        parts.append("reordered")
+    return shorten(parts)
+
+
+def summary(config: Config) -> str:
+    """Describe a configuration on one screen: who is served, by whom, and what is not default."""
+    listen, upstreams = config.listen, config.upstreams
+    lines = [
+        f"{config.path}: valid",
+        f"listen: {show_endpoint(listen.address, listen.port)}, mode {listen.mode}",
+        f"upstreams: {len(upstreams) or 'none'}",
+    ]
+    if upstreams:
+        lines[-1] += f", {config.routing.strategy}"
+        servers = [
+            f"{upstream.name}  {show_endpoint(upstream.address, upstream.port)}  "
+            f"weight {upstream.weight}"
+            for upstream in upstreams
+        ]
+        lines.append("  " + shorten(servers, "\n  "))
+    told = {"listen.address", "listen.port", "listen.mode", "upstreams", "routing.strategy"}
+    changes = differences(Config(config.path), config)
+    if settings := [_show_setting(change) for change in changes if change.place not in told]:
+        lines += ["not at their defaults:", "  " + shorten(settings, "\n  ")]
+    if warnings := warnings_of(config):
+        lines += ["warnings:", "  " + shorten(warnings, "\n  ")]
+    return "\n".join(lines)
+
+
+def warnings_of(config: Config) -> list[str]:
+    """Say what is allowed and yet hardly meant. For --check, for the start and for every reload."""
+    upstreams, strategy = config.upstreams, config.routing.strategy
+    if not upstreams:
+        return ["no upstreams are configured: every request is answered 503"]
+    warnings = []
+    if not any(upstream.weight for upstream in upstreams):
+        warnings.append("the weight of every upstream is 0: no new client is served")
+    names: dict[str, list[str]] = {}
+    for upstream in upstreams:
+        endpoint = show_endpoint(upstream.address.lower(), upstream.port)
+        names.setdefault(endpoint, []).append(upstream.name)
+    for endpoint, same in names.items():
+        if len(same) > 1:
+            warnings.append(f"upstreams {shorten(same)} are the same server, {endpoint}")
+    if strategy in {"round_robin", "random"}:
+        warnings += [
+            f"upstream {upstream.name}: weight {upstream.weight} has no effect with {strategy}"
+            for upstream in upstreams
+            if upstream.weight not in {0, 1}
+        ]
+    return warnings
+
+
+def _show_setting(change: Difference) -> str:
+    """Write the new value as one sets it."""
+    if Mark.SECRET in change.key.marks or change.key.table is not None:
+        return f"{change.place} is set"
+    return f"{change.place} = {show_kept(change.new)}"
+
+
+def show_kept(value: object) -> str:
+    """Write a value of a configuration for the log; plain words go without quotes."""
+    if isinstance(value, tuple):
+        return f"[{', '.join(show_kept(item) for item in value)}]"
+    text = show(value)
+    return text[1:-1] if _PLAIN_WORD.fullmatch(text) else text
+
+
+def shorten(parts: Iterable[str], separator: str = ", ") -> str:
+    """Join `parts`, saying how many were left out where they are too many for a person.
+
+    >>> shorten(map(str, range(12)))
+    '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, and 2 more'
+    """
+    kept = list(parts)
+    left_out = len(kept) - _MOST_PARTS
+    if left_out > 0:
+        kept[_MOST_PARTS:] = [f"and {left_out} more"]
+    return separator.join(kept)

@@ -1,0 +1,460 @@
+"""From a file to a `Config`, or to a `ConfigError` with every mistake and its line.
+
+First bytes become a dictionary (TOML), then the dictionary is compared, in the order of the file,
+with the description that the dataclasses give (`schema.py`). A refused value is noted with its
+place and its value, and the walk goes on, so that one run shows all mistakes of a file. The walk
+knows nothing about load balancing: a new table is a new dataclass, and no line here changes.
+
+A person who starts Atlas with the wrong path, on a directory, or on a file saved in another
+encoding shall read what happened and not a traceback: each has its own sentence.
+
+`${NAME}` in a string is taken from the environment before the rules see the string; messages
+show what the file says, not what the environment does, since that is where secrets are.
+
+Not done here: what the keys mean (`model.py`), the rules themselves (`rules.py`). Whatever concerns
+two keys at once the dataclass says itself, in a method `clashes`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import tomli
+
+from atlas_pkg.config.model import NOT_YET, Config, HealthCheck
+from atlas_pkg.config.schema import Advice, Key, Mark, either, join, keys_of, show
+from atlas_pkg.errors import ConfigError
+
+T = TypeVar("T")
+
+# What stands for a value that was refused: its problem is noted, nothing is built from it.
+_REFUSED: Any = object()
+
+_ENVIRONMENT = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\})?")
+_INDEX = re.compile(r"\[\d+\]")
+
+# tomli tells the place in its message; only its newer versions have it as an attribute too.
+_TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
+_TOML_TUPLE = re.compile(r"\(((?:'[^']*',? ?)+)\)")
+_CLOSING = re.compile(r"[]}]|\"\"\"|'''")
+_HEADER = re.compile(r"\s*\[+\s*([A-Za-z0-9_-]+)\s*\]")
+
+
+class Problem(NamedTuple):
+    """One mistake: the dotted place of the key, and what is wrong with it."""
+
+    place: str
+    sentence: str
+
+
+def load_config(path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """Read and check the file `path`.
+
+    `environ` is what `${NAME}` is taken from, by default the process's own environment. Raises
+    `ConfigError` with all problems, each beginning with the file's name. Blocks on the disk.
+    """
+    return parse_config(read_document(path), path, environ)
+
+
+def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = None) -> Config:
+    """Check a file's bytes, read already; otherwise like `load_config`."""
+    text = _decode(data, path)
+    document = _parse_toml(text, path)
+    reader = Reader(Config, os.environ if environ is None else environ, NOT_YET)
+    config = reader.read(document, given={"path": path})
+    if config is None:
+        lines = find_lines(text)
+        raise ConfigError(
+            f"{path}:{_line_of(place, lines)} {place}: {sentence}"
+            for place, sentence in reader.problems
+        )
+    return _lay_health_checks(config, document)
+
+
+def _lay_health_checks(config: Config, tables: Mapping[str, Any]) -> Config:
+    """Give every upstream the checks in force for it; `tables` tells what its own table names."""
+    upstreams = []
+    for upstream, table in zip(config.upstreams, tables.get("upstreams", ()), strict=True):
+        own, common = upstream.health_check, config.health_check
+        if own is None:
+            own = common
+        elif common is not None:
+            named = table["health_check"].keys()
+            said = [key.name for key in keys_of(HealthCheck) if key.spellings & named]
+            own = replace(common, **{name: getattr(own, name) for name in said})
+        upstreams.append(replace(upstream, health_check=own))
+    return replace(config, upstreams=tuple(upstreams))
+
+
+# From bytes to a dictionary
+
+
+def read_document(path: Path) -> bytes:
+    """Return the bytes of the file. Raises `ConfigError`. Blocks on the disk."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        problem = "no such file"
+    except IsADirectoryError:
+        problem = "is a directory, not a file"
+    except PermissionError:
+        problem = "no permission to read it"
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror or error}"
+    raise ConfigError([f"{path}: {problem}"])
+
+
+def _decode(data: bytes, path: Path) -> str:
+    try:
+        # "-sig": some editors begin a file with a byte order mark.
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        byte = data[error.start]
+        raise ConfigError([f"{path}:{line}: not UTF-8 (byte 0x{byte:02x})"]) from None
+
+
+def _parse_toml(text: str, path: Path) -> dict[str, Any]:
+    try:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError([f"{path}:{_explain_syntax(str(error), text)}"]) from None
+    except (ValueError, RecursionError) as error:
+        # Beyond TOML: Python takes no integer of thousands of digits and no endless nesting.
+        raise ConfigError([f"{path}: not readable as TOML: {error}"]) from None
+    if not document:
+        raise ConfigError([f"{path}: is empty (blanks and comments do not count)"])
+    return document
+
+
+def _explain_syntax(message: str, text: str) -> str:
+    """Say in our words what tomli found: line, mistake, and what to write where we know it."""
+    message = _TOML_TUPLE.sub(lambda names: ".".join(re.findall("'(.*?)'", names[1])), message)
+    match = _TOML_PLACE.fullmatch(message)
+    if match is None:
+        return f" not TOML: {message}"
+    what, line, column = match.groups()
+    if line is None:
+        last_line = text.rstrip().count("\n") + 1
+        return f"{last_line}: not TOML: {what} at the end of the file"
+    header = _HEADER.match(text.split("\n")[int(line) - 1])
+    arrays = {key.name for key in keys_of(Config) if key.element and key.element.table}
+    if header and header[1] in arrays:
+        # Nearly always this: [upstreams] was written, and nothing may be added to a plain table.
+        return f"{line}: not TOML: {what}; {_begin_each(header[1])}"
+    return f"{line}: not TOML: {what} at column {column}"
+
+
+def _begin_each(name: str) -> str:
+    return f"begin each of them with [[{name}]], in double brackets"
+
+
+def find_lines(text: str) -> dict[str, int]:
+    """Map every place of a valid TOML document to the line that says it.
+
+    tomli does not tell. But a statement of TOML ends with a line, and no beginning of one that
+    goes over several lines is valid by itself: so lines are gathered until they are valid alone.
+
+    >>> find_lines('[[a]]\\nb = [\\n 1,\\n]\\n[a.c]\\nd.e = 2')
+    {'a': 1, 'a[0]': 1, 'a[0].b': 2, 'a[0].b[0]': 2, 'a[0].c': 5, 'a[0].c.d': 6, 'a[0].c.d.e': 6}
+    """
+    lines: dict[str, int] = {}
+    counts: dict[str, int] = {}  # how many tables an array of them has so far
+    table, statement, first = "", "", 1
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += line + "\n"
+        if number > first and not _CLOSING.search(line):
+            continue  # only looked at, since parsing a long array once per line takes its time
+        try:
+            parsed = tomli.loads(statement)
+        except tomli.TOMLDecodeError:
+            continue
+        if statement.lstrip().startswith("["):
+            table = ""
+            for table in _enter(parsed, counts):
+                lines.setdefault(table, first)
+        else:
+            for place in _places_in(parsed, table):
+                lines.setdefault(place, first)
+        statement, first = "", number + 1
+    return lines
+
+
+def _enter(header: Any, counts: dict[str, int]) -> Iterator[str]:
+    """Yield the place of each table that a header alone, like `[a.b]`, leads through."""
+    place = ""
+    while isinstance(header, dict) and header:
+        ((name, header),) = header.items()
+        place = join(place, name)
+        if isinstance(header, list):
+            counts[place] = counts.get(place, 0) + 1
+            yield place
+        if place in counts:
+            place = f"{place}[{counts[place] - 1}]"
+        yield place
+
+
+def _places_in(value: Any, where: str) -> Iterator[str]:
+    """Yield the place of everything inside `value`, which is at `where`."""
+    inner = value.items() if isinstance(value, dict) else ()
+    named = [(join(where, name), item) for name, item in inner]
+    if isinstance(value, list):
+        named = [(f"{where}[{index}]", item) for index, item in enumerate(value)]
+    for place, item in named:
+        yield place
+        yield from _places_in(item, place)
+
+
+def _line_of(place: str, lines: Mapping[str, int]) -> str:
+    """Return the line of `place`, or of what it is missing from, with a colon behind it."""
+    while place and place not in lines:
+        place = place[: max(place.rfind("."), place.rfind("["), 0)]
+    return f"{lines[place]}:" if place else ""
+
+
+# From a dictionary to dataclasses
+
+
+class Reader(Generic[T]):
+    """Walks one dictionary and notes each problem with its place."""
+
+    def __init__(
+        self, table: type[T], environ: Mapping[str, str], not_yet: frozenset[str] = frozenset()
+    ) -> None:
+        """`table` is the dataclass that describes the dictionary.
+
+        `environ` is what `${NAME}` is taken from. `not_yet` names what is refused for now: a key
+        (`listen.tls`, only its default is accepted) or one value of it (`routing.strategy = x`).
+        """
+        self.problems: list[Problem] = []
+        self._table = table
+        self._environ = environ
+        self._not_yet = not_yet
+
+    def read(
+        self, data: Mapping[str, object], given: Mapping[str, object] | None = None
+    ) -> T | None:
+        """Build the dataclass from `data`, which has the shapes that TOML can have.
+
+        `given` fills the fields marked `Mark.GIVEN`. Returns None where there are `problems`.
+        """
+        keys = keys_of(self._table)
+        values = self._read_keys(keys, data, "")
+        built = None
+        if all(key.name in values for key in keys if key.is_required):
+            # A refused key counts as left out here: what clashes without it is told as well.
+            built = self._build(self._table, {**values, **(given or {})}, "")
+        return None if self.problems else built
+
+    def _read_keys(
+        self, keys: tuple[Key, ...], data: Mapping[str, object], where: str
+    ) -> dict[str, Any]:
+        """Return the accepted values by key; what was refused is missing from it."""
+        by_spelling = {name: key for key in keys for name in key.spellings}
+        values: dict[str, Any] = {}
+        for name, raw in data.items():
+            place = join(where, name)
+            key = by_spelling.get(name)
+            if key is None:
+                self._refuse_unknown(place, name, raw, set(by_spelling))
+            elif name != key.name and key.name in data:
+                self._note(place, f'is another name for "{key.name}", which is there too')
+            elif (value := self._read_available(key, raw, place)) is not _REFUSED:
+                values[key.name] = value
+        for key in keys:
+            if key.is_required and not key.spellings & data.keys():
+                self._note(join(where, key.name), f"missing, must be {key.expected}")
+        return values
+
+    def _build(self, table: type[Any], values: Mapping[str, Any], where: str) -> Any:
+        """Build the dataclass `table`, noting which of its keys do not go together."""
+        built = table(**values)
+        if hasattr(built, "clashes"):
+            for place, sentence in built.clashes():
+                self._note(f"{where}.{place}" if where else place, sentence)
+        return built
+
+    def _note(self, place: str, sentence: str) -> Any:
+        """Note a problem; returns what stands for the refused value."""
+        self.problems.append(Problem(place, sentence))
+        return _REFUSED
+
+    def _refuse_unknown(self, place: str, name: str, raw: object, spellings: set[str]) -> None:
+        plain = _INDEX.sub("", place)
+        if plain in self._not_yet:
+            self._note(place, "not yet available")
+            return
+        first = raw[0] if isinstance(raw, list) and raw else raw
+        is_table = isinstance(first, dict)
+        homes = list(_headers_with(name, self._table, is_table=is_table))
+        parent = plain.rpartition(".")[0]
+        later = [dotted.rpartition(".") for dotted in self._not_yet if "=" not in dotted]
+        known = sorted({*spellings, *(last for head, _, last in later if head == parent)})
+        near = difflib.get_close_matches(name, known, n=1)
+        if homes:
+            meant = f"did you mean {either(homes)}?"
+            belongs = f"it belongs to {either(homes)}"
+            self._note(place, f"unknown key, {meant if is_table else belongs}")
+        elif near:
+            self._note(place, f'unknown key, did you mean "{near[0]}"?')
+        else:
+            self._note(place, f"unknown key, known here: {', '.join(known)}")
+
+    def _read_available(self, key: Key, raw: object, place: str) -> Any:
+        """Read one key's value, unless it belongs to what is not built yet."""
+        plain = _INDEX.sub("", place)
+        if isinstance(raw, str) and f"{plain} = {raw}" in self._not_yet:
+            return self._note(place, f"{show(raw)} is not yet available")
+        value = self._read_value(key, raw, place)
+        if value is _REFUSED or plain not in self._not_yet or value == key.default:
+            return value
+        instead = "" if key.default is None else f", leave it at {show(key.default)}"
+        return self._note(place, f"{show(raw)} is not yet available{instead}")
+
+    def _read_value(self, key: Key, raw: object, place: str) -> Any:
+        element = key.element
+        if key.table is not None:
+            value = self._read_table(key.table, raw, place)
+        elif key.pair is not None:
+            value = self._read_pairs(key.pair, raw, place)
+        elif element is None:
+            value = self._read_scalar(key, raw, place)
+        elif element.table is not None:
+            value = self._read_tables(element.table, raw, place)
+        elif isinstance(raw, list):
+            items = [
+                self._read_value(element, item, f"{place}[{index}]")
+                for index, item in enumerate(raw)
+            ]
+            is_refused = any(item is _REFUSED for item in items)
+            value = _REFUSED if is_refused else tuple(items)
+        else:
+            value = self._refuse(key, "an array", raw, place)
+        return self._apply_rules(key, value, raw, place)
+
+    def _apply_rules(self, key: Key, value: Any, raw: object, place: str) -> Any:
+        for rule in key.rules:
+            if value is _REFUSED:
+                break
+            try:
+                value = rule.parse(value)
+            except Advice as advice:
+                # It repeats the value, so not where the environment had a part in that.
+                value = self._refuse(key, rule.allowed, raw, place, advice if raw == value else "")
+            except ValueError:
+                value = self._refuse(key, rule.allowed, raw, place)
+        return value
+
+    def _refuse(self, key: Key, allowed: str, raw: object, place: str, advice: object = "") -> Any:
+        if Mark.SECRET in key.marks:
+            return self._note(place, f"must be {allowed}")
+        instead = f"; {advice}" if str(advice) else ""
+        return self._note(place, f"must be {allowed}, got {show(raw)}{instead}")
+
+    def _read_scalar(self, key: Key, raw: object, place: str) -> Any:
+        wanted = key.type if key.type in (bool, int, float) else str
+        # To Python a bool is an int; to the writer of the file it is not.
+        is_right = isinstance(raw, wanted) and (wanted is bool or not isinstance(raw, bool))
+        if wanted is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+            is_right = abs(raw) <= sys.float_info.max  # Neither inf and nan nor longer integers.
+        if not is_right:
+            return self._refuse(key, key.expected, raw, place)
+        if wanted is str:
+            return self._expand(str(raw), place)
+        return wanted(raw)
+
+    def _expand(self, text: str, place: str) -> Any:
+        """Replace every `${NAME}` by the environment's value, once: values are not expanded."""
+        names = _ENVIRONMENT.findall(text)
+        if "" in names:
+            return self._note(place, "must name a variable as in ${NAME} after each ${")
+        unset = sorted({name for name in names if name not in self._environ})
+        if unset:
+            return self._note(place, f"not set in the environment: {', '.join(unset)}")
+        return _ENVIRONMENT.sub(lambda match: self._environ[match[1]], text)
+
+    def _read_table(self, table: Any, raw: object, place: str) -> Any:
+        if isinstance(raw, list):
+            return self._note(place, f"must be a table: write [{place}], in single brackets")
+        if not isinstance(raw, dict):
+            return self._note(place, f"must be a table, [{place}], got {show(raw)}")
+        problems_before = len(self.problems)
+        values = self._read_keys(keys_of(table), raw, place)
+        if len(self.problems) > problems_before:
+            return _REFUSED
+        return self._build(table, values, place)
+
+    def _read_tables(self, table: Any, raw: object, place: str) -> Any:
+        if not isinstance(raw, list):
+            return self._note(place, f"must be an array of tables: {_begin_each(place)}")
+        unique = next(key.name for key in keys_of(table) if Mark.UNIQUE in key.marks)
+        first_places: dict[object, str] = {}
+        built = [
+            self._read_one_of(table, item, f"{place}[{index}]", unique, first_places)
+            for index, item in enumerate(raw)
+        ]
+        is_refused = any(one is _REFUSED for one in built)
+        return _REFUSED if is_refused else tuple(built)
+
+    def _read_one_of(
+        self, table: Any, raw: object, place: str, unique: str, first_places: dict[object, str]
+    ) -> Any:
+        """Read one table of an array. `first_places` says who had which value of `unique` first."""
+        if not isinstance(raw, dict):
+            return self._note(place, f"must be a table, got {show(raw)}")
+        problems_before = len(self.problems)
+        values = self._read_keys(keys_of(table), raw, place)
+        built = _REFUSED
+        if len(self.problems) == problems_before:
+            built = self._build(table, values, place)
+        if unique in values:
+            # People know a server by its name and not by its number.
+            suffix = f" ({unique} = {show(raw[unique])})"
+            for index, problem in enumerate(self.problems[problems_before:], problems_before):
+                self.problems[index] = problem._replace(sentence=problem.sentence + suffix)
+            first = first_places.setdefault(values[unique], place)
+            if first != place:
+                got = show(values[unique])
+                self._note(join(place, unique), f"must be unique, got {got} as in {first}")
+        return built
+
+    def _read_pairs(self, pair: tuple[Key, Key], raw: object, place: str) -> Any:
+        """Read a table with free names into pairs, in the order of the file."""
+        if not isinstance(raw, dict):
+            return self._note(place, f"must be a table, got {show(raw)}")
+        name_key, value_key = pair
+        pairs = []
+        for name, raw_value in raw.items():
+            pair_place = join(place, name)
+            pairs.append(
+                (
+                    self._apply_rules(name_key, name, name, pair_place),
+                    self._read_value(value_key, raw_value, pair_place),
+                )
+            )
+        is_refused = any(part is _REFUSED for pair in pairs for part in pair)
+        return _REFUSED if is_refused else tuple(pairs)
+
+
+def _headers_with(
+    name: str, table: Any, header: str = "the top", place: str = "", *, is_table: bool
+) -> Iterator[str]:
+    """Yield the header of each table that has a key `name`; where it is a table itself, its own.
+
+    The search begins with the dataclass `table`, whose header and place are given.
+    """
+    for key in keys_of(table):
+        inner = key.table or (key.element and key.element.table)
+        inner_place = join(place, key.name)
+        inner_header = f"[[{inner_place}]]" if key.element else f"[{inner_place}]"
+        if name in key.spellings and is_table == bool(inner or key.pair):
+            yield inner_header if is_table else header
+        if inner:
+            yield from _headers_with(name, inner, inner_header, inner_place, is_table=is_table)

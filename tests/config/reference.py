@@ -1,0 +1,143 @@
+"""Every key of the configuration for users, written from the dataclasses.
+
+`python -m tests.config.reference` writes it where users read it: the table in the README, and
+`examples/reference/atlas.toml`. Tests say when that is to be done again.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas_pkg.config.model import NOT_YET, Config
+from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = ROOT / "README.md"
+EXAMPLE = ROOT / "examples" / "reference" / "atlas.toml"
+
+REFERENCE = re.compile(
+    r"(<!-- reference:[^\n]*-->\n)(.*?)(<!-- end of the reference -->\n)", re.DOTALL
+)
+
+EXAMPLE_HEAD = """\
+# Every key of Atlas's configuration with its default.
+# Written by `python -m tests.config.reference`, do not edit by hand.
+#
+# live: taken over while Atlas runs; restart: needs one. What has a # directly before it is off, or
+# empty, until it is there: take the # away from the table's name and from the keys to change.
+"""
+
+# What stands in the example for a key that has no default.
+REQUIRED = {"name": '"backend1"', "address": '"10.0.0.1"', "port": "3000"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the reference: its dotted place, and whether a reload takes it over."""
+
+    place: str
+    key: Key
+    is_live: bool
+
+    @property
+    def default(self) -> str:
+        """The default as it is written in TOML."""
+        if self.key.is_required:
+            return "required"
+        if self.key.pair is not None:
+            return "{}"
+        return "[]" if self.key.element is not None else show(self.key.default)
+
+
+def entries(table: Any = Config, where: str = "", *, is_live: bool = True) -> list[Entry]:
+    """List every key of the dataclass `table` and of the tables in it, in their order.
+
+    `where` is put before the names; `is_live` says whether the table around it is.
+    """
+    found: list[Entry] = []
+    for key in keys_of(table):
+        place, live = join(where, key.name), is_live and Mark.RESTART not in key.marks
+        inner = key.table or (key.element and key.element.table)
+        if inner is not None:
+            found += entries(inner, place, is_live=live)
+        else:
+            found.append(Entry(place, key, live))
+    return found
+
+
+def markdown_table(found: list[Entry]) -> str:
+    """Write the reference as a Markdown table."""
+    lines = ["| key | default | allowed | change | |", "| --- | --- | --- | --- | --- |"]
+    for entry in found:
+        change = "live" if entry.is_live else "restart"
+        key = entry.key
+        cells = (f"`{entry.place}`", f"`{entry.default}`", key.expected, change, key.note)
+        escaped = (cell.replace("|", "\\|") for cell in cells)
+        lines.append(f"| {' | '.join(escaped)} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(readme: str) -> str:
+    """Put the present table in place of the one in `readme`."""
+    table = markdown_table(entries())
+    return REFERENCE.sub(lambda found: f"{found[1]}\n{table}\n{found[3]}", readme)
+
+
+def example_file() -> str:
+    """Write the reference as a configuration that is all defaults."""
+    tables = (_example_table(key) for key in keys_of(Config))
+    return "\n".join([EXAMPLE_HEAD, *tables])
+
+
+def _example_table(key: Key) -> str:
+    """Write one table; with a # before each line where it is off, or empty, by default."""
+    element = key.element
+    table = key.table or (element and element.table)
+    purpose = (inspect.getdoc(table) or "").splitlines()[0].partition(": ")[2]
+    mark = "" if isinstance(key.default, table) else "#"
+    lines = [f"# {purpose[:1].upper()}{purpose[1:]}"]
+    lines.append(f"{mark}[[{key.name}]]" if element else f"{mark}[{key.name}]")
+    for entry in entries(table, is_live=Mark.RESTART not in key.marks):
+        if "." not in entry.place and f"{key.name}.{entry.place}" not in NOT_YET:
+            lines += _example_key(entry, mark)
+    # The only table within a table has the same keys as one of its own.
+    lines += [
+        f"# [{key.name}.{inner.name}] has the keys of [{inner.name}] and is laid over it."
+        for inner in keys_of(table)
+        if inner.table
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _example_key(entry: Entry, mark: str) -> list[str]:
+    """Write one key, with what is to be said of it behind it or, where that is long, above."""
+    key = entry.key
+    is_choice = key.expected.startswith('"')
+    notes = [key.note] if key.note else []
+    if is_choice or not (notes or key.unit or key.type is bool):
+        notes.append(key.expected)
+    facts = [key.unit] if key.unit else []
+    facts += [f"or {alias}" for alias in key.aliases]
+    facts.append("live" if entry.is_live else "restart")
+    comment = f"{'; '.join(notes)} ({', '.join(facts)})".lstrip()
+    default = REQUIRED[entry.place] if key.is_required else entry.default
+    line = f"{mark}{entry.place} = {default}"
+    if len(line) <= 27 and len(comment) <= 70:
+        return [f"{line:27} # {comment}"]
+    return [*textwrap.wrap(comment, 98, initial_indent="# ", subsequent_indent="# "), line]
+
+
+def main() -> None:
+    """Write the reference anew, wherever it stands."""
+    EXAMPLE.parent.mkdir(exist_ok=True)
+    EXAMPLE.write_text(example_file(), encoding="utf-8")
+    README.write_text(write_table(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The reference for users says what the dataclasses say."""
+
+from __future__ import annotations
+
+import re
+
+from atlas_pkg.config import loader, model
+from atlas_pkg.config.model import (
+    Admin,
+    CircuitBreaker,
+    Config,
+    HealthCheck,
+    SlowStart,
+    Sticky,
+    UpstreamConfig,
+)
+from tests.config.reference import EXAMPLE, entries, example_file, markdown_table
+from tests.config.samples import NAME, parse
+
+
+def test_the_reference_lists_every_key_once() -> None:
+    names = [entry.place for entry in entries()]
+
+    assert len(names) == len(set(names))
+    assert {"listen.port", "upstreams.weight", "forwarding.trusted_proxies"} <= set(names)
+    assert "path" not in names
+
+
+def test_the_reference_tells_which_keys_need_a_restart() -> None:
+    restart = [entry.place for entry in entries() if not entry.is_live]
+
+    assert restart == [
+        "listen.address",
+        "listen.port",
+        "listen.mode",
+        "listen.workers",
+        "listen.lanes",
+        "listen.pin",
+        "listen.max_threads",
+        "admin.address",
+        "admin.port",
+        "admin.token",
+    ]
+
+
+def test_the_reference_is_a_markdown_table() -> None:
+    lines = markdown_table(entries()).splitlines()
+
+    assert len(lines) == len(entries()) + 2
+    assert (
+        "| `listen.port` | `8080` | an integer (0 to 65535) | restart "
+        "| 0 = any free port; the log says which |" in lines
+    )
+
+
+def test_every_mark_of_what_is_not_yet_available_is_still_needed() -> None:
+    known = {entry.place for entry in entries()}
+    tables = {name.rpartition(".")[0] for name in known}
+
+    for mark in model.NOT_YET:
+        key, _, value = mark.partition(" = ")
+        parent = key.rpartition(".")[0]
+        assert (key in known) if value else (not parent or parent in tables), mark
+
+
+def test_the_example_that_is_the_reference_is_up_to_date() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+
+    assert text == example_file(), "run: python -m tests.config.reference"
+
+
+def test_the_example_that_is_the_reference_is_all_defaults() -> None:
+    assert loader.load_config(EXAMPLE, {}) == Config(EXAMPLE)
+
+
+def test_the_example_without_its_marks_is_all_defaults_with_every_feature_on() -> None:
+    text = re.sub(r"^#(?=[\[a-z])", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+    loaded = parse(text)
+
+    assert loaded == Config(
+        NAME,
+        upstreams=(UpstreamConfig("backend1", "10.0.0.1", 3000, health_check=HealthCheck()),),
+        health_check=HealthCheck(),
+        circuit_breaker=CircuitBreaker(),
+        sticky=Sticky(),
+        slow_start=SlowStart(),
+        admin=Admin(),
+    )
+
+
+def test_the_example_has_every_key_that_does_something() -> None:
+    text = EXAMPLE.read_text(encoding="utf-8")
+    written = set(re.findall(r"^#?([a-z_]+) = ", text, re.MULTILINE))
+
+    known = {entry.place for entry in entries()} - model.NOT_YET
+    assert written == {place.rpartition(".")[2] for place in known}
