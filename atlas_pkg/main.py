@@ -28,13 +28,14 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
+from atlas_pkg.admin.aggregate import About
+from atlas_pkg.admin.commands import MOST_ONE_IN
+from atlas_pkg.admin.server import AdminPort, serve_admin
 from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
-from atlas_pkg.control.admin_port import AdminPort, serve_admin
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
 from atlas_pkg.control.observing import check_access_log
 from atlas_pkg.control.orders import Order, Orders
-from atlas_pkg.control.overview import About
 from atlas_pkg.control.process import (
     allow_many_descriptors,
     collect_rarely,
@@ -49,7 +50,6 @@ from atlas_pkg.demo import Demo
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.listener import open_listener, open_listeners
-from atlas_pkg.serving.steering import MOST_ONE_IN
 from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")

@@ -23,8 +23,8 @@ import time
 import zlib
 from typing import NamedTuple
 
+from atlas_pkg.admin.commands import Asking, Change
 from atlas_pkg.balancing.upstream import AdminState, Identity
-from atlas_pkg.serving.steering import Asking, Change
 
 # Some ten thousand upstreams. Memory that is never written to is never taken.
 BOARD_BYTES = 2 * 1024 * 1024

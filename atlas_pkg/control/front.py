@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.serving.audience import Audience
+from atlas_pkg.observing.observers import Audience
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Worker

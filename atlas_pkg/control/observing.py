@@ -16,15 +16,15 @@ import os
 import threading
 from collections.abc import Sequence
 
+from atlas_pkg.admin.commands import Asking
 from atlas_pkg.config import Config
 from atlas_pkg.errors import StartError
-from atlas_pkg.metrics import Tallies
-from atlas_pkg.record import Observer, Record
-from atlas_pkg.serving.accesslog import EXPLAINED, AccessLog, open_log
-from atlas_pkg.serving.audience import A_FEW, ALL, Audience
-from atlas_pkg.serving.explaining import Tracer
-from atlas_pkg.serving.journal import Journal
-from atlas_pkg.serving.steering import Asking
+from atlas_pkg.observing.access_log import EXPLAINED, AccessLog, open_log
+from atlas_pkg.observing.event_log import Journal
+from atlas_pkg.observing.metrics import Tallies
+from atlas_pkg.observing.observers import A_FEW, ALL, Audience
+from atlas_pkg.observing.record import Observer, Record
+from atlas_pkg.observing.tracer import Tracer
 
 log = logging.getLogger("atlas")
 

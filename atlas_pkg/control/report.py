@@ -17,16 +17,16 @@ from typing import TypedDict
 
 import atlas_pkg
 from atlas_pkg import logs
+from atlas_pkg.admin.stats import ErrorLine, Reload, state_of
 from atlas_pkg.balancing.member import Member
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
-from atlas_pkg.gauges import Gauges, UpstreamGauges, read_process
-from atlas_pkg.metrics import Snapshot
+from atlas_pkg.observing.metrics import Snapshot
+from atlas_pkg.observing.minute import UpstreamNow
+from atlas_pkg.observing.process_stats import Gauges, UpstreamGauges, read_process
+from atlas_pkg.observing.timeline import Timeline, Wanted
 from atlas_pkg.serving.generation import Generation
-from atlas_pkg.serving.minute import UpstreamNow
-from atlas_pkg.serving.status import ErrorLine, Reload, state_of
-from atlas_pkg.serving.timeline import Timeline, Wanted
 
 # An upstream in one of these states is sent requests of new clients, unless its weight is 0.
 _USABLE = frozenset({"up", "half-open"})

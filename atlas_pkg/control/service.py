@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
+from atlas_pkg.admin.commands import Asking
 from atlas_pkg.balancing.health import HealthChecker
 from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
@@ -32,7 +33,6 @@ from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 from atlas_pkg.serving.proxy import Proxy
-from atlas_pkg.serving.steering import Asking
 from atlas_pkg.serving.tunnels import Tunnels
 from atlas_pkg.wording import show_endpoint
 

@@ -19,8 +19,8 @@ from atlas_pkg.errors import ClientError, ClientGone, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.stream import RECEIVE_BYTES
-from atlas_pkg.record import NO_TIMES, End, Record
-from atlas_pkg.serving.audience import Audience
+from atlas_pkg.observing.observers import Audience
+from atlas_pkg.observing.record import NO_TIMES, End, Record
 from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.exchange import Exchange, Worker, build_answer
 from atlas_pkg.serving.failures import explain, log_failure

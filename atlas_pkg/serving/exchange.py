@@ -24,7 +24,7 @@ from atlas_pkg.http1.forwarding import Hop
 from atlas_pkg.http1.message import Request
 from atlas_pkg.net.relay import Relay
 from atlas_pkg.net.stream import Stream
-from atlas_pkg.record import Record, Times
+from atlas_pkg.observing.record import Record, Times
 from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.generation import Generation
 

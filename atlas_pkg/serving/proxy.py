@@ -17,7 +17,7 @@ from atlas_pkg.errors import ClientError, Stage, StreamError, UpstreamError
 from atlas_pkg.http1.forwarding import build_switching_head
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE, Framing
 from atlas_pkg.http1.message import Response
-from atlas_pkg.record import End
+from atlas_pkg.observing.record import End
 from atlas_pkg.serving.asking import Attempt
 from atlas_pkg.serving.bodies import AnswerBody
 from atlas_pkg.serving.clients import Steps

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from atlas_pkg.logs import Throttle
-from atlas_pkg.serving.audience import MANY, Audience
+from atlas_pkg.observing.observers import MANY, Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate

@@ -24,7 +24,7 @@ from atlas_pkg.http1.framing import LAST_CHUNK, BodyKind, ChunkedDecoder, Framin
 from atlas_pkg.net.pipe import SPLICE_FROM
 from atlas_pkg.net.relay import BUFFER_BYTES, Relay
 from atlas_pkg.net.stream import Stream, wait_until_either, wait_until_taken
-from atlas_pkg.record import Record
+from atlas_pkg.observing.record import Record
 
 # A client that waits for 100 (Continue) gets ours when the upstream has said nothing for so long.
 CONTINUE_DELAY = 1.0

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from atlas_pkg.admin.commands import Asking
 from atlas_pkg.config import Config, LogConfig
 from atlas_pkg.control.observing import Observing
-from atlas_pkg.record import Record
-from atlas_pkg.serving.audience import A_FEW, Audience
-from atlas_pkg.serving.steering import Asking
-from tests.serving.explain_support import CHOICE, build_record
+from atlas_pkg.observing.observers import A_FEW, Audience
+from atlas_pkg.observing.record import Record
+from tests.observing.explain_support import CHOICE, build_record
 
 CONFIG = Config(Path("atlas.toml"))
 

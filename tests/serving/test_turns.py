@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from atlas_pkg.record import Record
+from atlas_pkg.observing.observers import Audience
+from atlas_pkg.observing.record import Record
 from atlas_pkg.serving import turns as turns_module
-from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import PATIENCE, Gate

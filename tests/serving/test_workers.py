@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from atlas_pkg.observing.observers import Audience
 from atlas_pkg.serving import workers as module
-from atlas_pkg.serving.audience import Audience
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate

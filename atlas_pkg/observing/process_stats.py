@@ -1,0 +1,119 @@
+"""What is true at this moment: of the upstreams, of the configuration, of the process.
+
+`metrics.py` counts what has happened; here is what goes up and down. Whoever owns a number fills
+it in when somebody asks, so nothing is kept up to date in between. Like a snapshot, `Gauges` are
+plain enough to be sent to another process as JSON, and `merge_gauges` makes one of several, for
+worker processes that share a port: what each has for itself is added up, what all have in common
+is taken once, and of an upstream the worst opinion counts: it is up where all of them find it so.
+
+`read_process` reads what the kernel keeps in /proc. Where there is none (macOS, BSD) it knows less,
+and says nothing instead of something wrong.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+_PROC = Path("/proc")
+
+# What an upstream can be, from bad to good, for processes that disagree. `admin/stats.py` puts
+# these into words; both are for the same reader, so a new one needs its place in both.
+STATES = ("maintenance", "drain", "down", "open", "checking", "half-open", "up")
+
+
+class UpstreamGauges(TypedDict):
+    """The state of one upstream."""
+
+    up: bool  # may be given requests
+    state: str  # one of `STATES`
+    active: int  # requests in flight
+    idle: int  # connections at rest in the pools
+    weight: int  # as configured or steered
+
+
+class Gauges(TypedDict):
+    """The state of Atlas."""
+
+    version: str
+    connections: int  # clients connected
+    connections_limit: int  # and how many there may be
+    queue: int  # requests that wait for a place at an upstream
+    upstreams: dict[str, UpstreamGauges]
+    reloads: dict[str, int]  # how often, by result: "success" or "failure"
+    last_reload_success: bool  # true before the first one
+    process: dict[str, float]  # see `read_process`
+
+
+def merge_gauges(parts: Sequence[Gauges]) -> Gauges:
+    """Describe several processes that serve the same configuration as one; `parts` is not empty."""
+    upstreams: dict[str, UpstreamGauges] = {}
+    reloads: dict[str, int] = {}
+    for part in parts:
+        for name, gauges in part["upstreams"].items():
+            upstreams[name] = _join(upstreams[name], gauges) if name in upstreams else gauges
+        for result, count in part["reloads"].items():
+            # Each of them reads the same file. One that replaced another has seen fewer.
+            reloads[result] = max(count, reloads.get(result, 0))
+    return Gauges(
+        version=parts[0]["version"],
+        connections=sum(part["connections"] for part in parts),
+        connections_limit=sum(part["connections_limit"] for part in parts),
+        queue=sum(part["queue"] for part in parts),
+        upstreams=upstreams,
+        reloads=reloads,
+        last_reload_success=all(part["last_reload_success"] for part in parts),
+        process=_join_processes([part["process"] for part in parts]),
+    )
+
+
+def _join(one: UpstreamGauges, other: UpstreamGauges) -> UpstreamGauges:
+    return UpstreamGauges(
+        up=one["up"] and other["up"],
+        state=min(one["state"], other["state"], key=STATES.index),
+        active=one["active"] + other["active"],
+        idle=one["idle"] + other["idle"],
+        weight=other["weight"],
+    )
+
+
+def _join_processes(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Add up processes. Descriptors and their limit both, so that their ratio keeps its meaning."""
+    joined: dict[str, float] = {}
+    for part in parts:
+        for key, value in part.items():
+            joined[key] = joined.get(key, 0) + value
+    starts = [part["start_time"] for part in parts if "start_time" in part]
+    if starts:
+        joined["start_time"] = min(starts)
+    return joined
+
+
+def read_process() -> dict[str, float]:
+    """Return what the system says of this process; a key is missing where it does not say it.
+
+    Keys: cpu_seconds, resident_bytes, virtual_bytes, open_fds, max_fds, threads and start_time,
+    which is in seconds since 1970. Blocks for some microseconds.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    gauges: dict[str, float] = {"cpu_seconds": sum(os.times()[:2])}
+    if soft != resource.RLIM_INFINITY:
+        gauges["max_fds"] = soft
+    try:
+        # Behind the name, which may hold anything: proc(5) counts from 1, this is its third field.
+        fields = (_PROC / "self" / "stat").read_bytes().rpartition(b")")[2].split()
+        boot = (_PROC / "stat").read_bytes().partition(b"\nbtime ")[2].split(maxsplit=1)[0]
+        descriptors = list((_PROC / "self" / "fd").iterdir())
+        known = {
+            "threads": int(fields[17]),
+            "start_time": int(boot) + int(fields[19]) / os.sysconf("SC_CLK_TCK"),
+            "virtual_bytes": int(fields[20]),
+            "resident_bytes": int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+            "open_fds": len(descriptors) - 1,  # less the one that was open for looking
+        }
+    except (OSError, IndexError, ValueError):
+        return gauges  # no /proc, or one that we do not know
+    return gauges | known
