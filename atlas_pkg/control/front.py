@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable
 
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.observing.observers import Audience
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Worker
@@ -41,12 +41,12 @@ class Front:
         self._holder = holder
         self._clients = clients
         self._gate = open_gate()
-        # Who is told of the exchanges here.
-        self.audience = Audience()
-        self._http = HttpService(holder, self._gate, clients, app, self.audience)
+        # Are told of the exchanges here.
+        self.observers = Observers()
+        self._http = HttpService(holder, self._gate, clients, app, self.observers)
         self._workers = Workers(
             self._gate,
-            Turns(self._gate, self._http.serve, self._give_up, max_threads, self.audience),
+            Turns(self._gate, self._http.serve, self._give_up, max_threads, self.observers),
             on_expired=self._http.expire,
             tidy=tidy,
             max_threads=max_threads,

@@ -93,7 +93,7 @@ class Reporter:
 
         `explains`: with the last exchanges, which are much to say.
         """
-        self._front.audience.tell()
+        self._front.observers.publish()
         tracer = self._observing.tracer
         upstreams = _describe_upstreams(generation, self._front.idle_connections())
         counts, last = self.reloads.read()

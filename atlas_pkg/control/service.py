@@ -84,7 +84,7 @@ class Service:
             max_threads=config.listen.max_threads,
         )
         self._observing = Observing(
-            self._front.audience, is_counting=config.admin is not None, explain=options.explain
+            self._front.observers, is_counting=config.admin is not None, explain=options.explain
         )
         self._reporter = Reporter(self._front, self._observing)
         self._board = board

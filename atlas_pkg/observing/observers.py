@@ -1,8 +1,8 @@
 """Those who are told of exchanges that have ended, many at a time.
 
 Between two requests whatever counts and writes leaves the CPU's caches, so telling of each one when
-it ends would cost three times as much. A worker only puts the record down here. All that have
-gathered are told of when there is nothing else to do, or when they are many.
+it ends would cost three times as much. Who serves only puts the record down here. All that are
+pending are published when there is nothing else to do, or when they are many.
 
 A third of what a record costs are its looks at the clock. So only those exchanges are timed of
 which somebody shows the times, and where a few will do, a few.
@@ -21,25 +21,26 @@ from atlas_pkg.observing.tracer import Tracer
 
 log = logging.getLogger("atlas.observers")
 
-# So many are told of even if there is something else to do. It takes a fifth of a millisecond.
+# So many are published even if there is something else to do. It takes a fifth of a millisecond.
 MANY = 256
 
-# Between two tellings, so many exchanges at most are timed where a few are enough.
+# Between two publications, so many exchanges at most are timed where a few are enough.
 A_FEW = 16
 ALL = 2**63
 
 
-class Audience:
+class Observers:
     """Observers, and records that they have not been told of. Thread-safe."""
 
     def __init__(self) -> None:
-        # Empty while nobody watches, and then nobody need make records.
-        self.observers: tuple[Observer, ...] = ()
+        # While nobody watches, nobody need make records.
+        self.are_there = False
         # What nobody has been told of, the oldest first. For others to look at.
-        self.untold: deque[Record] = deque()
-        # So many more exchanges are to be followed, before the next telling. Workers count it down
+        self.pending: deque[Record] = deque()
+        # So many more exchanges are to be followed, before the next publication. It is counted down
         # without the lock: one more or less is no matter.
         self.to_time = 0
+        self._observers: tuple[Observer, ...] = ()
         self._timed = 0
         self._tracer: Tracer | None = None
         # Held while observers are told. They only touch memory, so it never takes long.
@@ -48,12 +49,13 @@ class Audience:
     def watch(self, observers: Sequence[Observer], tracer: Tracer | None, *, timed: int) -> None:
         """Have `observers` told from now on, instead of those before.
 
-        So many exchanges are `timed` between two tellings: 0, `A_FEW` or `ALL`. The `tracer` says
-        which are explained; None: none.
+        So many exchanges are `timed` between two publications: 0, `A_FEW` or `ALL`. The `tracer`
+        says which are explained; None: none.
         """
         with self._lock:
-            self._tell()
-            self.observers, self._tracer = tuple(observers), tracer
+            self._publish()
+            self._observers, self._tracer = tuple(observers), tracer
+            self.are_there = bool(observers)
             self._timed = timed
         self.refresh()
 
@@ -68,20 +70,21 @@ class Audience:
     def note(self, record: Record) -> None:
         """Take note that an exchange has ended."""
         record.ended_at = time.monotonic()
-        self.untold.append(record)
+        self.pending.append(record)
 
-    def tell(self) -> None:
+    def publish(self) -> None:
         """Tell of all that have ended so far; who returns from here knows that it is done."""
         with self._lock:
-            self._tell()
+            self._publish()
 
-    def _tell(self) -> None:
-        if not self.untold:
+    def _publish(self) -> None:
+        """Caller holds the lock."""
+        if not self.pending:
             return
-        # Workers add to it meanwhile, but nobody else takes.
-        records = [self.untold.popleft() for _ in range(len(self.untold))]
+        # Others add to it meanwhile, but nobody else takes.
+        records = [self.pending.popleft() for _ in range(len(self.pending))]
         self.refresh()
-        for observer in self.observers:
+        for observer in self._observers:
             try:
                 observer(records)
             except Exception:

@@ -1,6 +1,6 @@
 """How a balancer thinks: which exchanges are explained, and the last ones to look at.
 
-The last exchanges are always kept as they are, or under load some of them (`audience.py`). Who the
+The last exchanges are always kept as they are, or under load some of them (`observers.py`). Who the
 candidates were is written down only for those that somebody asked for: one in so many, or the next
 of a certain client. Time lines are made when somebody looks.
 

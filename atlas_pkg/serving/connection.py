@@ -19,7 +19,7 @@ from atlas_pkg.errors import ClientError, ClientGone, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.stream import RECEIVE_BYTES
-from atlas_pkg.observing.observers import Audience
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.record import NO_TIMES, End, Record
 from atlas_pkg.serving.clients import ClientConnection, Clients, Steps
 from atlas_pkg.serving.exchange import Exchange, Worker, build_answer
@@ -46,7 +46,7 @@ class HttpService:
     """Serves client connections with one app. Thread-safe."""
 
     def __init__(
-        self, holder: ConfigHolder, gate: Gate, clients: Clients, app: App, audience: Audience
+        self, holder: ConfigHolder, gate: Gate, clients: Clients, app: App, observers: Observers
     ) -> None:
         self._holder = holder
         self._gate = gate
@@ -55,7 +55,7 @@ class HttpService:
         self._farewell = Farewell(gate, clients)
         self._throttle = Throttle(log)
         # Told of every exchange that has ended.
-        self._audience = audience
+        self._observers = observers
 
     def serve(self, client: ClientConnection, worker: Worker) -> Steps:
         """Serve `client` until it has nothing more to say; then it is parked or closed."""
@@ -81,13 +81,13 @@ class HttpService:
                 return
             worker = exchange.worker
             if not worker.leads:
-                self._audience.tell()  # the next one may take long
+                self._observers.publish()  # the next one may take long
 
     def expire(self, client: ClientConnection) -> None:
         """End a connection whose waiting at the gate took too long."""
         if client.head_since and not client.is_lingering:
             self._refuse(client, ClientError(408, "the request head did not come in time"))
-            self._audience.tell()  # no worker is there to do it
+            self._observers.publish()  # no worker is there to do it
         else:
             self._clients.close(client.stream)
 
@@ -163,12 +163,12 @@ class HttpService:
         exchange = Exchange(
             request, client, clients=self._clients, generation=generation, worker=worker
         )
-        if self._audience.observers:
+        if self._observers.are_there:
             exchange.record = record = exchange.begin_record()
             if client.head_since:
                 record.began_at = client.head_since
-            if self._audience.to_time > 0:
-                exchange.times = self._audience.follow(record)
+            if self._observers.to_time > 0:
+                exchange.times = self._observers.follow(record)
         client.head_since = 0.0
         if client.requests >= limits.requests_per_connection:
             exchange.may_persist = False
@@ -234,7 +234,7 @@ class HttpService:
         Before its client is let go of: who waits for the last client finds a record of them all.
         """
         if record is not None:
-            self._audience.note(record)
+            self._observers.note(record)
 
     def _refuse(
         self,
@@ -257,7 +257,7 @@ class HttpService:
             error.reason,
         )
         record = exchange.record if exchange else None
-        if exchange is None and self._audience.observers:
+        if exchange is None and self._observers.are_there:
             record = Record(client.address, head[: head.find(b"\r\n")], time.monotonic())
             record.began_at = client.head_since or record.head_at
             record.status, record.end = error.status, End.REFUSED

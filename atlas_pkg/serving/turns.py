@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from atlas_pkg.logs import Throttle
-from atlas_pkg.observing.observers import MANY, Audience
+from atlas_pkg.observing.observers import MANY, Observers
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gate import Gate
@@ -38,17 +38,17 @@ class Turns:
         serve: Callable[[ClientConnection, Worker], Steps],
         on_failed: Callable[[ClientConnection], None],
         most: int,
-        audience: Audience,
+        observers: Observers,
     ) -> None:
         """`on_failed` closes a connection whose serving met an error of ours.
 
-        The `audience` is told of what has ended.
+        The `observers` are told of what has ended.
         """
         self._gate = gate
         self._serve = serve
         self._on_failed = on_failed
         self._most = most
-        self._audience = audience
+        self._observers = observers
         self._tell_by = 0  # when the gate has counted so many departures; after a pause, at once
         self._throttle = Throttle(log)
         # Guards _held.
@@ -68,8 +68,8 @@ class Turns:
         if handed := self._gate.take_handed():
             self._hold(handed, worker)
             return True
-        untold = self._audience.untold
-        has_news = bool(untold)
+        pending = self._observers.pending
+        has_news = bool(pending)
         taken = self._gate.take(LULL if has_news else timeout)
         slow = self._serve_quickly(taken, worker)
         if overdue := self._take_overdue():
@@ -78,11 +78,11 @@ class Turns:
             for connection in slow[1:]:
                 self._gate.hand_over(connection)
             self._hold(slow[0], worker)
-        elif untold and (
-            not taken or len(untold) >= MANY or self._gate.departures >= self._tell_by
+        elif pending and (
+            not taken or len(pending) >= MANY or self._gate.departures >= self._tell_by
         ):
             self._tell_by = self._gate.departures + MOST_TURNS
-            self._audience.tell()
+            self._observers.publish()
         return bool(taken or slow or has_news)  # a lull is not the time that the caller gave us
 
     def leave(self, worker: Worker) -> None:
@@ -148,12 +148,12 @@ class Turns:
         with self._lock:
             self._held += 1  # before another one leads and counts
         self.leave(worker)
-        self._audience.tell()  # there may be nobody else to do it for as long as this takes
+        self._observers.publish()  # there may be nobody else to do it for as long as this takes
         waiting: ClientConnection | None = connection
         try:
             while waiting is not None:
                 self._advance(waiting, worker)
-                self._audience.tell()
+                self._observers.publish()
                 waiting = self._take_waiting()
         finally:
             with self._lock:

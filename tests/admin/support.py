@@ -24,7 +24,7 @@ from atlas_pkg.admin.stats import ErrorLine, Event, Sample, Stats, Strip, Totals
 from atlas_pkg.config import Config, Timeouts
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
-from atlas_pkg.observing.observers import Audience
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import Worker
@@ -146,7 +146,7 @@ class _Service:
         self.clients = Clients()
         config = Config(Path("atlas.toml"), timeouts=timeouts or Timeouts())
         holder = ConfigHolder(Generation(config))
-        self._http = HttpService(holder, self.gate, self.clients, app, Audience())
+        self._http = HttpService(holder, self.gate, self.clients, app, Observers())
 
     def serve(self, sock: socket.socket, address: str, patience: float) -> None:
         """Serve one client until it leaves, or says nothing for so many seconds."""

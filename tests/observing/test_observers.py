@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from atlas_pkg.admin.commands import Asking
-from atlas_pkg.observing.observers import A_FEW, ALL, Audience
+from atlas_pkg.observing.observers import A_FEW, ALL, Observers
 from atlas_pkg.observing.record import Record
 from atlas_pkg.observing.tracer import Tracer
 from tests.toolkit import Threads
@@ -18,10 +18,10 @@ def build_record(line: bytes = b"GET / HTTP/1.1") -> Record:
     return Record("192.0.2.7", line, 100.0)
 
 
-def follow(audience: Audience, record: Record) -> bool:
+def follow(observers: Observers, record: Record) -> bool:
     """Do as the HTTP loop; returns whether it is timed."""
-    if audience.to_time > 0:
-        audience.follow(record)
+    if observers.to_time > 0:
+        observers.follow(record)
     return record.times is not None
 
 
@@ -36,28 +36,28 @@ class Listener:
 
 
 def test_all_observers_are_told_of_all_that_ended_at_once_and_in_order() -> None:
-    audience, one, other = Audience(), Listener(), Listener()
-    audience.watch([one, other], None, timed=0)
+    observers, one, other = Observers(), Listener(), Listener()
+    observers.watch([one, other], None, timed=0)
 
     for line in (b"a", b"b"):
-        audience.note(build_record(line))
-    untold = len(audience.untold)
-    audience.tell()
-    audience.note(build_record(b"c"))
-    audience.tell()
-    audience.tell()
+        observers.note(build_record(line))
+    pending = len(observers.pending)
+    observers.publish()
+    observers.note(build_record(b"c"))
+    observers.publish()
+    observers.publish()
 
-    assert untold == 2
+    assert pending == 2
     assert one.told == other.told == [[b"a", b"b"], [b"c"]]
 
 
 def test_who_comes_later_is_not_told_of_what_was_before() -> None:
-    audience, one, other = Audience(), Listener(), Listener()
-    audience.watch([one], None, timed=0)
-    audience.note(build_record(b"before"))
-    audience.watch([other], None, timed=0)
-    audience.note(build_record(b"after"))
-    audience.tell()
+    observers, one, other = Observers(), Listener(), Listener()
+    observers.watch([one], None, timed=0)
+    observers.note(build_record(b"before"))
+    observers.watch([other], None, timed=0)
+    observers.note(build_record(b"after"))
+    observers.publish()
 
     assert (one.told, other.told) == ([[b"before"]], [[b"after"]])
 
@@ -68,80 +68,80 @@ def test_an_observer_that_fails_costs_the_others_nothing(
     def fail(_: Sequence[Record]) -> None:
         raise RuntimeError("broken")
 
-    audience, listener = Audience(), Listener()
-    audience.watch([fail, listener], None, timed=0)
-    audience.note(build_record(b"a"))
-    audience.tell()
+    observers, listener = Observers(), Listener()
+    observers.watch([fail, listener], None, timed=0)
+    observers.note(build_record(b"a"))
+    observers.publish()
 
     assert listener.told == [[b"a"]]
     assert "1 exchanges could not be observed" in caplog.text
 
 
 def test_the_end_is_when_it_is_noted() -> None:
-    audience, record = Audience(), build_record()
-    audience.note(record)
+    observers, record = Observers(), build_record()
+    observers.note(record)
 
     assert record.ended_at > 0
 
 
 def test_a_few_are_timed_between_two_tellings_and_then_a_few_more() -> None:
-    audience = Audience()
-    audience.watch([Listener()], None, timed=A_FEW)
+    observers = Observers()
+    observers.watch([Listener()], None, timed=A_FEW)
 
-    first = [follow(audience, build_record()) for _ in range(A_FEW + 2)]
-    audience.note(build_record())
-    audience.tell()
+    first = [follow(observers, build_record()) for _ in range(A_FEW + 2)]
+    observers.note(build_record())
+    observers.publish()
 
     assert first == [True] * A_FEW + [False] * 2
-    assert follow(audience, build_record())
+    assert follow(observers, build_record())
 
 
 def test_all_or_none_are_timed_if_that_was_said() -> None:
-    audience = Audience()
-    audience.watch([Listener()], None, timed=ALL)
-    every = [follow(audience, build_record()) for _ in range(1000)]
-    audience.watch([Listener()], None, timed=0)
+    observers = Observers()
+    observers.watch([Listener()], None, timed=ALL)
+    every = [follow(observers, build_record()) for _ in range(1000)]
+    observers.watch([Listener()], None, timed=0)
 
     assert all(every)
-    assert not follow(audience, build_record())
+    assert not follow(observers, build_record())
 
 
 def test_what_is_to_be_explained_is_found_beyond_the_few() -> None:
-    audience, tracer = Audience(), Tracer()
-    audience.watch([Listener()], tracer, timed=0)
+    observers, tracer = Observers(), Tracer()
+    observers.watch([Listener()], tracer, timed=0)
     before = build_record()
-    assert not follow(audience, before)
+    assert not follow(observers, before)
 
     tracer.ask(Asking(next_from="192.0.2.7"))
-    audience.refresh()
+    observers.refresh()
     record, another = build_record(), build_record()
-    assert follow(audience, record)
-    assert follow(audience, another)  # since nobody knows before who it is
+    assert follow(observers, record)
+    assert follow(observers, another)  # since nobody knows before who it is
 
     assert (record.choices, another.choices) == ([], None)
-    audience.note(record)
-    audience.tell()
-    assert not follow(audience, build_record())
+    observers.note(record)
+    observers.publish()
+    assert not follow(observers, build_record())
 
 
 def test_threads_that_note_and_tell_lose_nothing_and_repeat_nothing() -> None:
-    audience, listener = Audience(), Listener()
-    audience.watch([listener], None, timed=A_FEW)
+    observers, listener = Observers(), Listener()
+    observers.watch([listener], None, timed=A_FEW)
     threads, barrier = Threads(), threading.Barrier(4)
 
     def work(number: int) -> None:
         barrier.wait()
         for index in range(2000):
             record = build_record(b"%d %d" % (number, index))
-            follow(audience, record)
-            audience.note(record)
+            follow(observers, record)
+            observers.note(record)
             if index % 3 == 0:
-                audience.tell()
+                observers.publish()
 
     for number in range(4):
         threads.start(work, number)
     threads.join()
-    audience.tell()
+    observers.publish()
 
     lines = [line for told in listener.told for line in told]
     expected = [[b"%d %d" % (number, index) for index in range(2000)] for number in range(4)]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from atlas_pkg.observing.observers import Audience
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.record import Record
 from atlas_pkg.serving import turns as turns_module
 from atlas_pkg.serving.clients import ClientConnection, Steps
@@ -32,10 +32,10 @@ class Scene:
         self.worker = Worker()
         self.failed: list[ClientConnection] = []
         self.events: list[str] = []
-        self.audience = Audience()
+        self.observers = Observers()
 
     def turns(self, serve: Serve, most: int = 64) -> Turns:
-        return Turns(self.gate, serve, self.failed.append, most, self.audience)
+        return Turns(self.gate, serve, self.failed.append, most, self.observers)
 
     def arrive(self, *names: str) -> list[ClientConnection]:
         """Park clients that have something to say."""
@@ -98,21 +98,21 @@ class Noting:
     """Serves clients at once, and remembers how much had been told when each of them came."""
 
     def __init__(self, scene: Scene) -> None:
-        self.audience = scene.audience
+        self.observers = scene.observers
         self.told: list[int] = []
         self.seen: list[int] = []
-        self.audience.watch([lambda records: self.told.append(len(records))], None, timed=0)
+        self.observers.watch([lambda records: self.told.append(len(records))], None, timed=0)
 
     def serve(self, connection: ClientConnection, worker: Worker) -> Steps:
         self.seen.append(sum(self.told))
         while connection.address == "slow" and worker.leads:
             worker = yield None
-        self.audience.note(Record(connection.address, b"", 0.0))
+        self.observers.note(Record(connection.address, b"", 0.0))
 
 
 def begin_busy_time(scene: Scene, turns: Turns, noting: Noting) -> None:
     """Have the first exchange after a pause told, as it is at once; from here on turns count."""
-    noting.audience.note(Record("192.0.2.7", b"", 0.0))
+    noting.observers.note(Record("192.0.2.7", b"", 0.0))
     assert turns.take_one(scene.worker, 10)
     assert noting.told == [1]
     noting.told.clear()
@@ -155,7 +155,7 @@ def test_turns_that_end_nothing_do_not_put_off_the_telling(
     noting = Noting(scene)
     turns = scene.turns(at_once(scene.events))
     begin_busy_time(scene, turns, noting)
-    noting.audience.note(Record("192.0.2.7", b"", 0.0))
+    noting.observers.note(Record("192.0.2.7", b"", 0.0))
 
     told = []
     for number in range(4):
@@ -170,10 +170,10 @@ def test_a_lull_is_not_all_the_time_that_a_worker_was_given(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns, take = scene.turns(at_once(scene.events)), scene.gate.take
-    scene.audience.note(Record("192.0.2.7", b"", 0.0))
+    scene.observers.note(Record("192.0.2.7", b"", 0.0))
 
     def take_while_others_tell(timeout: float) -> list[ClientConnection]:
-        scene.audience.tell()
+        scene.observers.publish()
         return take(timeout)
 
     monkeypatch.setattr(scene.gate, "take", take_while_others_tell)
@@ -185,7 +185,7 @@ def test_a_lull_is_not_all_the_time_that_a_worker_was_given(
 def test_who_has_to_wait_tells_of_the_others_before(scene: Scene) -> None:
     noting = Noting(scene)
     turns = scene.turns(noting.serve)
-    noting.audience.note(Record("192.0.2.7", b"", 0.0))
+    noting.observers.note(Record("192.0.2.7", b"", 0.0))
     scene.arrive("slow")
 
     assert turns.take_one(scene.worker, 10)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from atlas_pkg.observing.observers import Audience
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.serving import workers as module
 from atlas_pkg.serving.clients import ClientConnection, Steps
 from atlas_pkg.serving.exchange import Worker
@@ -54,7 +54,7 @@ def start(gate: Gate, ends: Ends, expired: list[ClientConnection]) -> Iterator[S
 
         workers = Workers(
             gate,
-            Turns(gate, steps or serve_in_steps, give_up, max_threads, Audience()),
+            Turns(gate, steps or serve_in_steps, give_up, max_threads, Observers()),
             on_expired=expired.append,
             tidy=tidy,
             max_threads=max_threads,
