@@ -29,7 +29,6 @@ from typing import NamedTuple
 import atlas_pkg
 from atlas_pkg import logs
 from atlas_pkg.admin.aggregate import About
-from atlas_pkg.admin.commands import MOST_ONE_IN
 from atlas_pkg.admin.server import AdminPort, serve_admin
 from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
 from atlas_pkg.control.board import Board
@@ -50,6 +49,7 @@ from atlas_pkg.demo import Demo
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.listener import open_listener, open_listeners
+from atlas_pkg.observing.tracer import MOST_ONE_IN
 from atlas_pkg.wording import show_endpoint
 
 log = logging.getLogger("atlas")

@@ -23,7 +23,10 @@ RANKS = (
     {"http1"},
     {"net"},
     {"balancing"},
-    {"observing", "serving", "control", "admin"},
+    {"observing"},
+    {"serving"},
+    {"control"},
+    {"admin"},
     {"main", "__main__", "bundle", "demo"},
 )
 
@@ -31,6 +34,7 @@ RANKS = (
 FORBIDDEN = {
     "atlas_pkg.http1": {"socket", "select", "selectors", "ssl", "threading", "time", "logging"},
     "atlas_pkg.net": {"atlas_pkg.http1"},
+    "atlas_pkg.observing": {"socket", "ssl", "atlas_pkg.net", "atlas_pkg.http1"},
     "atlas_pkg.serving.server": {"atlas_pkg.serving.connection"},
     "atlas_pkg.serving.connection": {
         "atlas_pkg.serving.proxy",

@@ -23,16 +23,16 @@ from typing import Protocol
 
 import atlas_pkg
 from atlas_pkg.admin import merging
-from atlas_pkg.admin.commands import Asking, Change, SteeringError
+from atlas_pkg.admin.commands import CommandError, select
+from atlas_pkg.admin.minute import Minute
 from atlas_pkg.admin.stats import Stats, Totals
-from atlas_pkg.control.board import Board
+from atlas_pkg.control.board import Board, Change
 from atlas_pkg.control.report import DRAINING, SERVING, Part
 from atlas_pkg.observing.event_log import Journal, merge_errors
 from atlas_pkg.observing.metrics import Snapshot, merge
-from atlas_pkg.observing.minute import Minute
 from atlas_pkg.observing.prometheus import render_prometheus
 from atlas_pkg.observing.timeline import Explained
-from atlas_pkg.observing.tracer import merge_timelines, select
+from atlas_pkg.observing.tracer import Asking, merge_timelines
 
 log = logging.getLogger("atlas.overview")
 
@@ -98,12 +98,12 @@ class Overview:
         parts, _ = self._collect()
         found = [item for item in merging.merge_upstreams(parts) if item["name"] == name]
         if not parts:
-            raise SteeringError(503, "no process says how it is")
+            raise CommandError(503, "no process says how it is")
         if not found:
             return False
         for item in found:  # two for a moment, while a reload gives the name another address
             if not self._board.change((name, item["address"], item["port"]), change):
-                raise SteeringError(503, "too many upstreams have been steered")
+                raise CommandError(503, "too many upstreams have been steered")
         self._journal.note("steering", f"{change}, by an administrator", upstream=name)
         self._have_all_follow()
         return True
@@ -111,7 +111,7 @@ class Overview:
     def ask_for(self, asking: Asking) -> None:
         """Have exchanges explained from now on, in every process."""
         if not self._board.ask(asking):
-            raise SteeringError(503, "too many upstreams have been steered")
+            raise CommandError(503, "too many upstreams have been steered")
         self._journal.note("steering", f"explain {asking}, by an administrator")
         self._have_all_follow()
 
@@ -128,12 +128,12 @@ class Overview:
         )
 
     def _have_all_follow(self) -> None:
-        """Have all processes look at the board; raises `SteeringError` if not all do."""
+        """Have all processes look at the board; raises `CommandError` if not all do."""
         parts, _ = self._collect()
         processes = self._about.processes
         if missing := processes - len(parts):
             reason = f"{missing} of {processes} processes do not answer; they will follow later"
-            raise SteeringError(503, reason)
+            raise CommandError(503, reason)
 
     def stats(self) -> Stats:
         """The document of `/stats.json`, made for the caller, who may change it."""

@@ -19,7 +19,7 @@ import logging
 import urllib.parse
 from collections.abc import Callable
 
-from atlas_pkg.admin.commands import SteeringError, parse_asking, parse_change
+from atlas_pkg.admin.commands import CommandError, parse_asking, parse_change
 from atlas_pkg.admin.page import Page
 from atlas_pkg.admin.responses import TEXT, Reply, read_small_body, send_reply
 from atlas_pkg.admin.same_origin import is_foreign_host, is_foreign_origin
@@ -97,7 +97,7 @@ class AdminApp:
             return _not_allowed("GET, HEAD")
         try:
             return view(exchange)
-        except SteeringError as error:
+        except CommandError as error:
             return _refused(error)
 
     def _refuse_foreign(self, exchange: Exchange) -> Reply | None:
@@ -151,7 +151,7 @@ class AdminApp:
         body = read_small_body(exchange, MOST_BODY)
         try:
             reply = _sentence(200, f"done: {order(exchange, body)}")
-        except SteeringError as error:
+        except CommandError as error:
             reply = _refused(error)
         send_reply(exchange, reply, has_read_body=True)
 
@@ -178,10 +178,10 @@ class AdminApp:
         try:
             name = urllib.parse.unquote(quoted, errors="strict")
         except UnicodeDecodeError:
-            raise SteeringError(404, _UNKNOWN) from None
+            raise CommandError(404, _UNKNOWN) from None
         change = parse_change(_content_type(exchange), body)
         if not self._source.steer(name, change):
-            raise SteeringError(404, _UNKNOWN)
+            raise CommandError(404, _UNKNOWN)
         log.info("upstream %s: %s, by %s", name, change, _client(exchange))
         return str(change)
 
@@ -200,7 +200,7 @@ def _sentence(status: int, text: str, *fields: tuple[str, str]) -> Reply:
     return Reply(status, f"{text}\n".encode(), TEXT, fields=fields)
 
 
-def _refused(error: SteeringError) -> Reply:
+def _refused(error: CommandError) -> Reply:
     retry = (_RETRY_AFTER,) if error.status == 503 else ()
     return _sentence(error.status, error.reason, *retry)
 

@@ -1,6 +1,6 @@
 """What an administrator asks for: another state or weight of an upstream, explanations.
 
-A request's body, form or JSON, becomes a `Change` or an `Asking`, or a `SteeringError` with a
+A request's body, form or JSON, becomes a `Change` or an `Asking`, or a `CommandError` with a
 sentence. Exactly what is documented is taken: a key that is unknown or given twice is refused,
 since whoever steers a load balancer should not learn later that half of it was ignored.
 
@@ -13,25 +13,27 @@ import ipaddress
 import json
 import urllib.parse
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 
 from atlas_pkg.balancing.upstream import AdminState
+from atlas_pkg.control.board import Change
 from atlas_pkg.errors import AtlasError
 from atlas_pkg.http1 import syntax
+from atlas_pkg.observing.timeline import Timeline
+from atlas_pkg.observing.tracer import MOST_ONE_IN, Asking
 
 # As the configuration has it.
 MOST_WEIGHT = 1000
 
-# One in more than these need not be explained at all.
-MOST_ONE_IN = 1_000_000
-
 # A form knows only text; these are numbers in it.
 _NUMBERS = ("weight", "one_in")
+
+_FILTERS = frozenset({"upstream", "client", "explained", "order"})
 
 _STATES = {state.value: state for state in AdminState}
 
 
-class SteeringError(AtlasError):
+class CommandError(AtlasError):
     """A change that cannot be made; `status` and `reason` are what the administrator hears."""
 
     def __init__(self, status: int, reason: str) -> None:
@@ -40,41 +42,8 @@ class SteeringError(AtlasError):
         super().__init__(reason)
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What is to be different; None is what stays."""
-
-    state: AdminState | None = None
-    weight: int | None = None
-    resets_weight: bool = False  # back to the file's weight
-
-    def __str__(self) -> str:
-        parts = [f"state {self.state.value}"] if self.state is not None else []
-        if self.weight is not None:
-            parts.append(f"weight {self.weight}")
-        elif self.resets_weight:
-            parts.append("weight as in the file")
-        return ", ".join(parts)
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """Which exchanges are to be explained from now on; None is what stays."""
-
-    one_in: int | None = None  # 0 = none
-    next_from: str | None = None  # the address of a client; empty = wait for nobody
-
-    def __str__(self) -> str:
-        parts = []
-        if self.one_in is not None:
-            parts.append(f"one in {self.one_in}" if self.one_in else "none of all")
-        if self.next_from is not None:
-            parts.append(f"the next from {self.next_from or 'nobody'}")
-        return ", ".join(parts)
-
-
 def parse_change(content_type: bytes, body: bytes) -> Change:
-    """Read a request's body: JSON if it says so, else a form. Raises `SteeringError`."""
+    """Read a request's body: JSON if it says so, else a form. Raises `CommandError`."""
     return _build_change(_read_values(content_type, body, ("state", "weight")))
 
 
@@ -90,7 +59,7 @@ def parse_asking(content_type: bytes, body: bytes) -> Asking:
 def _read_count(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_ONE_IN:
         return value
-    raise SteeringError(400, f"one_in must be an integer from 0 to {MOST_ONE_IN}")
+    raise CommandError(400, f"one_in must be an integer from 0 to {MOST_ONE_IN}")
 
 
 def _read_address(value: object) -> str:
@@ -99,7 +68,7 @@ def _read_address(value: object) -> str:
             return str(ipaddress.ip_address(value)) if value else ""
     except ValueError:
         pass
-    raise SteeringError(400, "next_from must be an IP address, or empty to wait for nobody")
+    raise CommandError(400, "next_from must be an IP address, or empty to wait for nobody")
 
 
 def _read_values(content_type: bytes, body: bytes, known: Sequence[str]) -> dict[str, object]:
@@ -110,11 +79,11 @@ def _read_values(content_type: bytes, body: bytes, known: Sequence[str]) -> dict
     elif kind in {b"", b"application/x-www-form-urlencoded"}:
         values = _parse_form(body)
     else:
-        raise SteeringError(400, "the body must be a form or application/json")
+        raise CommandError(400, "the body must be a form or application/json")
     if values.keys() - set(known):
-        raise SteeringError(400, f"only the keys {' and '.join(known)} are known")
+        raise CommandError(400, f"only the keys {' and '.join(known)} are known")
     if not values:
-        raise SteeringError(400, f"the body must set {' or '.join(known)}")
+        raise CommandError(400, f"the body must set {' or '.join(known)}")
     return values
 
 
@@ -124,14 +93,14 @@ def _build_change(values: Mapping[str, object]) -> Change:
         wanted = values["state"]
         state = _STATES.get(wanted) if isinstance(wanted, str) else None
         if state is None:
-            raise SteeringError(400, f"state must be one of {', '.join(_STATES)}")
+            raise CommandError(400, f"state must be one of {', '.join(_STATES)}")
     if "weight" not in values:
         return Change(state)
     weight = values["weight"]
     if weight is None or weight == "":
         return Change(state, resets_weight=True)
     if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MOST_WEIGHT:
-        raise SteeringError(
+        raise CommandError(
             400, f"weight must be an integer from 0 to {MOST_WEIGHT}, or empty for the file's"
         )
     return Change(state, weight)
@@ -147,7 +116,7 @@ def _parse_form(body: bytes) -> dict[str, object]:
             max_num_fields=10,
         )
     except ValueError:  # UnicodeDecodeError is one
-        raise SteeringError(400, "the form is malformed") from None
+        raise CommandError(400, "the form is malformed") from None
     values: dict[str, object] = dict(_without_twins(pairs))
     for key in _NUMBERS:
         text = values.get(key)
@@ -161,14 +130,43 @@ def _parse_json(body: bytes) -> dict[str, object]:
     try:
         values = json.loads(body, object_pairs_hook=_without_twins)
     except (ValueError, RecursionError):
-        raise SteeringError(400, "the JSON is malformed") from None
+        raise CommandError(400, "the JSON is malformed") from None
     if not isinstance(values, dict):
-        raise SteeringError(400, "the JSON must be an object")
+        raise CommandError(400, "the JSON must be an object")
     return values
 
 
 def _without_twins(pairs: list[tuple[str, object]] | list[tuple[str, str]]) -> dict[str, object]:
     values: dict[str, object] = dict(pairs)
     if len(values) < len(pairs):
-        raise SteeringError(400, "a key is given twice")
+        raise CommandError(400, "a key is given twice")
     return values
+
+
+def select(timelines: list[Timeline], query: Mapping[str, str]) -> list[Timeline]:
+    """Select what the parameters of a query ask for; raises `CommandError`.
+
+    `upstream` and `client` keep those of one, `explained=1` those that have been explained, and
+    `order=slowest` has the slowest come first.
+    """
+    if query.keys() - _FILTERS:
+        known = ", ".join(sorted(_FILTERS))
+        raise CommandError(400, f"only the parameters {known} are known")
+    if query.get("order", "slowest") != "slowest" or query.get("explained", "1") != "1":
+        raise CommandError(400, "only order=slowest and explained=1 are known")
+    found = [
+        item
+        for item in timelines
+        if query.get("client", item["client"]) == item["client"]
+        and ("upstream" not in query or _has_met(item, query["upstream"]))
+        and ("explained" not in query or item["choices"] is not None)
+    ]
+    if "order" in query:
+        found.sort(key=itemgetter("total_ms"), reverse=True)
+    return found
+
+
+def _has_met(timeline: Timeline, upstream: str) -> bool:
+    """Was it sent to this upstream, at last or before a retry?"""
+    failed = (failure["upstream"] for failure in timeline["failures"])
+    return upstream == timeline["upstream"] or upstream in failed

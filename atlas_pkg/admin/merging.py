@@ -12,10 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import atlas_pkg
-from atlas_pkg.admin.stats import Reload
 from atlas_pkg.control.report import DRAINING, SERVING, Part, is_usable
-from atlas_pkg.observing.minute import UpstreamNow
-from atlas_pkg.observing.process_stats import STATES, Gauges, merge_gauges
+from atlas_pkg.observing.process_stats import STATES, Gauges, Reload, UpstreamNow, merge_gauges
 
 
 def merge_upstreams(parts: Sequence[Part]) -> list[UpstreamNow]:

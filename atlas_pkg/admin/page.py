@@ -19,14 +19,9 @@ import re
 from collections.abc import Callable, Iterable
 
 from atlas_pkg.admin import figures
-from atlas_pkg.admin.stats import (
-    ErrorLine,
-    Event,
-    Stats,
-    UpstreamStats,
-    Verdict,
-)
+from atlas_pkg.admin.stats import Stats, UpstreamStats, Verdict
 from atlas_pkg.admin.waterfall import show_section
+from atlas_pkg.observing.event_log import ErrorLine, Event
 from atlas_pkg.observing.timeline import Explained
 from atlas_pkg.wording import show_endpoint
 

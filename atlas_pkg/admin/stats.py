@@ -13,46 +13,17 @@ process and for several. `state_of` puts one upstream's state into words, the sa
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, NotRequired, Protocol, TypedDict, runtime_checkable
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
-from atlas_pkg.admin.commands import Asking, Change
-from atlas_pkg.balancing.breaker import BreakerState
-from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream
+from atlas_pkg.control.board import Change
+from atlas_pkg.observing.event_log import ErrorLine, Event
+from atlas_pkg.observing.process_stats import Reload
+from atlas_pkg.observing.rates import Sample, Strip
 from atlas_pkg.observing.timeline import Explained
+from atlas_pkg.observing.tracer import Asking
 
 # More than these, and the summary is no longer one.
 _MOST_DETAILS = 4
-
-
-class State(NamedTuple):
-    """One upstream's state: a word for programs, words for people, and the cause."""
-
-    kind: str  # up | checking | down | open | half-open | drain | maintenance
-    words: str
-    why: str  # empty where there is nothing to say
-
-
-class Reload(TypedDict):
-    """The last reload; `generation` is the one in force after it."""
-
-    time: float
-    ok: bool
-    error: str
-    generation: int
-
-
-class Sample(TypedDict):
-    """The numbers of one second, and at the same time those at the head of the page."""
-
-    rate: float  # requests a second
-    connections: int
-    error_percent: float  # answers with 5xx, whoever made them, among all
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
-    bytes_in_rate: float
-    bytes_out_rate: float
-    queue: int  # requests that wait for a slot under upstreams.max_connections
 
 
 class Totals(Sample):
@@ -60,14 +31,6 @@ class Totals(Sample):
 
     max_connections: int  # of all processes together
     requests: int  # since the start
-
-
-class Strip(TypedDict):
-    """An upstream's last minute; the newest second comes last, and there may be fewer than 60."""
-
-    requests: list[int]  # that it answered
-    failed: list[int]  # attempts that failed
-    marks: str  # a letter a second: u in rotation, d down or breaker open, o taken out by hand
 
 
 class UpstreamStats(TypedDict):
@@ -96,27 +59,6 @@ class UpstreamStats(TypedDict):
     p95_ms: float | None
     p99_ms: float | None
     strip: Strip
-
-
-class Event(TypedDict):
-    """Something that happened; `upstream` is empty where it concerns none."""
-
-    time: float
-    kind: str  # state | reload | refused | steering | process
-    upstream: str
-    text: str
-
-
-class ErrorLine(TypedDict):
-    """Errors that are alike: answers that Atlas made itself, or that it had to cut."""
-
-    time: float  # of the last one
-    client: str  # of the last one
-    line: str  # the request line, without the query
-    upstream: str  # "-" if none was tried
-    status: int
-    text: str
-    count: int  # how many there were
 
 
 class Verdict(TypedDict):
@@ -167,7 +109,7 @@ class StatusSource(Protocol):
     def steer(self, name: str, change: Change) -> bool:
         """Carry out `change` in every process; False when no upstream is called `name`.
 
-        Raises `SteeringError` where it could not be done.
+        Raises `CommandError` where it could not be done.
         """
 
 
@@ -178,45 +120,14 @@ class ExplainingSource(Protocol):
     def explain(self, query: Mapping[str, str]) -> Explained:
         """The document of `/explain.json` for the parameters of its query.
 
-        Raises `SteeringError` for parameters that are not known.
+        Raises `CommandError` for parameters that are not known.
         """
 
     def ask_for(self, asking: Asking) -> None:
         """Have exchanges explained from now on, in every process.
 
-        Raises `SteeringError` where that could not be done.
+        Raises `CommandError` where that could not be done.
         """
-
-
-def state_of(upstream: Upstream, now: float, *, is_checked: bool) -> State:
-    """Put the state of `upstream` into words. Caller holds the balancer's lock.
-
-    `now` is `time.monotonic()`; `is_checked` says whether health checks are configured for it.
-    """
-    state = _state_by_itself(upstream, now, is_checked)
-    if upstream.admin_state is AdminState.READY:
-        return state
-    kind = upstream.admin_state.value
-    why = "no new clients" if upstream.admin_state is AdminState.DRAIN else "no requests"
-    if state.kind != "up":
-        why += f"; besides: {state.words}"
-    return State(kind, kind, why)
-
-
-def _state_by_itself(upstream: Upstream, now: float, is_checked: bool) -> State:
-    """The state without regard to an administrator's word."""
-    if not upstream.is_up:
-        if upstream.health_reason == UNPROBED:
-            return State("checking", "checking", UNPROBED)
-        return State("down", "down", upstream.health_reason)
-    breaker = upstream.breaker
-    state = breaker.state(now) if breaker is not None else BreakerState.CLOSED
-    if breaker is None or breaker.reopens_at is None or state is BreakerState.CLOSED:
-        return State("up", "up", (upstream.health_reason or "no probe yet") if is_checked else "")
-    if state is BreakerState.OPEN:
-        left = max(1, round(breaker.reopens_at - now))
-        return State("open", f"breaker open, {left} s left", "too many failures in a row")
-    return State("half-open", "half-open", "a few requests are sent as trials")
 
 
 def judge(stats: Stats) -> Verdict:
@@ -255,10 +166,3 @@ def _judge_service(stats: Stats) -> tuple[str, str, list[str]]:
 
 def _in_words(upstream: UpstreamStats) -> str:
     return ", ".join(part for part in (upstream["state"], upstream["why"]) if part)
-
-
-def mark_of(kind: str) -> str:
-    """The letter of a state in `Strip.marks`."""
-    if kind in {"drain", "maintenance"}:
-        return "o"
-    return "u" if kind in {"up", "half-open"} else "d"

@@ -16,7 +16,6 @@ import os
 import threading
 from collections.abc import Sequence
 
-from atlas_pkg.admin.commands import Asking
 from atlas_pkg.config import Config
 from atlas_pkg.errors import StartError
 from atlas_pkg.observing.access_log import EXPLAINED, AccessLog, open_log
@@ -24,7 +23,7 @@ from atlas_pkg.observing.event_log import Journal
 from atlas_pkg.observing.metrics import Tallies
 from atlas_pkg.observing.observers import A_FEW, ALL, Observers
 from atlas_pkg.observing.record import Observer, Record
-from atlas_pkg.observing.tracer import Tracer
+from atlas_pkg.observing.tracer import Asking, Tracer
 
 log = logging.getLogger("atlas")
 

@@ -17,14 +17,20 @@ from typing import TypedDict
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.admin.stats import ErrorLine, Reload, state_of
 from atlas_pkg.balancing.member import Member
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
+from atlas_pkg.observing.event_log import ErrorLine
 from atlas_pkg.observing.metrics import Snapshot
-from atlas_pkg.observing.minute import UpstreamNow
-from atlas_pkg.observing.process_stats import Gauges, UpstreamGauges, read_process
+from atlas_pkg.observing.process_stats import (
+    Gauges,
+    Reload,
+    UpstreamGauges,
+    UpstreamNow,
+    read_process,
+    state_of,
+)
 from atlas_pkg.observing.timeline import Timeline, Wanted
 from atlas_pkg.serving.generation import Generation
 

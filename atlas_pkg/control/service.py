@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.admin.commands import Asking
 from atlas_pkg.balancing.health import HealthChecker
 from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
@@ -29,6 +28,7 @@ from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError
+from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.generation import ConfigHolder, Generation

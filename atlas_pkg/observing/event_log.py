@@ -19,8 +19,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
+from typing import TypedDict
 
-from atlas_pkg.admin.stats import ErrorLine, Event, State
+from atlas_pkg.observing.process_stats import State
 from atlas_pkg.observing.record import DONE, End, Record
 from atlas_pkg.observing.timeline import show_line
 
@@ -45,6 +46,27 @@ _Kind = tuple[int, str, str, str]
 
 # A breaker that is not closed.
 _BREAKER_KINDS = frozenset({"open", "half-open"})
+
+
+class Event(TypedDict):
+    """Something that happened; `upstream` is empty where it concerns none."""
+
+    time: float
+    kind: str  # state | reload | refused | steering | process
+    upstream: str
+    text: str
+
+
+class ErrorLine(TypedDict):
+    """Errors that are alike: answers that Atlas made itself, or that it had to cut."""
+
+    time: float  # of the last one
+    client: str  # of the last one
+    line: str  # the request line, without the query
+    upstream: str  # "-" if none was tried
+    status: int
+    text: str
+    count: int  # how many there were
 
 
 class Journal:

@@ -16,13 +16,50 @@ import os
 import resource
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
+
+from atlas_pkg.balancing.breaker import BreakerState
+from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream
 
 _PROC = Path("/proc")
 
 # What an upstream can be, from bad to good, for processes that disagree. `admin/stats.py` puts
 # these into words; both are for the same reader, so a new one needs its place in both.
 STATES = ("maintenance", "drain", "down", "open", "checking", "half-open", "up")
+
+
+class State(NamedTuple):
+    """One upstream's state: a word for programs, words for people, and the cause."""
+
+    kind: str  # up | checking | down | open | half-open | drain | maintenance
+    words: str
+    why: str  # empty where there is nothing to say
+
+
+class Reload(TypedDict):
+    """The last reload; `generation` is the one in force after it."""
+
+    time: float
+    ok: bool
+    error: str
+    generation: int
+
+
+class UpstreamNow(TypedDict):
+    """One upstream at this moment: what no counter tells. Plain, to be sent between processes."""
+
+    name: str
+    address: str
+    port: int
+    kind: str  # these three as in `status.State`
+    state: str
+    why: str
+    weight: int
+    configured_weight: int
+    backup: bool
+    in_flight: int
+    max_connections: int
+    idle: int
 
 
 class UpstreamGauges(TypedDict):
@@ -117,3 +154,41 @@ def read_process() -> dict[str, float]:
     except (OSError, IndexError, ValueError):
         return gauges  # no /proc, or one that we do not know
     return gauges | known
+
+
+def state_of(upstream: Upstream, now: float, *, is_checked: bool) -> State:
+    """Put the state of `upstream` into words. Caller holds the balancer's lock.
+
+    `now` is `time.monotonic()`; `is_checked` says whether health checks are configured for it.
+    """
+    state = _state_by_itself(upstream, now, is_checked)
+    if upstream.admin_state is AdminState.READY:
+        return state
+    kind = upstream.admin_state.value
+    why = "no new clients" if upstream.admin_state is AdminState.DRAIN else "no requests"
+    if state.kind != "up":
+        why += f"; besides: {state.words}"
+    return State(kind, kind, why)
+
+
+def _state_by_itself(upstream: Upstream, now: float, is_checked: bool) -> State:
+    """The state without regard to an administrator's word."""
+    if not upstream.is_up:
+        if upstream.health_reason == UNPROBED:
+            return State("checking", "checking", UNPROBED)
+        return State("down", "down", upstream.health_reason)
+    breaker = upstream.breaker
+    state = breaker.state(now) if breaker is not None else BreakerState.CLOSED
+    if breaker is None or breaker.reopens_at is None or state is BreakerState.CLOSED:
+        return State("up", "up", (upstream.health_reason or "no probe yet") if is_checked else "")
+    if state is BreakerState.OPEN:
+        left = max(1, round(breaker.reopens_at - now))
+        return State("open", f"breaker open, {left} s left", "too many failures in a row")
+    return State("half-open", "half-open", "a few requests are sent as trials")
+
+
+def mark_of(kind: str) -> str:
+    """The letter of a state in `Strip.marks`."""
+    if kind in {"drain", "maintenance"}:
+        return "o"
+    return "u" if kind in {"up", "half-open"} else "d"

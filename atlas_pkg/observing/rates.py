@@ -17,9 +17,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple
-
-from atlas_pkg.admin.stats import Strip
+from typing import NamedTuple, TypedDict
 
 Key = tuple[str, str]
 
@@ -31,6 +29,28 @@ RATE_WINDOW = 5
 
 # Where nothing is known of an upstream, since a reload brought it later.
 _UNKNOWN = "-"
+
+
+class Sample(TypedDict):
+    """The numbers of one second, and at the same time those at the head of the page."""
+
+    rate: float  # requests a second
+    connections: int
+    error_percent: float  # answers with 5xx, whoever made them, among all
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+    bytes_in_rate: float
+    bytes_out_rate: float
+    queue: int  # requests that wait for a slot under upstreams.max_connections
+
+
+class Strip(TypedDict):
+    """An upstream's last minute; the newest second comes last, and there may be fewer than 60."""
+
+    requests: list[int]  # that it answered
+    failed: list[int]  # attempts that failed
+    marks: str  # a letter a second: u in rotation, d down or breaker open, o taken out by hand
 
 
 class Reading(NamedTuple):

@@ -13,17 +13,34 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from operator import itemgetter
 
-from atlas_pkg.admin.commands import Asking, SteeringError
 from atlas_pkg.observing.record import Record
 from atlas_pkg.observing.timeline import Timeline, Wanted, build_timeline
 
 # So many of the last ones, and as many of the last explained ones.
 MOST_KEPT = 50
 
-_FILTERS = frozenset({"upstream", "client", "explained", "order"})
+# One in more than these need not be explained at all.
+MOST_ONE_IN = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Which exchanges are to be explained from now on; None is what stays."""
+
+    one_in: int | None = None  # 0 = none
+    next_from: str | None = None  # the address of a client; empty = wait for nobody
+
+    def __str__(self) -> str:
+        parts = []
+        if self.one_in is not None:
+            parts.append(f"one in {self.one_in}" if self.one_in else "none of all")
+        if self.next_from is not None:
+            parts.append(f"the next from {self.next_from or 'nobody'}")
+        return ", ".join(parts)
 
 
 class Tracer:
@@ -100,32 +117,3 @@ def merge_timelines(parts: Iterable[list[Timeline]]) -> list[Timeline]:
     explained = [item["id"] for item in found if item["choices"] is not None]
     kept = {*explained[:MOST_KEPT], *(item["id"] for item in found[:MOST_KEPT])}
     return [item for item in found if item["id"] in kept]
-
-
-def select(timelines: list[Timeline], query: Mapping[str, str]) -> list[Timeline]:
-    """Select what the parameters of a query ask for; raises `SteeringError`.
-
-    `upstream` and `client` keep those of one, `explained=1` those that have been explained, and
-    `order=slowest` has the slowest come first.
-    """
-    if query.keys() - _FILTERS:
-        known = ", ".join(sorted(_FILTERS))
-        raise SteeringError(400, f"only the parameters {known} are known")
-    if query.get("order", "slowest") != "slowest" or query.get("explained", "1") != "1":
-        raise SteeringError(400, "only order=slowest and explained=1 are known")
-    found = [
-        item
-        for item in timelines
-        if query.get("client", item["client"]) == item["client"]
-        and ("upstream" not in query or _has_met(item, query["upstream"]))
-        and ("explained" not in query or item["choices"] is not None)
-    ]
-    if "order" in query:
-        found.sort(key=itemgetter("total_ms"), reverse=True)
-    return found
-
-
-def _has_met(timeline: Timeline, upstream: str) -> bool:
-    """Was it sent to this upstream, at last or before a retry?"""
-    failed = (failure["upstream"] for failure in timeline["failures"])
-    return upstream == timeline["upstream"] or upstream in failed

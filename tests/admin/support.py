@@ -19,12 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from atlas_pkg.admin.app import AdminApp
-from atlas_pkg.admin.commands import Change, SteeringError
-from atlas_pkg.admin.stats import ErrorLine, Event, Sample, Stats, Strip, Totals, UpstreamStats
+from atlas_pkg.admin.commands import CommandError
+from atlas_pkg.admin.stats import Stats, Totals, UpstreamStats
 from atlas_pkg.config import Config, Timeouts
+from atlas_pkg.control.board import Change
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
+from atlas_pkg.observing.event_log import ErrorLine, Event
 from atlas_pkg.observing.observers import Observers
+from atlas_pkg.observing.rates import Sample, Strip
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import Worker
@@ -107,7 +110,7 @@ class FakeSource:
         self._build = build or (lambda: build_stats(build_upstream("a"), build_upstream("b")))
         self.ready = (True, "2 of 2 upstreams usable")
         self.steered: list[tuple[str, Change]] = []
-        self.failure: SteeringError | None = None
+        self.failure: CommandError | None = None
 
     def stats(self) -> Stats:
         return self._build()

@@ -8,9 +8,10 @@ import logging
 import pytest
 
 from atlas_pkg.admin.app import MOST_BODY, AdminApp
-from atlas_pkg.admin.commands import Change, SteeringError
+from atlas_pkg.admin.commands import CommandError
 from atlas_pkg.balancing.upstream import AdminState
 from atlas_pkg.config import Timeouts
+from atlas_pkg.control.board import Change
 from tests.admin.support import (
     TOKEN,
     Answer,
@@ -447,7 +448,7 @@ def test_names_are_quoted_as_in_any_url() -> None:
 
 
 def test_what_the_source_could_not_do_is_told(app: AdminApp, source: FakeSource) -> None:
-    source.failure = SteeringError(503, "worker 2 did not answer")
+    source.failure = CommandError(503, "worker 2 did not answer")
 
     answer = steer(app, "state=drain")
 

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from atlas_pkg.admin.app import AdminApp
-from atlas_pkg.admin.commands import MOST_ONE_IN, Asking, SteeringError
+from atlas_pkg.admin.commands import CommandError
+from atlas_pkg.observing.tracer import MOST_ONE_IN, Asking
 from tests.admin.support import TOKEN, Answer, FakeSource, ask
 from tests.observing.explain_support import CHOICE, ExplainingFake, build_record
 
@@ -126,7 +127,7 @@ def test_an_order_is_a_post(app: AdminApp) -> None:
 
 
 def test_processes_that_do_not_follow_are_told(app: AdminApp, source: ExplainingFake) -> None:
-    source.failure = SteeringError(503, "1 of 2 processes do not answer; they will follow later")
+    source.failure = CommandError(503, "1 of 2 processes do not answer; they will follow later")
 
     answer = order(app, "one_in=1")
 

@@ -18,7 +18,8 @@ import pytest
 from atlas_pkg.admin import figures
 from atlas_pkg.admin.app import AdminApp
 from atlas_pkg.admin.page import Page
-from atlas_pkg.admin.stats import ErrorLine, Event, Stats, judge
+from atlas_pkg.admin.stats import Stats, judge
+from atlas_pkg.observing.event_log import ErrorLine, Event
 from tests.admin.support import (
     NOW,
     TOKEN,

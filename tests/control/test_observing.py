@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg.admin.commands import Asking
 from atlas_pkg.config import Config, LogConfig
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.observing.observers import A_FEW, Observers
 from atlas_pkg.observing.record import Record
+from atlas_pkg.observing.tracer import Asking
 from tests.observing.explain_support import CHOICE, build_record
 
 CONFIG = Config(Path("atlas.toml"))

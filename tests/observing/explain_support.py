@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from atlas_pkg.admin.commands import Asking
+from atlas_pkg.admin.commands import select
 from atlas_pkg.choice import Candidate, Choice
 from atlas_pkg.observing.record import Record, Times
 from atlas_pkg.observing.timeline import Explained, Timeline, build_timeline
-from atlas_pkg.observing.tracer import select
+from atlas_pkg.observing.tracer import Asking
 from tests.admin.support import NOW, FakeSource
 
 CHOICE = Choice(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_pkg.admin.stats import State, mark_of, state_of
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.balancing.upstream import AdminState, Upstream
 from atlas_pkg.config import CircuitBreaker, UpstreamConfig
 from atlas_pkg.observing.event_log import MOST_ERRORS, MOST_EVENTS, Journal, merge_errors
-from atlas_pkg.observing.process_stats import STATES
+from atlas_pkg.observing.process_stats import STATES, State, mark_of, state_of
 from atlas_pkg.observing.record import End, Record
 from atlas_pkg.observing.timeline import MOST_LINE
 

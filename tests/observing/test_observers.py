@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from atlas_pkg.admin.commands import Asking
 from atlas_pkg.observing.observers import A_FEW, ALL, Observers
 from atlas_pkg.observing.record import Record
-from atlas_pkg.observing.tracer import Tracer
+from atlas_pkg.observing.tracer import Asking, Tracer
 from tests.toolkit import Threads
 
 

@@ -6,8 +6,7 @@ import threading
 
 import pytest
 
-from atlas_pkg.admin.stats import Strip
-from atlas_pkg.observing.rates import KEPT_SECONDS, History
+from atlas_pkg.observing.rates import KEPT_SECONDS, History, Strip
 
 REQUESTS = ("requests", "")
 OF_A = ("requests", "a")

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from atlas_pkg.admin.commands import Asking, SteeringError
+from atlas_pkg.admin.commands import CommandError, select
 from atlas_pkg.observing.timeline import Timeline, build_timeline
-from atlas_pkg.observing.tracer import MOST_KEPT, Tracer, merge_timelines, select
+from atlas_pkg.observing.tracer import MOST_KEPT, Asking, Tracer, merge_timelines
 from tests.observing.explain_support import CHOICE, build_record
 from tests.toolkit import Threads
 
@@ -173,7 +173,7 @@ def test_filters_select() -> None:
 
 @pytest.mark.parametrize("query", [{"clients": A}, {"order": "fastest"}, {"explained": "0"}])
 def test_parameters_that_are_not_known_are_refused(query: dict[str, str]) -> None:
-    with pytest.raises(SteeringError, match="only") as caught:
+    with pytest.raises(CommandError, match="only") as caught:
         select([], query)
 
     assert caught.value.status == 400

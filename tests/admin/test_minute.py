@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from atlas_pkg.admin.minute import Minute
 from atlas_pkg.observing.event_log import Journal
 from atlas_pkg.observing.metrics import BUCKET_BOUNDS, NOBODY, Snapshot, UpstreamCounts
-from atlas_pkg.observing.minute import Minute, UpstreamNow
+from atlas_pkg.observing.process_stats import UpstreamNow
 from atlas_pkg.observing.rates import KEPT_SECONDS
 
 FIVE_MS = BUCKET_BOUNDS.index(0.005)

@@ -16,9 +16,8 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TypedDict
 
-from atlas_pkg.admin.stats import Sample, State, UpstreamStats, mark_of
+from atlas_pkg.admin.stats import UpstreamStats
 from atlas_pkg.observing.event_log import Journal
 from atlas_pkg.observing.metrics import (
     BUCKET_BOUNDS,
@@ -27,7 +26,8 @@ from atlas_pkg.observing.metrics import (
     estimate_quantile,
     sum_buckets,
 )
-from atlas_pkg.observing.rates import KEPT_SECONDS, RATE_WINDOW, History, Key
+from atlas_pkg.observing.process_stats import State, UpstreamNow, mark_of
+from atlas_pkg.observing.rates import KEPT_SECONDS, RATE_WINDOW, History, Key, Sample
 
 ALL = ""  # the upstream's place in a key, for all together
 
@@ -38,23 +38,6 @@ _KEPT_SNAPSHOTS = 6
 _SNAPSHOT_EVERY = KEPT_SECONDS // _KEPT_SNAPSHOTS
 
 _NO_ANSWERS = dict.fromkeys(("2xx", "3xx", "4xx", "5xx"), 0)
-
-
-class UpstreamNow(TypedDict):
-    """One upstream at this moment: what no counter tells. Plain, to be sent between processes."""
-
-    name: str
-    address: str
-    port: int
-    kind: str  # these three as in `status.State`
-    state: str
-    why: str
-    weight: int
-    configured_weight: int
-    backup: bool
-    in_flight: int
-    max_connections: int
-    idle: int
 
 
 class Minute:
