@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
-from atlas_pkg.admin.aggregate import About
 from atlas_pkg.admin.server import AdminPort, serve_admin
+from atlas_pkg.admin.stats import About
 from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
@@ -42,7 +42,7 @@ from atlas_pkg.control.process import (
     hold_to_one_cpu,
     share_one_heap,
 )
-from atlas_pkg.control.report import Part
+from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service, log_start
 from atlas_pkg.control.supervisor import Supervisor
 from atlas_pkg.demo import Demo
@@ -163,7 +163,7 @@ def _serve_alone(
     port = None
     if admin is not None:
 
-        def collect(*, explains: bool) -> dict[int, Part]:
+        def collect(*, explains: bool) -> dict[int, ProcessReport]:
             return {1: service.report(explains=explains)}
 
         port = AdminPort(admin.settings, admin.about, collect, admin.board)

@@ -1,7 +1,7 @@
 """App: metrics, status, steering, explanations, and the page that shows them.
 
 It runs on an address of its own, in the same HTTP loop as the proxy. Everything that it shows
-comes from a `StatusSource`; here is only who may ask for what, and how the answer is written.
+comes from a `Source`; here is only who may ask for what, and how the answer is written.
 
 Reading is open to whoever reaches the address. Steering wants the configured token, and is off
 without one. Requests that a browser was made to send by a foreign page are refused (`origin.py`),
@@ -17,14 +17,19 @@ import hmac
 import json
 import logging
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from atlas_pkg.admin.commands import CommandError, parse_asking, parse_change
 from atlas_pkg.admin.page import Page
 from atlas_pkg.admin.responses import TEXT, Reply, read_small_body, send_reply
 from atlas_pkg.admin.same_origin import is_foreign_host, is_foreign_origin
-from atlas_pkg.admin.stats import ExplainingSource, StatusSource, judge
+from atlas_pkg.admin.stats import Stats, judge
+from atlas_pkg.control.board import Change
 from atlas_pkg.logs import Throttle
+from atlas_pkg.observing.prometheus import CONTENT_TYPE
+from atlas_pkg.observing.timeline import Explained
+from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.serving.clients import Steps
 from atlas_pkg.serving.exchange import Exchange
 
@@ -37,7 +42,6 @@ _STEER = "/-/upstreams/"
 _ASK = "/-/explain"
 _PROBES = frozenset({"/-/live", "/-/ready"})
 _JSON = "application/json"
-_METRICS = "text/plain; version=0.0.4; charset=utf-8"
 _RETRY_AFTER = ("Retry-After", "5")
 _UNKNOWN = "there is no upstream of that name"
 
@@ -47,10 +51,38 @@ _View = Callable[[Exchange], Reply]
 _Order = Callable[[Exchange, bytes], str]
 
 
+class Source(Protocol):
+    """Knows how Atlas is, and passes on what an administrator wants. Thread-safe."""
+
+    def stats(self) -> Stats:
+        """The document of `/stats.json`, made for the caller, who may change it."""
+
+    def metrics(self) -> str:
+        """Everything that is counted, in the text format of Prometheus."""
+
+    def readiness(self) -> tuple[bool, str]:
+        """Can requests be answered now, and in a few words why (not)?"""
+
+    def explain(self, query: Mapping[str, str]) -> Explained:
+        """The document of `/explain.json` for the parameters of its query.
+
+        Raises `CommandError` for parameters that are not known.
+        """
+
+    def steer(self, name: str, change: Change) -> bool:
+        """Carry out `change` in every process; False when no upstream is called `name`.
+
+        Raises `CommandError` where it could not be done.
+        """
+
+    def ask_for(self, asking: Asking) -> None:
+        """Have exchanges explained from now on, in every process; raises as `steer`."""
+
+
 class AdminApp:
     """Answers exchanges on the admin address. Thread-safe, as far as its source is."""
 
-    def __init__(self, source: StatusSource, *, token: str, address: str) -> None:
+    def __init__(self, source: Source, *, token: str, address: str) -> None:
         """`token` is what steering wants, empty = read only; `address` is `admin.address`."""
         self._source = source
         self._token = token.encode()
@@ -63,11 +95,8 @@ class AdminApp:
             "/-/ready": self._show_readiness,
             "/metrics": self._show_metrics,
             "/stats.json": self._show_stats,
+            "/explain.json": self._show_exchanges,
         }
-        self._explainer = source if isinstance(source, ExplainingSource) else None
-        if self._explainer is not None:
-            explain = self._explainer.explain
-            self._views["/explain.json"] = lambda exchange: _json_reply(explain(_query(exchange)))
 
     def __call__(self, exchange: Exchange) -> Steps:
         """Answer one exchange. Raises `ClientError` and `StreamError`."""
@@ -85,9 +114,7 @@ class AdminApp:
     def _find_order(self, path: str) -> _Order | None:
         if path.startswith(_STEER) and path != _STEER:
             return functools.partial(self._change, path.removeprefix(_STEER))
-        if path == _ASK and self._explainer is not None:
-            return functools.partial(self._ask, self._explainer)
-        return None
+        return self._ask if path == _ASK else None
 
     def _view(self, exchange: Exchange, path: str) -> Reply:
         view = self._views.get(path)
@@ -120,7 +147,7 @@ class AdminApp:
 
     def _show_page(self, _: Exchange) -> Reply:
         stats = self._source.stats()
-        explained = self._explainer.explain({}) if self._explainer is not None else None
+        explained = self._source.explain({})
         body = self._page.render(stats, judge(stats), explained)
         return Reply(200, body, "text/html; charset=utf-8", self._page.policy)
 
@@ -130,8 +157,11 @@ class AdminApp:
         stats["may_steer"] = bool(self._token)
         return _json_reply(stats)
 
+    def _show_exchanges(self, exchange: Exchange) -> Reply:
+        return _json_reply(self._source.explain(_query(exchange)))
+
     def _show_metrics(self, _: Exchange) -> Reply:
-        return Reply(200, self._source.metrics().encode(), _METRICS)
+        return Reply(200, self._source.metrics().encode(), CONTENT_TYPE)
 
     def _show_life(self, _: Exchange) -> Reply:
         return _sentence(200, "alive")
@@ -185,10 +215,10 @@ class AdminApp:
         log.info("upstream %s: %s, by %s", name, change, _client(exchange))
         return str(change)
 
-    def _ask(self, explainer: ExplainingSource, exchange: Exchange, body: bytes) -> str:
+    def _ask(self, exchange: Exchange, body: bytes) -> str:
         """Have exchanges explained from now on."""
         asking = parse_asking(_content_type(exchange), body)
-        explainer.ask_for(asking)
+        self._source.ask_for(asking)
         log.info("to be explained: %s, by %s", asking, _client(exchange))
         return f"explaining {asking}"
 

@@ -4,7 +4,7 @@ A request's body, form or JSON, becomes a `Change` or an `Asking`, or a `Command
 sentence. Exactly what is documented is taken: a key that is unknown or given twice is refused,
 since whoever steers a load balancer should not learn later that half of it was ignored.
 
-Not done here: who may steer (`admin.py`), and carrying it out (`StatusSource.steer`).
+Not done here: who may steer (`app.py`), and carrying it out (`aggregate.py`).
 """
 
 from __future__ import annotations

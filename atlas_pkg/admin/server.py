@@ -17,14 +17,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from atlas_pkg import logs
-from atlas_pkg.admin.aggregate import About, Collect, Overview
+from atlas_pkg.admin.aggregate import Aggregate, Collect
 from atlas_pkg.admin.app import AdminApp
+from atlas_pkg.admin.stats import About
 from atlas_pkg.config import Admin, Config, Listen, Timeouts
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.intercom import Asker, Intercom
 from atlas_pkg.control.orders import Order, Orders
-from atlas_pkg.control.report import Part
+from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.generation import ConfigHolder, Generation
@@ -45,8 +46,8 @@ class AdminPort:
     """The admin address, served by threads of this process."""
 
     def __init__(self, settings: Admin, about: About, collect: Collect, board: Board) -> None:
-        self._overview = Overview(about, collect, board)
-        app = AdminApp(self._overview, token=settings.token, address=settings.address)
+        self._aggregate = Aggregate(about, collect, board)
+        app = AdminApp(self._aggregate, token=settings.token, address=settings.address)
         # A configuration without upstreams: the HTTP loop wants one for its timeouts and limits.
         config = Config(
             Path(about.config_path),
@@ -58,12 +59,12 @@ class AdminPort:
 
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over."""
-        self._overview.start()
+        self._aggregate.start()
         self._front.start(listener)
 
     def stop(self) -> None:
         """End, and cut whoever does not let go in a second. Blocks."""
-        self._overview.stop()
+        self._aggregate.stop()
         self._front.stop_accepting()
         self._front.release_idle()
         self._front.wait_until_alone(GRACE)
@@ -80,11 +81,11 @@ def serve_admin(
         logs.set_process("admin")
         asker = Asker(intercom.take_asking_ends())
 
-        def collect(*, explains: bool) -> Mapping[int, Part]:
-            parts = asker.ask(explains=explains)
-            for part in parts.values():
-                logs.set_level(part["log_level"])  # they follow the configuration, we follow them
-            return parts
+        def collect(*, explains: bool) -> Mapping[int, ProcessReport]:
+            reports = asker.ask(explains=explains)
+            for report in reports.values():
+                logs.set_level(report["log_level"])  # they follow the configuration, we follow them
+            return reports
 
         port = AdminPort(settings, about, collect, board)
         port.start(listener)

@@ -1,29 +1,39 @@
-"""What the admin address shows: the document behind `/stats.json`, and who provides it.
+"""The document behind `/stats.json`: its schema, and how it is made of a report.
 
-`Stats` is the schema. The page, the tests and whoever reads `/stats.json` rely on these names:
-add to them, do not change what one means. Instants are seconds since the epoch, since they leave
-the process; durations are seconds, sizes are bytes, and every other unit is part of the name.
-A latency is None where nothing was measured.
+The page, `/status.txt`, the tests and whoever reads `/stats.json` rely on these names: add to them,
+do not change what one means. Instants are seconds since the epoch, since they leave the process;
+durations are seconds, sizes are bytes, and every other unit is part of the name. A latency is None
+where nothing was measured.
 
-`StatusSource` is what the admin app asks. It is implemented where all parts are at hand, for one
-process and for several. `state_of` puts one upstream's state into words, the same everywhere, and
-`judge` all of it into a sentence.
+`judge` says all of it in a sentence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NotRequired, Protocol, TypedDict, runtime_checkable
+import time
+from dataclasses import dataclass
+from typing import NotRequired, TypedDict
 
-from atlas_pkg.control.board import Change
-from atlas_pkg.observing.event_log import ErrorLine, Event
-from atlas_pkg.observing.process_stats import Reload
-from atlas_pkg.observing.rates import Sample, Strip
-from atlas_pkg.observing.timeline import Explained
-from atlas_pkg.observing.tracer import Asking
+from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport
+from atlas_pkg.observing.event_log import ErrorLine, Event, Events
+from atlas_pkg.observing.metrics import FAILURES, REQUESTS, RETRIES, Snapshot
+from atlas_pkg.observing.process_stats import Reload, UpstreamNow
+from atlas_pkg.observing.rates import Latency, Rates, Sample, Strip
 
 # More than these, and the summary is no longer one.
 _MOST_DETAILS = 4
+
+_NO_ANSWERS = dict.fromkeys(("2xx", "3xx", "4xx", "5xx"), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What stays as it is until the program ends."""
+
+    mode: str
+    listen: list[str]
+    config_path: str
+    processes: int  # that serve
 
 
 class Totals(Sample):
@@ -33,31 +43,16 @@ class Totals(Sample):
     requests: int  # since the start
 
 
-class UpstreamStats(TypedDict):
+class UpstreamStats(UpstreamNow, Latency):
     """One upstream, as the page has it in a row."""
 
-    name: str
-    address: str
-    port: int
-    kind: str  # as in `State`
-    state: str  # the words
-    why: str
     since: float | None
-    weight: int  # in force
-    configured_weight: int
-    backup: bool
     share_percent: float  # of the requests of the last minute
-    in_flight: int
-    max_connections: int  # 0 = no limit
-    idle: int  # kept connections at rest
     rate: float
     total: int
     classes: dict[str, int]  # "2xx" to "5xx"; others where there were any
     failures: dict[str, int]  # by reason: connect, reset, timeout and others
     retries: int
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
     strip: Strip
 
 
@@ -94,40 +89,72 @@ class Stats(TypedDict):
     may_steer: NotRequired[bool]  # is a token configured?
 
 
-class StatusSource(Protocol):
-    """Knows how Atlas is, and passes on what an administrator wants. Thread-safe."""
+def build_stats(
+    about: About,
+    report: ProcessReport,
+    rates: Rates,
+    events: Events,
+    *,
+    readiness: tuple[bool, str],
+    uptime: float,
+) -> Stats:
+    """Make the document of what all processes have reported, as one."""
+    requests = report["counted"][REQUESTS.name].values()
+    totals = Totals(
+        **rates.present(),
+        max_connections=report["connections_limit"],
+        requests=sum(int(sum(classes.values())) for classes in requests),
+    )
+    totals["connections"], totals["queue"] = report["connections"], report["queue"]
+    is_ready, reason = readiness
+    return Stats(
+        version=report["version"],
+        time=time.time(),
+        pids=report["pids"],
+        uptime=uptime,
+        mode=about.mode,
+        listen=about.listen,
+        config_path=about.config_path,
+        generation=report["generation"],
+        last_reload=report["last_reload"],
+        state=DRAINING if report["state"] == DRAINING else SERVING,
+        ready=is_ready,
+        ready_reason=reason,
+        totals=totals,
+        history=rates.samples(),
+        upstreams=[
+            UpstreamStats(
+                **item,
+                **rates.of_upstream(item["name"]),
+                **_count(item["name"], report["counted"]),
+                since=events.since(item["name"]),
+            )
+            for item in report["upstreams"]
+        ],
+        events=events.lines(),
+        errors=report["errors"],
+    )
 
-    def stats(self) -> Stats:
-        """The document of `/stats.json`, made for the caller, who may change it."""
 
-    def metrics(self) -> str:
-        """Everything that is counted, in the text format of Prometheus."""
-
-    def readiness(self) -> tuple[bool, str]:
-        """Can requests be answered now, and in a few words why (not)?"""
-
-    def steer(self, name: str, change: Change) -> bool:
-        """Carry out `change` in every process; False when no upstream is called `name`.
-
-        Raises `CommandError` where it could not be done.
-        """
+class _Counted(TypedDict):
+    total: int
+    classes: dict[str, int]
+    failures: dict[str, int]
+    retries: int
 
 
-@runtime_checkable
-class ExplainingSource(Protocol):
-    """A source that can also say why requests went where they went."""
-
-    def explain(self, query: Mapping[str, str]) -> Explained:
-        """The document of `/explain.json` for the parameters of its query.
-
-        Raises `CommandError` for parameters that are not known.
-        """
-
-    def ask_for(self, asking: Asking) -> None:
-        """Have exchanges explained from now on, in every process.
-
-        Raises `CommandError` where that could not be done.
-        """
+def _count(name: str, counted: Snapshot) -> _Counted:
+    """What was counted for one upstream."""
+    classes, failures, retries = (
+        {label: int(number) for label, number in counted[row.name].get(name, {}).items()}
+        for row in (REQUESTS, FAILURES, RETRIES)
+    )
+    return _Counted(
+        total=sum(classes.values()),
+        classes=_NO_ANSWERS | classes,
+        failures=dict(sorted(failures.items())),
+        retries=sum(retries.values()),
+    )
 
 
 def judge(stats: Stats) -> Verdict:

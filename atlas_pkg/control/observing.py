@@ -1,4 +1,4 @@
-"""Who watches the exchanges of this process: access log, tallies, list of errors, explanations.
+"""Who watches the exchanges of this process: access log, counters, list of errors, explanations.
 
 With none of them configured nobody watches, and an exchange costs what it costs. The access log
 follows the configuration while Atlas runs: `follow` opens, changes and closes it. A file that
@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from atlas_pkg.config import Config
 from atlas_pkg.errors import StartError
 from atlas_pkg.observing.access_log import EXPLAINED, AccessLog, open_log
-from atlas_pkg.observing.event_log import Journal
-from atlas_pkg.observing.metrics import Tallies
+from atlas_pkg.observing.event_log import Errors
+from atlas_pkg.observing.metrics import Counters
 from atlas_pkg.observing.observers import A_FEW, ALL, Observers
 from atlas_pkg.observing.record import Observer, Record
 from atlas_pkg.observing.tracer import Asking, Tracer
@@ -42,19 +42,19 @@ class Observing:
 
         One in `explain` exchanges is explained on standard output; 0 = none.
         """
-        self.tallies = Tallies()
-        self.journal = Journal()
+        self.counters = Counters()
+        self.errors = Errors()
         self.tracer = Tracer(explain)
         self._observers = observers
         self._is_counting = is_counting
         self._may_explain = is_counting or explain > 0
-        self._counters: tuple[Observer, ...] = ()
+        self._always: tuple[Observer, ...] = ()
         if is_counting:
-            self._counters = (self.tallies.note, self.journal.observe, self.tracer.observe)
+            self._always = (self.counters.note, self.errors.note, self.tracer.note)
         self._terminal: AccessLog | None = None
         if explain:
             self._terminal = AccessLog("-", EXPLAINED, what="explanations")
-            self._counters += (self._print,)
+            self._always += (self._print,)
         # Guards what follows. A file is opened under it, against our rule: nobody but a reload and
         # a SIGHUP ever want it, and two that open the same log must come one after the other.
         self._lock = threading.Lock()
@@ -112,7 +112,7 @@ class Observing:
 
     def _watch(self) -> None:
         """Have them told, as far as anybody is interested. Caller holds the lock."""
-        observers, timed = self._counters, A_FEW if self._is_counting else 0
+        observers, timed = self._always, A_FEW if self._is_counting else 0
         if self._access_log is not None:
             observers = (*observers, self._access_log.note)
             timed = ALL if self._access_log.shows_times else timed

@@ -25,7 +25,7 @@ from atlas_pkg.control.board import ORDINARY, Asked, Board
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.reload import ConfigWatcher
-from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
+from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.observing.tracer import Asking
@@ -138,7 +138,7 @@ class Service:
         self._observing.follow(self._holder.current().config, reopen=True)
         self._watcher.trigger()
 
-    def report(self, *, explains: bool) -> Part:
+    def report(self, *, explains: bool) -> ProcessReport:
         """Say how this process is, once it has done what an administrator wants. Thread-safe.
 
         `explains`: with the last exchanges.

@@ -1,11 +1,13 @@
-"""What happened lately, in words: the last events, and the last errors that Atlas answered with.
+"""What happened lately, in words: the last events, and the last errors that clients have met.
 
-Both lists are short and bounded; who wants all of it reads the log. Errors that are alike but for
-the time and the client are one line with their number, or an outage would fill the list with the
-same line. The journal is an `Observer` of records: of an exchange that went well it costs one look
-into a set.
+Both lists are short and bounded; who wants all of it reads the log.
 
-Changes of upstreams are noticed by comparing: once a second their states are handed in, and
+`Errors` is an `Observer` of records: of an exchange that went well it costs two looks. Whatever the
+page counts as an error (an answer of 5xx) is listed, whoever made it, and so is what Atlas refused
+or had to cut. Errors that are alike but for the time and the client are one line with their number,
+or an outage would fill the list with the same line.
+
+`Events` notices changes of upstreams by comparing: once a second their states are handed in, and
 what differs from the second before becomes an event. So the one place knows since when a state
 lasts, whoever caused it. What flips and flips back within a second is in the log only.
 
@@ -17,18 +19,18 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from typing import TypedDict
 
-from atlas_pkg.observing.process_stats import State
-from atlas_pkg.observing.record import DONE, End, Record
+from atlas_pkg.observing.process_stats import UpstreamNow
+from atlas_pkg.observing.record import End, Record
 from atlas_pkg.observing.timeline import show_line
 
 MOST_EVENTS = 50
 MOST_ERRORS = 20
 
-# The answers that Atlas makes itself, and what had failed.
+# What had failed, where the answer was ours or did not end.
 _FAILED = {
     End.REFUSED: "the request was refused",
     End.NO_UPSTREAM: "no upstream was available, or had room in time",
@@ -39,13 +41,15 @@ _FAILED = {
     End.UPSTREAM_CUT: "the upstream failed in the middle of its answer, which was cut",
     End.ERROR: "an error in Atlas; the log has the traceback",
 }
-_WELL = frozenset(End) - _FAILED.keys()
+_ANSWERED = "the upstream's own answer"
 
-# See `_kind_of`.
-_Kind = tuple[int, str, str, str]
+_DONE = End.DONE
 
 # A breaker that is not closed.
 _BREAKER_KINDS = frozenset({"open", "half-open"})
+
+# See `_kind_of`.
+_Kind = tuple[int, str, str, str]
 
 
 class Event(TypedDict):
@@ -58,7 +62,7 @@ class Event(TypedDict):
 
 
 class ErrorLine(TypedDict):
-    """Errors that are alike: answers that Atlas made itself, or that it had to cut."""
+    """Errors that are alike."""
 
     time: float  # of the last one
     client: str  # of the last one
@@ -69,8 +73,8 @@ class ErrorLine(TypedDict):
     count: int  # how many there were
 
 
-class Journal:
-    """The last events and errors. Thread-safe."""
+class Errors:
+    """The last errors. Thread-safe."""
 
     def __init__(
         self,
@@ -80,25 +84,24 @@ class Journal:
     ) -> None:
         self._clock = clock
         self._monotonic = monotonic
-        # Guards everything below.
+        # Guards the lines, which are in the order of their times.
         self._lock = threading.Lock()
-        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
-        self._errors: dict[_Kind, ErrorLine] = {}  # in the order of their times
-        self._states: dict[str, tuple[State, float]] = {}  # and since when its kind lasts
+        self._lines: dict[_Kind, ErrorLine] = {}
 
-    def note(self, kind: str, text: str, *, upstream: str = "") -> None:
-        """Add an event; `kind` is one of those that `status.Event` lists."""
-        event = Event(time=self._clock(), kind=kind, upstream=upstream, text=text)
-        with self._lock:
-            self._events.append(event)
-
-    def observe(self, records: Sequence[Record]) -> None:
+    def note(self, records: Sequence[Record]) -> None:
         """Keep the exchanges that failed; an `Observer`."""
         for record in records:
-            if record.end is not DONE and record.end not in _WELL:  # the first is the quicker look
-                self._keep(record)
+            if record.end is not _DONE or record.status >= 500:
+                text = _FAILED.get(record.end, _ANSWERED if record.status >= 500 else "")
+                if text:
+                    self._keep(record, text)
 
-    def _keep(self, record: Record) -> None:
+    def lines(self) -> list[ErrorLine]:
+        """The last errors, the newest first."""
+        with self._lock:
+            return list(reversed(self._lines.values()))
+
+    def _keep(self, record: Record, text: str) -> None:
         age = self._monotonic() - record.ended_at if record.ended_at else 0.0
         line = ErrorLine(
             time=self._clock() - age,
@@ -106,50 +109,16 @@ class Journal:
             line=show_line(record.line),
             upstream=record.upstream,
             status=record.status,
-            text=_FAILED[record.end],
+            text=text,
             count=1,
         )
         kind = _kind_of(line)
         with self._lock:
-            if (before := self._errors.pop(kind, None)) is not None:
+            if (before := self._lines.pop(kind, None)) is not None:
                 line["count"] += before["count"]
-            elif len(self._errors) >= MOST_ERRORS:
-                del self._errors[next(iter(self._errors))]
-            self._errors[kind] = line
-
-    def watch(self, states: Mapping[str, State]) -> None:
-        """Compare the states of all upstreams with those before, and note what is different.
-
-        Upstreams seen for the first time are no event: a start or a reload brought them, and
-        that is one already.
-        """
-        now = self._clock()
-        with self._lock:
-            known = self._states
-            self._states = {}
-            for name, state in states.items():
-                before, since = known.get(name, (state, now))
-                if before.kind != state.kind:
-                    text = _tell_change(before, state)
-                    self._events.append(Event(time=now, kind="state", upstream=name, text=text))
-                    since = now
-                self._states[name] = (state, since)
-
-    def since(self, upstream: str) -> float | None:
-        """Since when an upstream is in its present state, as far as it was watched."""
-        with self._lock:
-            known = self._states.get(upstream)
-        return known[1] if known else None
-
-    def events(self) -> list[Event]:
-        """The last events, the newest first."""
-        with self._lock:
-            return list(reversed(self._events))
-
-    def errors(self) -> list[ErrorLine]:
-        """The last errors, the newest first."""
-        with self._lock:
-            return list(reversed(self._errors.values()))
+            elif len(self._lines) >= MOST_ERRORS:
+                del self._lines[next(iter(self._lines))]
+            self._lines[kind] = line
 
 
 def merge_errors(errors: Iterable[ErrorLine]) -> list[ErrorLine]:
@@ -169,8 +138,55 @@ def _kind_of(error: ErrorLine) -> _Kind:
     return error["status"], error["line"], error["upstream"], error["text"]
 
 
-def _tell_change(before: State, state: State) -> str:
-    text = f"{state.words}: {state.why}" if state.why else state.words
-    if before.kind in _BREAKER_KINDS and state.kind == "up":
+class Events:
+    """The last events. Thread-safe."""
+
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        # Guards what follows.
+        self._lock = threading.Lock()
+        self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
+        self._states: dict[str, tuple[UpstreamNow, float]] = {}  # and since when its kind lasts
+
+    def note(self, kind: str, text: str, *, upstream: str = "") -> None:
+        """Add an event; `kind` is one of those that `Event` lists."""
+        event = Event(time=self._clock(), kind=kind, upstream=upstream, text=text)
+        with self._lock:
+            self._events.append(event)
+
+    def watch(self, upstreams: Iterable[UpstreamNow]) -> None:
+        """Compare the states of all upstreams with those before, and note what is different.
+
+        Upstreams seen for the first time are no event: a start or a reload brought them, and
+        that is one already.
+        """
+        now = self._clock()
+        with self._lock:
+            known = self._states
+            self._states = {}
+            for item in upstreams:
+                name = item["name"]
+                before, since = known.get(name, (item, now))
+                if before["kind"] != item["kind"]:
+                    text = _tell_change(before, item)
+                    self._events.append(Event(time=now, kind="state", upstream=name, text=text))
+                    since = now
+                self._states[name] = (item, since)
+
+    def since(self, upstream: str) -> float | None:
+        """Since when an upstream is in its present state, as far as it was watched."""
+        with self._lock:
+            known = self._states.get(upstream)
+        return known[1] if known else None
+
+    def lines(self) -> list[Event]:
+        """The last events, the newest first."""
+        with self._lock:
+            return list(reversed(self._events))
+
+
+def _tell_change(before: UpstreamNow, now: UpstreamNow) -> str:
+    text = f"{now['state']}: {now['why']}" if now["why"] else now["state"]
+    if before["kind"] in _BREAKER_KINDS and now["kind"] == "up":
         text = f"circuit breaker closed, {text}"
     return text

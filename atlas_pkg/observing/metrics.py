@@ -1,26 +1,30 @@
-"""Counting what happens: one row of counters for each upstream.
+"""Counting what happens: a row says what is counted, what it is called and how a record counts.
 
-Every request is counted, so counting must cost next to nothing. Exchanges come here many at a time
-(`observing/observers.py`), and one lock, taken once for all of them, keeps the counters exact.
+`COUNTERS` is the whole of it. What is kept, what several processes have counted together, the
+zeros before the first request, and Prometheus's text (`prometheus.py`) all come from its rows: who
+wants to count something more adds a row.
 
-A `Snapshot` is plain enough to be sent to another process as JSON; `merge` makes one of several.
-Durations are kept as a histogram, from which quantiles are estimated as Prometheus does it.
+Every request is counted, so counting must cost little. Exchanges come here many at a time
+(`observers.py`), and one lock, taken once for all of them, keeps the counters exact. Durations are
+kept as a histogram, from which quantiles are estimated as Prometheus does it.
 
 Upstreams that leave the configuration keep their counters until the program ends, since a counter
 that vanishes looks like a restart. So that no chain of reloads fills the memory, the names are
-bounded; those beyond the bound share one. Not done here: how the numbers are shown
-(`prometheus.py`), and what is no count but a state (`gauges.py`).
+bounded; those beyond the bound share one. Not done here: what is no count but a state
+(`process_stats.py`), and differences over time (`rates.py`).
 """
 
 from __future__ import annotations
 
 import threading
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
-from operator import add
-from typing import TypedDict
 
+from atlas_pkg.errors import Stage
 from atlas_pkg.observing.record import End, Record
 
 # Upper bounds in seconds, each included. They are dense where a proxy's upstreams answer, and end
@@ -29,6 +33,7 @@ BUCKET_BOUNDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
     *(0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
 )
+BUCKETS = (*map(str, BUCKET_BOUNDS), "+Inf")
 
 # By the first digit of the status. None at all (no answer could be sent) is the first.
 CODE_CLASSES = ("other", "1xx", "2xx", "3xx", "4xx", "5xx")
@@ -36,181 +41,204 @@ CODE_CLASSES = ("other", "1xx", "2xx", "3xx", "4xx", "5xx")
 # Who made the answers that no upstream made.
 NOBODY = "-"
 
+# Whose it is where a counter is not kept for each upstream.
+ALL = ""
+
 # Names of upstreams that are told apart, and the name that all others share.
 MOST_NAMES = 2000
 OTHER_NAME = "_other"
 
-# Looking three members up in their class would cost half as much again as all of `note`.
-_DONE, _TUNNEL = End.DONE, End.TUNNEL
-
 # Ends that are failures of ours or of an upstream.
-_FAILURES = frozenset(End) - {_DONE, _TUNNEL, End.REFUSED, End.CLIENT_GONE}
+_FAILURES = frozenset(End) - {End.DONE, End.TUNNEL, End.REFUSED, End.CLIENT_GONE}
 
 # Ends after which the answer was ours, whoever had been asked.
 _OWN_ANSWERS = (_FAILURES - {End.UPSTREAM_CUT}) | {End.REFUSED}
 
-
-class UpstreamCounts(TypedDict):
-    """What was counted for one upstream, or for `NOBODY`: what Atlas answered itself."""
-
-    requests: dict[str, int]  # by code class, all of `CODE_CLASSES`
-    failures: dict[str, int]  # by reason: the stage of a failed attempt, or how the exchange ended
-    retries: int  # attempts elsewhere after this upstream had failed
-    reused: int  # requests over a connection that had been used before
-    bytes_in: int  # of the requests' bodies
-    bytes_out: int  # of the answers' bodies
-    duration_buckets: list[int]  # one per bound and one beyond; each request is in one of them
-    duration_sum: float  # seconds
+# Whose counter grows, its label, and by how much.
+_Growth = tuple[str, str, float]
 
 
-class Snapshot(TypedDict):
-    """All counters at one moment."""
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A row: something that is counted."""
 
-    upstreams: dict[str, UpstreamCounts]
-
-
-class _Row:
-    """The counters of one upstream."""
-
-    __slots__ = (
-        "buckets",
-        "bytes_in",
-        "bytes_out",
-        "classes",
-        "duration",
-        "failures",
-        "retries",
-        "reused",
-    )
-
-    def __init__(self) -> None:
-        self.classes = [0] * len(CODE_CLASSES)
-        self.buckets = [0] * (len(BUCKET_BOUNDS) + 1)
-        self.duration = 0.0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.retries = 0
-        self.reused = 0
-        self.failures: dict[str, int] = {}
-
-    def show(self) -> UpstreamCounts:
-        """Return the counters as plain values."""
-        return UpstreamCounts(
-            requests=dict(zip(CODE_CLASSES, self.classes, strict=True)),
-            failures=dict(sorted(self.failures.items())),
-            retries=self.retries,
-            reused=self.reused,
-            bytes_in=self.bytes_in,
-            bytes_out=self.bytes_out,
-            duration_buckets=list(self.buckets),
-            duration_sum=self.duration,
-        )
+    name: str
+    help: str
+    label: str  # what tells its values apart, beside the upstream; empty: nothing does
+    count: Callable[[str, Sequence[Record]], Iterable[_Growth]]  # whose answers, and the records
+    zeros: Sequence[str] = ()  # values of the label that are there before anything was counted
+    own_zeros: Sequence[str] = ()  # the same for `NOBODY`
+    is_histogram: bool = False  # its labels are `BUCKETS`, and "sum"
+    by_upstream: bool = True
 
 
-class Tallies:
+def _count_requests(author: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    for status, number in Tally([record.status for record in records]).items():
+        kind = status // 100
+        yield author, CODE_CLASSES[kind if kind < 6 else 0], number
+
+
+def _count_durations(author: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    # Not those of tunnels, which last as long as people talk.
+    tunnel = End.TUNNEL
+    spans = [item.ended_at - item.head_at for item in records if item.end is not tunnel]
+    yield author, "sum", sum(spans)
+    for index, number in Tally([bisect_left(BUCKET_BOUNDS, span) for span in spans]).items():
+        yield author, BUCKETS[index], number
+
+
+def _count_failures(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    for record in _troubled(records):
+        for upstream, reason in _failures_of(record):
+            yield upstream, reason, 1
+
+
+def _count_retries(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    for record in _troubled(records):
+        for upstream, _reason in _failures_of(record)[: record.retries]:
+            yield upstream, "", 1
+
+
+def _count_bytes(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    yield ALL, "in", sum([record.body_in for record in records])
+    yield ALL, "out", sum([record.body_out for record in records])
+
+
+def _troubled(records: Sequence[Record]) -> list[Record]:
+    done = End.DONE
+    return [record for record in records if record.failures or record.end is not done]
+
+
+def _failures_of(record: Record) -> Sequence[tuple[str, str]]:
+    """Each attempt that failed: its upstream, and its stage or how the exchange ended.
+
+    All but the last attempt were followed by a retry. Where the last failure is not among those
+    that were noted, it came later than its attempt, or there was none.
+    """
+    failed = record.failures
+    if record.end in _FAILURES and len(failed) <= record.retries:
+        return [*failed, (record.upstream, record.end.value)]
+    return failed
+
+
+REQUESTS = Counter(
+    "atlas_requests_total",
+    'Requests by the class of their answer; upstream "-" is Atlas itself.',
+    "code_class",
+    _count_requests,
+    CODE_CLASSES[1:],  # requests without any answer are rare
+    CODE_CLASSES[1:],
+)
+DURATIONS = Counter(
+    "atlas_request_duration_seconds",
+    "From the whole head of a request to its answer's end.",
+    "le",
+    _count_durations,
+    (*BUCKETS, "sum"),
+    (*BUCKETS, "sum"),
+    is_histogram=True,
+)
+FAILURES = Counter(
+    "atlas_upstream_failures_total",
+    'Failed attempts by their stage; upstream "-" is Atlas itself.',
+    "reason",
+    _count_failures,
+    # What fails now and then: attempts at an upstream, its answers, and the search for one.
+    (*(stage.value for stage in (Stage.CONNECT, Stage.SEND, Stage.HEAD)), End.UPSTREAM_CUT.value),
+    (End.NO_UPSTREAM.value,),
+)
+RETRIES = Counter(
+    "atlas_retries_total",
+    "Attempts on another upstream after this one had failed.",
+    "",
+    _count_retries,
+    ("",),
+    ("",),
+)
+BYTES = Counter(
+    "atlas_bytes_total",
+    "Bytes of bodies, in from clients and out to them.",
+    "direction",
+    _count_bytes,
+    ("in", "out"),
+    by_upstream=False,
+)
+
+COUNTERS = (REQUESTS, DURATIONS, FAILURES, RETRIES, BYTES)
+
+# All counters at one moment: by the counter's name, the upstream's, and the label's value. Plain
+# enough to be sent to another process as JSON.
+Snapshot = dict[str, dict[str, dict[str, float]]]
+
+
+class Counters:
     """Counts exchanges. Thread-safe."""
 
     def __init__(self) -> None:
-        # Guards the rows and what is in them.
+        # Guards what follows, and what is in it.
         self._lock = threading.Lock()
-        self._rows: dict[str, _Row] = {}  # by the upstream's name
+        self._counted: list[tuple[Counter, dict[str, dict[str, float]]]] = [
+            (row, {}) for row in COUNTERS
+        ]
+        self._names = {ALL}
 
     def note(self, records: Sequence[Record]) -> None:
         """Count exchanges that have ended; an `Observer`."""
+        authors: defaultdict[str, list[Record]] = defaultdict(list)
+        done = End.DONE  # looking members up in their class would cost more than all the rest
+        for record in records:
+            is_own = record.end is not done and record.end in _OWN_ANSWERS
+            authors[NOBODY if is_own else record.upstream].append(record)
         with self._lock:
-            rows = self._rows
-            for record in records:
-                name, end = record.upstream, record.end
-                if end is not _DONE and end in _OWN_ANSWERS:
-                    name = NOBODY
-                row = rows.get(name) or self._begin_row(name)
-                kind = record.status // 100
-                row.classes[kind if kind < 6 else 0] += 1
-                if end is not _TUNNEL:  # which lasts as long as people talk, and would say nothing
-                    took = record.ended_at - record.head_at
-                    row.buckets[bisect_left(BUCKET_BOUNDS, took)] += 1
-                    row.duration += took
-                if record.body_in:
-                    row.bytes_in += record.body_in
-                row.bytes_out += record.body_out
-                if record.reused:
-                    row.reused += 1
-                if record.failures or end is not _DONE:
-                    self._note_failures(record)
+            for row, counted in self._counted:
+                for author, answered in authors.items():
+                    for upstream, label, amount in row.count(author, answered):
+                        labels = counted.get(upstream) or self._begin(counted, upstream)
+                        labels[label] += amount
 
     def snapshot(self) -> Snapshot:
         """Return all counters as they are now."""
-        with self._lock:
-            rows = sorted(self._rows.items())
-        upstreams = {}
-        for name, row in rows:
-            with self._lock:  # anew for each: a thousand of them would keep a worker waiting
-                upstreams[name] = row.show()
-        return Snapshot(upstreams=upstreams)
+        found: Snapshot = {}
+        for row, counted in self._counted:
+            with self._lock:
+                upstreams = list(counted.items())
+            found[row.name] = copies = {}
+            for upstream, labels in upstreams:
+                with self._lock:  # anew for each: a thousand of them would keep others waiting
+                    copies[upstream] = dict(labels)
+        return found
 
-    def _begin_row(self, name: str) -> _Row:
-        """The row of an upstream that is met for the first time. Caller holds the lock."""
-        if len(self._rows) >= MOST_NAMES:
-            name = OTHER_NAME
-        return self._rows.setdefault(name, _Row())
-
-    def _note_failures(self, record: Record) -> None:
-        """Count each failed attempt where it failed, and each retry at whom it turned away from.
-
-        Caller holds the lock.
-        """
-        failed = record.failures
-        # All but the last attempt were followed by a retry. Where the last failure is not among
-        # them, it came later than its attempt, or there was none.
-        if record.end in _FAILURES and len(failed) <= record.retries:
-            failed = [*failed, (record.upstream, record.end.value)]
-        for index, (upstream, reason) in enumerate(failed):
-            row = self._rows.get(upstream) or self._begin_row(upstream)
-            row.failures[reason] = row.failures.get(reason, 0) + 1
-            if index < record.retries:
-                row.retries += 1
+    def _begin(self, counted: dict[str, dict[str, float]], upstream: str) -> dict[str, float]:
+        """The values of an upstream that is met for the first time. Caller holds the lock."""
+        if upstream not in self._names:
+            if len(self._names) > MOST_NAMES:
+                upstream = OTHER_NAME
+            else:
+                self._names.add(upstream)
+        return counted.setdefault(upstream, defaultdict(int))
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
     """Add up the snapshots of several processes."""
-    total: dict[str, UpstreamCounts] = {}
+    total: Snapshot = {row.name: {} for row in COUNTERS}
     for snapshot in snapshots:
-        for name, counts in snapshot["upstreams"].items():
-            total[name] = _sum(total[name], counts) if name in total else counts
-    return Snapshot(upstreams=dict(sorted(total.items())))
-
-
-def _sum(one: UpstreamCounts, other: UpstreamCounts) -> UpstreamCounts:
-    return UpstreamCounts(
-        requests=_sum_by_key(one["requests"], other["requests"]),
-        failures=_sum_by_key(one["failures"], other["failures"]),
-        retries=one["retries"] + other["retries"],
-        reused=one["reused"] + other["reused"],
-        bytes_in=one["bytes_in"] + other["bytes_in"],
-        bytes_out=one["bytes_out"] + other["bytes_out"],
-        duration_buckets=sum_buckets([one["duration_buckets"], other["duration_buckets"]]),
-        duration_sum=one["duration_sum"] + other["duration_sum"],
-    )
-
-
-def _sum_by_key(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
-    # In the order of `one`: the code classes keep theirs.
-    keys = dict.fromkeys((*one, *other))
-    return {key: one.get(key, 0) + other.get(key, 0) for key in keys}
-
-
-def sum_buckets(histograms: Iterable[Sequence[int]]) -> list[int]:
-    """Add histograms of the same bounds, bucket by bucket; of none at all, nothing but zeros."""
-    total = [0] * (len(BUCKET_BOUNDS) + 1)
-    for buckets in histograms:
-        total = list(map(add, total, buckets))
+        for name, upstreams in snapshot.items():
+            for upstream, labels in upstreams.items():
+                sums = total[name].setdefault(upstream, {})
+                for label, amount in labels.items():
+                    sums[label] = sums.get(label, 0) + amount
     return total
+
+
+def buckets_of(labels: Mapping[str, float]) -> list[int]:
+    """The buckets of a histogram, one for each bound and one beyond."""
+    return [int(labels.get(bucket, 0)) for bucket in BUCKETS]
 
 
 def estimate_quantile(buckets: Sequence[int], share: float) -> float | None:
     """Estimate which duration `share` (0 to 1) of the requests did not exceed; None without any.
 
-    `buckets` as in a snapshot, or what came between two snapshots. Within a bucket requests are
+    `buckets` as of `buckets_of`, or what came between two of them. Within a bucket requests are
     taken to be spread evenly. Beyond the last bound nothing is known, so that bound is the answer.
     """
     reached = list(accumulate(buckets))

@@ -1,20 +1,18 @@
 """What is true at this moment: of the upstreams, of the configuration, of the process.
 
 `metrics.py` counts what has happened; here is what goes up and down. Whoever owns a number fills
-it in when somebody asks, so nothing is kept up to date in between. Like a snapshot, `Gauges` are
-plain enough to be sent to another process as JSON, and `merge_gauges` makes one of several, for
-worker processes that share a port: what each has for itself is added up, what all have in common
-is taken once, and of an upstream the worst opinion counts: it is up where all of them find it so.
+it in when somebody asks, so nothing is kept up to date in between. Like a snapshot, it is plain
+enough to be sent to another process as JSON.
 
-`read_process` reads what the kernel keeps in /proc. Where there is none (macOS, BSD) it knows less,
-and says nothing instead of something wrong.
+`state_of` puts an upstream's state into words, the same everywhere. `read_process` reads what the
+kernel keeps in /proc. Where there is none (macOS, BSD) it knows less, and says nothing instead of
+something wrong.
 """
 
 from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TypedDict
 
@@ -23,15 +21,19 @@ from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream
 
 _PROC = Path("/proc")
 
-# What an upstream can be, from bad to good, for processes that disagree. `admin/stats.py` puts
-# these into words; both are for the same reader, so a new one needs its place in both.
+# What an upstream can be, from bad to good, for processes that disagree. `state_of` chooses one.
 STATES = ("maintenance", "drain", "down", "open", "checking", "half-open", "up")
+
+
+# In one of these it is sent requests of new clients, unless its weight is 0. A breaker's trials
+# count, though they are few.
+_USABLE = frozenset({"up", "half-open"})
 
 
 class State(NamedTuple):
     """One upstream's state: a word for programs, words for people, and the cause."""
 
-    kind: str  # up | checking | down | open | half-open | drain | maintenance
+    kind: str  # one of `STATES`
     words: str
     why: str  # empty where there is nothing to say
 
@@ -46,12 +48,12 @@ class Reload(TypedDict):
 
 
 class UpstreamNow(TypedDict):
-    """One upstream at this moment: what no counter tells. Plain, to be sent between processes."""
+    """One upstream: what no counter tells."""
 
     name: str
     address: str
     port: int
-    kind: str  # these three as in `status.State`
+    kind: str  # these three as in `State`
     state: str
     why: str
     weight: int
@@ -62,71 +64,17 @@ class UpstreamNow(TypedDict):
     idle: int
 
 
-class UpstreamGauges(TypedDict):
-    """The state of one upstream."""
-
-    up: bool  # may be given requests
-    state: str  # one of `STATES`
-    active: int  # requests in flight
-    idle: int  # connections at rest in the pools
-    weight: int  # as configured or steered
-
-
-class Gauges(TypedDict):
-    """The state of Atlas."""
+class ProcessStats(TypedDict):
+    """One process, or several taken together."""
 
     version: str
     connections: int  # clients connected
     connections_limit: int  # and how many there may be
     queue: int  # requests that wait for a place at an upstream
-    upstreams: dict[str, UpstreamGauges]
+    upstreams: list[UpstreamNow]
     reloads: dict[str, int]  # how often, by result: "success" or "failure"
-    last_reload_success: bool  # true before the first one
+    last_reload: Reload | None
     process: dict[str, float]  # see `read_process`
-
-
-def merge_gauges(parts: Sequence[Gauges]) -> Gauges:
-    """Describe several processes that serve the same configuration as one; `parts` is not empty."""
-    upstreams: dict[str, UpstreamGauges] = {}
-    reloads: dict[str, int] = {}
-    for part in parts:
-        for name, gauges in part["upstreams"].items():
-            upstreams[name] = _join(upstreams[name], gauges) if name in upstreams else gauges
-        for result, count in part["reloads"].items():
-            # Each of them reads the same file. One that replaced another has seen fewer.
-            reloads[result] = max(count, reloads.get(result, 0))
-    return Gauges(
-        version=parts[0]["version"],
-        connections=sum(part["connections"] for part in parts),
-        connections_limit=sum(part["connections_limit"] for part in parts),
-        queue=sum(part["queue"] for part in parts),
-        upstreams=upstreams,
-        reloads=reloads,
-        last_reload_success=all(part["last_reload_success"] for part in parts),
-        process=_join_processes([part["process"] for part in parts]),
-    )
-
-
-def _join(one: UpstreamGauges, other: UpstreamGauges) -> UpstreamGauges:
-    return UpstreamGauges(
-        up=one["up"] and other["up"],
-        state=min(one["state"], other["state"], key=STATES.index),
-        active=one["active"] + other["active"],
-        idle=one["idle"] + other["idle"],
-        weight=other["weight"],
-    )
-
-
-def _join_processes(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Add up processes. Descriptors and their limit both, so that their ratio keeps its meaning."""
-    joined: dict[str, float] = {}
-    for part in parts:
-        for key, value in part.items():
-            joined[key] = joined.get(key, 0) + value
-    starts = [part["start_time"] for part in parts if "start_time" in part]
-    if starts:
-        joined["start_time"] = min(starts)
-    return joined
 
 
 def read_process() -> dict[str, float]:
@@ -154,6 +102,11 @@ def read_process() -> dict[str, float]:
     except (OSError, IndexError, ValueError):
         return gauges  # no /proc, or one that we do not know
     return gauges | known
+
+
+def is_usable(upstream: UpstreamNow) -> bool:
+    """Is it sent requests of new clients?"""
+    return upstream["weight"] > 0 and upstream["kind"] in _USABLE
 
 
 def state_of(upstream: Upstream, now: float, *, is_checked: bool) -> State:
@@ -185,10 +138,3 @@ def _state_by_itself(upstream: Upstream, now: float, is_checked: bool) -> State:
         left = max(1, round(breaker.reopens_at - now))
         return State("open", f"breaker open, {left} s left", "too many failures in a row")
     return State("half-open", "half-open", "a few requests are sent as trials")
-
-
-def mark_of(kind: str) -> str:
-    """The letter of a state in `Strip.marks`."""
-    if kind in {"drain", "maintenance"}:
-        return "o"
-    return "u" if kind in {"up", "half-open"} else "d"

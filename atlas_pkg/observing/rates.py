@@ -1,25 +1,37 @@
-"""The last minute, second by second: from counters that only grow to rates and curves.
+"""The last minute, second by second: from counters that only grow to rates, curves and quantiles.
 
 Counting costs the road of a request next to nothing because counters are only ever added to.
 What people want are differences: somebody reads all counters once a second and feeds them in here,
 and the difference of two readings over the time between them is a rate.
 
-Keys are pairs: what is counted, and the upstream, or "" for all together. A counter that has
-become smaller belonged to a process that was replaced; its difference counts as zero.
+Rates are those of the last few seconds (`RATE_WINDOW`), and so are the quantiles of all requests.
+A single upstream may have few, so its quantiles are those of the last minute.
 
 Times are arguments, as instants of `time.monotonic()`. Not done here: counting (`metrics.py`), what
-happened in words (`journal.py`), and the thread that feeds.
+happened in words (`event_log.py`), and the thread that feeds.
 """
 
 from __future__ import annotations
 
-import itertools
 import threading
+from array import array
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple, TypedDict
 
-Key = tuple[str, str]
+from atlas_pkg.observing.metrics import (
+    ALL,
+    BYTES,
+    DURATIONS,
+    FAILURES,
+    NOBODY,
+    REQUESTS,
+    Snapshot,
+    buckets_of,
+    estimate_quantile,
+)
+from atlas_pkg.observing.process_stats import ProcessStats
 
 # A minute of curves, at a reading a second.
 KEPT_SECONDS = 60
@@ -27,19 +39,27 @@ KEPT_SECONDS = 60
 # Over how many seconds a rate is taken: long enough to be read, short enough to follow.
 RATE_WINDOW = 5
 
-# Where nothing is known of an upstream, since a reload brought it later.
-_UNKNOWN = "-"
+# Letters of `Strip.marks`, and that of an upstream that a reload brought later.
+_MARKS = {"up": "u", "half-open": "u", "drain": "o", "maintenance": "o"}
+_ILL, _UNKNOWN = "d", "-"
+
+_QUANTILES = (0.5, 0.95, 0.99)
 
 
-class Sample(TypedDict):
+class Latency(TypedDict):
+    """Quantiles in milliseconds; None where nothing was measured."""
+
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class Sample(Latency):
     """The numbers of one second, and at the same time those at the head of the page."""
 
     rate: float  # requests a second
     connections: int
     error_percent: float  # answers with 5xx, whoever made them, among all
-    p50_ms: float | None
-    p95_ms: float | None
-    p99_ms: float | None
     bytes_in_rate: float
     bytes_out_rate: float
     queue: int  # requests that wait for a slot under upstreams.max_connections
@@ -53,79 +73,166 @@ class Strip(TypedDict):
     marks: str  # a letter a second: u in rotation, d down or breaker open, o taken out by hand
 
 
-class Reading(NamedTuple):
-    """All counters at one instant, and the states of the upstreams, which cannot be added up."""
+class UpstreamRates(Latency):
+    """How one upstream did."""
+
+    rate: float
+    share_percent: float  # of the requests of the last minute
+    strip: Strip
+
+
+class _Counts(NamedTuple):
+    """What was counted for one upstream, or for all."""
+
+    requests: int
+    errors: int  # of them, those answered with 5xx
+    failures: int
+    buckets: Sequence[int]
+
+
+_NOTHING = _Counts(0, 0, 0, array("Q", buckets_of({})))
+
+
+class _Reading(NamedTuple):
+    """All counters at one instant, and how things were then. Never changed."""
 
     at: float
-    counters: Mapping[Key, float]
-    marks: Mapping[str, str]  # a letter per upstream, see `status.mark_of`
+    upstreams: dict[str, _Counts]  # `NOBODY` included
+    total: _Counts
+    bytes_in: float
+    bytes_out: float
+    connections: int
+    queue: int
+    marks: dict[str, str]
+
+    def of(self, name: str) -> _Counts:
+        """The counts of one upstream; one that is not there yet begins at zero."""
+        return self.upstreams.get(name, _NOTHING)
 
 
-class History:
+class Rates:
     """The readings of the last minute. Thread-safe."""
 
-    def __init__(self, kept: int = KEPT_SECONDS) -> None:
-        # Guards _readings. A reading is never changed, so it may leave the lock.
+    def __init__(self) -> None:
+        # Guards the readings. One is never changed, so it may leave the lock.
         self._lock = threading.Lock()
         # One more than seconds: the first is only what the second is compared with.
-        self._readings: deque[Reading] = deque(maxlen=kept + 1)
+        self._readings: deque[_Reading] = deque(maxlen=KEPT_SECONDS + 1)
 
-    def feed(
-        self,
-        now: float,
-        counters: Mapping[Key, float],
-        marks: Mapping[str, str] | None = None,
-    ) -> None:
-        """Take the reading of `now`, once a second. The mappings must not change afterwards.
+    def feed(self, now: float, snapshot: Snapshot, stats: ProcessStats) -> None:
+        """Take the reading of `now`, once a second.
 
         One that is no later than the last is left out: the clock has not moved.
         """
-        reading = Reading(now, counters, marks or {})
+        reading = _read(now, snapshot, stats)
         with self._lock:
             if not self._readings or now > self._readings[-1].at:
                 self._readings.append(reading)
 
-    def increase(self, key: Key, seconds: int = KEPT_SECONDS) -> float:
-        """By how much a counter grew in the last `seconds` readings."""
-        readings = self._last(seconds)
-        return sum(_steps(readings, key))
-
-    def rate(self, key: Key, seconds: int = RATE_WINDOW) -> float:
-        """How much a counter grows per second, over the last `seconds` readings."""
-        readings = self._last(seconds)
-        if len(readings) < 2:
-            return 0.0
-        return sum(_steps(readings, key)) / (readings[-1].at - readings[0].at)
-
-    def rates(self, key: Key) -> list[float]:
-        """The rate of each second, the newest last."""
+    def samples(self) -> list[Sample]:
+        """A sample for each second of the last minute, the newest last."""
         readings = self._last()
-        spans = (after.at - before.at for before, after in itertools.pairwise(readings))
-        return [step / span for step, span in zip(_steps(readings, key), spans, strict=True)]
+        return [_sample(readings[: end + 1], 1) for end in range(1, len(readings))]
 
-    def share_percent(self, key: Key, whole: Key, seconds: int = KEPT_SECONDS) -> float:
-        """What one counter's growth is of another's, in percent; 0 where neither grew."""
-        total = self.increase(whole, seconds)
-        return 100 * self.increase(key, seconds) / total if total else 0.0
+    def present(self) -> Sample:
+        """The numbers of now; as `samples`, but with rates that do not jump about."""
+        return _sample(self._last(), RATE_WINDOW)
 
-    def strip(self, upstream: str) -> Strip:
-        """One upstream's last minute, from the counters "requests" and "failures"."""
+    def of_upstream(self, name: str) -> UpstreamRates:
+        """How one upstream did."""
         readings = self._last()
-        marks = (reading.marks.get(upstream, _UNKNOWN) for reading in readings[1:])
-        return Strip(
-            requests=[round(step) for step in _steps(readings, ("requests", upstream))],
-            failed=[round(step) for step in _steps(readings, ("failures", upstream))],
-            marks="".join(marks),
+        counts = [reading.of(name) for reading in readings]
+        served = [item.total.requests - item.of(NOBODY).requests for item in readings]
+        recent = readings[-RATE_WINDOW - 1 :]
+        return UpstreamRates(
+            rate=_per_second(recent, [reading.of(name).requests for reading in recent]),
+            share_percent=_percent(_growth([item.requests for item in counts]), _growth(served)),
+            strip=Strip(
+                requests=_steps([item.requests for item in counts]),
+                failed=_steps([item.failures for item in counts]),
+                marks="".join(reading.marks.get(name, _UNKNOWN) for reading in readings[1:]),
+            ),
+            **_latency(counts),
         )
 
-    def _last(self, seconds: int | None = None) -> list[Reading]:
-        """The readings that span the last `seconds`, or all."""
+    def _last(self) -> list[_Reading]:
         with self._lock:
-            readings = list(self._readings)
-        return readings if seconds is None else readings[-seconds - 1 :]
+            return list(self._readings)
 
 
-def _steps(readings: list[Reading], key: Key) -> list[float]:
-    """How a counter grew from each reading to the next; one that just appeared began at zero."""
-    values = [reading.counters.get(key, 0.0) for reading in readings]
-    return [max(0.0, after - before) for before, after in itertools.pairwise(values)]
+def _read(now: float, snapshot: Snapshot, stats: ProcessStats) -> _Reading:
+    requests, failures = snapshot[REQUESTS.name], snapshot[FAILURES.name]
+    durations, transferred = snapshot[DURATIONS.name], snapshot[BYTES.name].get(ALL, {})
+    upstreams = {
+        name: _Counts(
+            requests=int(sum(requests.get(name, {}).values())),
+            errors=int(requests.get(name, {}).get("5xx", 0)),
+            failures=int(sum(failures.get(name, {}).values())),
+            # An array takes a quarter of a list, and with hundreds of upstreams that counts.
+            buckets=array("Q", buckets_of(durations.get(name, {}))),
+        )
+        for name in requests.keys() | failures.keys()
+    }
+    return _Reading(
+        at=now,
+        upstreams=upstreams,
+        total=_add(upstreams.values()),
+        bytes_in=transferred.get("in", 0),
+        bytes_out=transferred.get("out", 0),
+        connections=stats["connections"],
+        queue=stats["queue"],
+        marks={item["name"]: _MARKS.get(item["kind"], _ILL) for item in stats["upstreams"]},
+    )
+
+
+def _add(counts: Iterable[_Counts]) -> _Counts:
+    columns = list(zip(_NOTHING, *counts, strict=True))
+    requests, errors, failures = (sum(column) for column in columns[:3])
+    return _Counts(
+        requests, errors, failures, [sum(bucket) for bucket in zip(*columns[3], strict=True)]
+    )
+
+
+def _sample(readings: Sequence[_Reading], seconds: int) -> Sample:
+    """The numbers at the end of `readings`; rates of the last `seconds`."""
+    last, recent = readings[-seconds - 1 :], readings[-RATE_WINDOW - 1 :]
+    return Sample(
+        rate=_per_second(last, [reading.total.requests for reading in last]),
+        connections=last[-1].connections if last else 0,
+        error_percent=_percent(
+            _growth([reading.total.errors for reading in recent]),
+            _growth([reading.total.requests for reading in recent]),
+        ),
+        bytes_in_rate=_per_second(last, [reading.bytes_in for reading in last]),
+        bytes_out_rate=_per_second(last, [reading.bytes_out for reading in last]),
+        queue=last[-1].queue if last else 0,
+        **_latency([reading.total for reading in recent]),
+    )
+
+
+def _latency(counts: Sequence[_Counts]) -> Latency:
+    """The quantiles of what came between the first and the last."""
+    buckets: list[int] = []
+    if counts:
+        pairs = zip(counts[0].buckets, counts[-1].buckets, strict=True)
+        buckets = [max(0, now - then) for then, now in pairs]
+    found = (estimate_quantile(buckets, share) for share in _QUANTILES)
+    p50, p95, p99 = (None if duration is None else duration * 1000 for duration in found)
+    return Latency(p50_ms=p50, p95_ms=p95, p99_ms=p99)
+
+
+def _steps(values: Sequence[float]) -> list[int]:
+    """How a counter grew from each reading to the next. One that shrank began anew."""
+    return [round(max(0.0, after - before)) for before, after in pairwise(values)]
+
+
+def _growth(values: Sequence[float]) -> float:
+    return sum(_steps(values))
+
+
+def _per_second(readings: Sequence[_Reading], values: Sequence[float]) -> float:
+    return _growth(values) / (readings[-1].at - readings[0].at) if len(readings) > 1 else 0.0
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100 * part / whole if whole else 0.0

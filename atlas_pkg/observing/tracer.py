@@ -63,7 +63,7 @@ class Tracer:
         """Is this exchange, of the client at `address`, to be explained? To be asked once."""
         return self.is_asked and self._decide(address)
 
-    def observe(self, records: Sequence[Record]) -> None:
+    def note(self, records: Sequence[Record]) -> None:
         """Keep exchanges that have ended and were timed; an `Observer`."""
         timed = [record for record in records if record.times is not None]
         self._last.extend(timed)

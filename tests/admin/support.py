@@ -15,11 +15,11 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from atlas_pkg.admin.app import AdminApp
-from atlas_pkg.admin.commands import CommandError
+from atlas_pkg.admin.commands import CommandError, select
 from atlas_pkg.admin.stats import Stats, Totals, UpstreamStats
 from atlas_pkg.config import Config, Timeouts
 from atlas_pkg.control.board import Change
@@ -28,14 +28,17 @@ from atlas_pkg.net.stream import Stream, set_patience
 from atlas_pkg.observing.event_log import ErrorLine, Event
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.rates import Sample, Strip
+from atlas_pkg.observing.record import Record
+from atlas_pkg.observing.timeline import Explained, build_timeline
+from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.serving.clients import ClientConnection, Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.gates import PortableGate
 from atlas_pkg.serving.generation import ConfigHolder, Generation
+from tests.observing.explain_support import NOW, explained
 
 TOKEN = "top secret"
-NOW = 1_800_000_000.0
 
 
 def build_upstream(name: str, **more: object) -> UpstreamStats:
@@ -104,13 +107,16 @@ def build_stats(*upstreams: UpstreamStats, now: float = NOW) -> Stats:
 
 
 class FakeSource:
-    """A `StatusSource` whose answers the test sets; it remembers how it was steered."""
+    """A `Source` whose answers the test sets; it remembers how it was steered and asked."""
 
-    def __init__(self, build: Callable[[], Stats] | None = None) -> None:
+    def __init__(self, build: Callable[[], Stats] | None = None, *records: Record) -> None:
         self._build = build or (lambda: build_stats(build_upstream("a"), build_upstream("b")))
         self.ready = (True, "2 of 2 upstreams usable")
         self.steered: list[tuple[str, Change]] = []
         self.failure: CommandError | None = None
+        self.document = explained(*(build_timeline(record, NOW - 5) for record in records))
+        self.asked: list[Asking] = []
+        self.looks = 0
 
     def stats(self) -> Stats:
         return self._build()
@@ -120,6 +126,16 @@ class FakeSource:
 
     def readiness(self) -> tuple[bool, str]:
         return self.ready
+
+    def explain(self, query: Mapping[str, str]) -> Explained:
+        self.looks += 1
+        exchanges = select(self.document["exchanges"], query)
+        return Explained(**{**self.document, "exchanges": exchanges})
+
+    def ask_for(self, asking: Asking) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(asking)
 
     def steer(self, name: str, change: Change) -> bool:
         if self.failure is not None:

@@ -10,7 +10,7 @@ from atlas_pkg.admin.app import AdminApp
 from atlas_pkg.admin.commands import CommandError
 from atlas_pkg.observing.tracer import MOST_ONE_IN, Asking
 from tests.admin.support import TOKEN, Answer, FakeSource, ask
-from tests.observing.explain_support import CHOICE, ExplainingFake, build_record
+from tests.observing.explain_support import CHOICE, build_record
 
 AUTHORIZED = f"Authorization: Bearer {TOKEN}"
 JSON = "Content-Type: application/json"
@@ -18,12 +18,12 @@ FORM = "Content-Type: application/x-www-form-urlencoded"
 
 
 @pytest.fixture
-def source() -> ExplainingFake:
-    return ExplainingFake(build_record(choices=[CHOICE]), build_record(address="192.0.2.9"))
+def source() -> FakeSource:
+    return FakeSource(None, build_record(choices=[CHOICE]), build_record(address="192.0.2.9"))
 
 
 @pytest.fixture
-def app(source: ExplainingFake) -> AdminApp:
+def app(source: FakeSource) -> AdminApp:
     return AdminApp(source, token=TOKEN, address="atlas.internal")
 
 
@@ -68,7 +68,7 @@ def test_an_unknown_parameter_is_refused(app: AdminApp) -> None:
     ],
 )
 def test_orders_are_taken(
-    app: AdminApp, source: ExplainingFake, body: str, kind: str, asking: Asking
+    app: AdminApp, source: FakeSource, body: str, kind: str, asking: Asking
 ) -> None:
     answer = order(app, body, AUTHORIZED, kind)
 
@@ -97,7 +97,7 @@ def test_orders_are_taken(
     ],
 )
 def test_other_orders_are_refused(
-    app: AdminApp, source: ExplainingFake, body: str, kind: str, reason: str
+    app: AdminApp, source: FakeSource, body: str, kind: str, reason: str
 ) -> None:
     answer = order(app, body, AUTHORIZED, kind)
 
@@ -105,7 +105,7 @@ def test_other_orders_are_refused(
     assert source.asked == []
 
 
-def test_an_order_needs_the_token(app: AdminApp, source: ExplainingFake) -> None:
+def test_an_order_needs_the_token(app: AdminApp, source: FakeSource) -> None:
     nobody = order(app, "one_in=1", FORM)
     stranger = order(app, "one_in=1", "Authorization: Bearer guessed", FORM)
     read_only = order(AdminApp(source, token="", address="127.0.0.1"), "one_in=1")
@@ -114,7 +114,7 @@ def test_an_order_needs_the_token(app: AdminApp, source: ExplainingFake) -> None
     assert source.asked == []
 
 
-def test_an_order_from_a_foreign_page_is_refused(app: AdminApp, source: ExplainingFake) -> None:
+def test_an_order_from_a_foreign_page_is_refused(app: AdminApp, source: FakeSource) -> None:
     answer = order(app, "one_in=1", AUTHORIZED, FORM, "Origin: http://evil.example")
 
     assert (answer.status, source.asked) == (403, [])
@@ -126,25 +126,10 @@ def test_an_order_is_a_post(app: AdminApp) -> None:
     assert (answer.status, answer.fields["Allow"]) == (405, "POST")
 
 
-def test_processes_that_do_not_follow_are_told(app: AdminApp, source: ExplainingFake) -> None:
+def test_processes_that_do_not_follow_are_told(app: AdminApp, source: FakeSource) -> None:
     source.failure = CommandError(503, "1 of 2 processes do not answer; they will follow later")
 
     answer = order(app, "one_in=1")
 
     assert (answer.status, answer.fields["Retry-After"]) == (503, "5")
     assert "they will follow later" in answer.text
-
-
-def test_without_somebody_who_explains_nothing_is_there() -> None:
-    app = AdminApp(FakeSource(), token=TOKEN, address="")
-
-    statuses = [ask(app, "/explain.json").status, order(app, "one_in=1").status]
-    assert statuses == [404, 404]
-    assert 'id="thinking"' not in ask(app, "/").text
-
-
-def test_the_page_has_the_section(app: AdminApp) -> None:
-    text = ask(app, "/").text
-
-    assert '<h2 id="exchanges-title">How a balancer thinks</h2>' in text
-    assert "left out: down: status 500" in text

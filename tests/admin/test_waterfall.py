@@ -15,9 +15,9 @@ from atlas_pkg.admin.stats import judge
 from atlas_pkg.choice import Candidate, Choice
 from atlas_pkg.observing.record import End
 from atlas_pkg.observing.timeline import STAGES, Explained, build_timeline
-from tests.admin.support import NOW, TOKEN, build_stats, build_upstream, serve_page
+from tests.admin.support import NOW, TOKEN, FakeSource, build_stats, build_upstream, serve_page
 from tests.admin.test_page import BROWSER, HOSTILE, Tree, open_in_browser
-from tests.observing.explain_support import CHOICE, ExplainingFake, build_record, explained
+from tests.observing.explain_support import CHOICE, build_record, explained
 
 WAITS = Choice("random", "nobody could be chosen", (), waits="all are full: it waits in the queue")
 NOBODY = Choice("random", "nobody could be chosen", (Candidate("red", "", "down: status 500"),))
@@ -66,7 +66,7 @@ def hostile() -> Choice:
 
 
 def test_the_section_is_well_formed_and_hostile_text_stays_text() -> None:
-    source = ExplainingFake(*build_many())  # type: ignore[arg-type]
+    source = FakeSource(None, *build_many())  # type: ignore[arg-type]
     source.document["next_from"] = HOSTILE
 
     tree = Tree(render(source.document))
@@ -209,7 +209,7 @@ def test_the_page_is_still_one_answer() -> None:
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_the_script_tells_the_same_as_the_page_without_it(tmp_path: Path) -> None:
-    source = ExplainingFake(*build_many())  # type: ignore[arg-type]
+    source = FakeSource(None, *build_many())  # type: ignore[arg-type]
     source.document["one_in"], source.document["next_from"] = 1000, "::1"
     app = AdminApp(source, token=TOKEN, address="")
     before = section(render(source.document))
@@ -228,7 +228,7 @@ def test_the_script_tells_the_same_as_the_page_without_it(tmp_path: Path) -> Non
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
 def test_explanations_are_fetched_only_while_they_are_on_the_screen(tmp_path: Path) -> None:
-    source = ExplainingFake(build_record())
+    source = FakeSource(None, build_record())
     app = AdminApp(source, token=TOKEN, address="")
 
     with serve_page(app) as port:

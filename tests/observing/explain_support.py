@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from atlas_pkg.admin.commands import select
 from atlas_pkg.choice import Candidate, Choice
 from atlas_pkg.observing.record import Record, Times
-from atlas_pkg.observing.timeline import Explained, Timeline, build_timeline
-from atlas_pkg.observing.tracer import Asking
-from tests.admin.support import NOW, FakeSource
+from atlas_pkg.observing.timeline import Explained, Timeline
+
+NOW = 1_800_000_000.0
 
 CHOICE = Choice(
     "least_connections",
@@ -40,23 +37,3 @@ def build_record(line: bytes = b"GET /a?secret=1 HTTP/1.1", **more: object) -> R
 
 def explained(*timelines: Timeline, one_in: int = 0, next_from: str = "") -> Explained:
     return Explained(time=NOW, one_in=one_in, next_from=next_from, exchanges=list(timelines))
-
-
-class ExplainingFake(FakeSource):
-    """A source that explains, too; it remembers what it was asked for, and counts the looks."""
-
-    def __init__(self, *records: Record) -> None:
-        super().__init__()
-        self.document = explained(*(build_timeline(record, NOW - 5) for record in records))
-        self.asked: list[Asking] = []
-        self.looks = 0
-
-    def explain(self, query: Mapping[str, str]) -> Explained:
-        self.looks += 1
-        exchanges = select(self.document["exchanges"], query)
-        return Explained(**{**self.document, "exchanges": exchanges})
-
-    def ask_for(self, asking: Asking) -> None:
-        if self.failure is not None:
-            raise self.failure
-        self.asked.append(asking)

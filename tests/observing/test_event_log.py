@@ -7,23 +7,29 @@ import pytest
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.balancing.upstream import AdminState, Upstream
 from atlas_pkg.config import CircuitBreaker, UpstreamConfig
-from atlas_pkg.observing.event_log import MOST_ERRORS, MOST_EVENTS, Journal, merge_errors
-from atlas_pkg.observing.process_stats import STATES, State, mark_of, state_of
+from atlas_pkg.observing.event_log import (
+    MOST_ERRORS,
+    MOST_EVENTS,
+    Errors,
+    Events,
+    merge_errors,
+)
+from atlas_pkg.observing.process_stats import UpstreamNow, state_of
 from atlas_pkg.observing.record import End, Record
 from atlas_pkg.observing.timeline import MOST_LINE
+from tests.observing.samples import build_now
 
-UP = State("up", "up", "HTTP 200")
-DOWN = State("down", "down", "refused")
 
-MARKS = {
-    "up": "u",
-    "half-open": "u",
-    "down": "d",
-    "open": "d",
-    "checking": "d",
-    "drain": "o",
-    "maintenance": "o",
-}
+def in_state(name: str, kind: str, why: str = "", *, words: str = "") -> UpstreamNow:
+    return build_now(name, kind, state=words or kind, why=why)
+
+
+def up(name: str = "a") -> UpstreamNow:
+    return in_state(name, "up", "HTTP 200")
+
+
+def down(name: str = "a") -> UpstreamNow:
+    return in_state(name, "down", "refused")
 
 
 class Clock:
@@ -45,8 +51,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def journal(clock: Clock) -> Journal:
-    return Journal(clock=clock.wall, monotonic=clock.monotonic)
+def events(clock: Clock) -> Events:
+    return Events(clock.wall)
+
+
+@pytest.fixture
+def errors(clock: Clock) -> Errors:
+    return Errors(clock=clock.wall, monotonic=clock.monotonic)
 
 
 def build_record(end: End, line: bytes = b"GET / HTTP/1.1", **more: object) -> Record:
@@ -59,86 +70,93 @@ def build_record(end: End, line: bytes = b"GET / HTTP/1.1", **more: object) -> R
 
 
 @pytest.mark.parametrize("kind", ["open", "half-open"])
-def test_a_breaker_that_has_closed_is_told(journal: Journal, kind: str) -> None:
-    journal.watch({"a": State(kind, kind, "")})
-    journal.watch({"a": UP})
+def test_a_breaker_that_has_closed_is_told(events: Events, kind: str) -> None:
+    events.watch([in_state("a", kind)])
+    events.watch([up()])
 
-    assert [event["text"] for event in journal.events()] == ["circuit breaker closed, up: HTTP 200"]
+    assert [event["text"] for event in events.lines()] == ["circuit breaker closed, up: HTTP 200"]
 
 
-def test_events_are_told_newest_first(journal: Journal, clock: Clock) -> None:
-    journal.note("reload", "reloaded")
+def test_events_are_told_newest_first(events: Events, clock: Clock) -> None:
+    events.note("reload", "reloaded")
     clock.now += 5
-    journal.note("steering", "state drain", upstream="a")
+    events.note("steering", "state drain", upstream="a")
 
-    assert journal.events() == [
+    assert events.lines() == [
         {"time": 1001005.0, "kind": "steering", "upstream": "a", "text": "state drain"},
         {"time": 1001000.0, "kind": "reload", "upstream": "", "text": "reloaded"},
     ]
 
 
-def test_both_lists_are_bounded(journal: Journal) -> None:
+def test_both_lists_are_bounded(events: Events, errors: Errors) -> None:
     for number in range(200):
-        journal.note("reload", str(number))
-        journal.observe([build_record(End.ERROR, b"GET /%d HTTP/1.1" % number)])
+        events.note("reload", str(number))
+        errors.note([build_record(End.ERROR, b"GET /%d HTTP/1.1" % number)])
 
-    assert len(journal.events()) == MOST_EVENTS
-    assert journal.events()[0]["text"] == "199"
-    assert len(journal.errors()) == MOST_ERRORS
-    assert journal.errors()[0]["line"] == "GET /199 HTTP/1.1"
-    assert journal.errors()[-1]["line"] == f"GET /{200 - MOST_ERRORS} HTTP/1.1"
+    assert len(events.lines()) == MOST_EVENTS
+    assert events.lines()[0]["text"] == "199"
+    assert len(errors.lines()) == MOST_ERRORS
+    assert errors.lines()[0]["line"] == "GET /199 HTTP/1.1"
+    assert errors.lines()[-1]["line"] == f"GET /{200 - MOST_ERRORS} HTTP/1.1"
 
 
-def test_a_change_of_state_is_an_event_with_its_cause(journal: Journal, clock: Clock) -> None:
-    journal.watch({"a": UP, "b": UP})
+def test_a_change_of_state_is_an_event_with_its_cause(events: Events, clock: Clock) -> None:
+    events.watch([up(), up("b")])
     clock.now += 7
 
-    journal.watch({"a": DOWN, "b": UP})
+    events.watch([down(), up("b")])
 
-    assert journal.events() == [
+    assert events.lines() == [
         {"time": 1001007.0, "kind": "state", "upstream": "a", "text": "down: refused"}
     ]
-    assert journal.since("a") == 1001007.0
-    assert journal.since("b") == 1001000.0
+    assert events.since("a") == 1001007.0
+    assert events.since("b") == 1001000.0
 
 
-def test_what_stays_is_no_event_whatever_the_words(journal: Journal, clock: Clock) -> None:
-    journal.watch({"a": State("open", "breaker open, 8 s left", "")})
+def test_what_stays_is_no_event_whatever_the_words(events: Events, clock: Clock) -> None:
+    events.watch([in_state("a", "open", words="breaker open, 8 s left")])
     clock.now += 1
 
-    journal.watch({"a": State("open", "breaker open, 7 s left", "")})
+    events.watch([in_state("a", "open", words="breaker open, 7 s left")])
 
-    assert journal.events() == []
-    assert journal.since("a") == 1001000.0
+    assert events.lines() == []
+    assert events.since("a") == 1001000.0
 
 
-def test_upstreams_that_come_and_go_are_no_event(journal: Journal) -> None:
-    journal.watch({"a": UP})
-    journal.watch({"b": DOWN})
+def test_upstreams_that_come_and_go_are_no_event(events: Events) -> None:
+    events.watch([up()])
+    events.watch([down("b")])
 
-    assert journal.events() == []
-    assert journal.since("a") is None
-    assert journal.since("c") is None
+    assert events.lines() == []
+    assert events.since("a") is None
+    assert events.since("c") is None
 
 
 @pytest.mark.parametrize("end", [End.DONE, End.CLIENT_GONE, End.TUNNEL])
-def test_what_went_well_is_no_error(journal: Journal, end: End) -> None:
-    journal.observe([build_record(end)])
+def test_what_went_well_is_no_error(errors: Errors, end: End) -> None:
+    errors.note([build_record(end, status=499)])
 
-    assert journal.errors() == []
+    assert errors.lines() == []
+
+
+def test_what_counts_as_an_error_is_listed_whoever_answered(errors: Errors) -> None:
+    errors.note([build_record(End.DONE, status=499), build_record(End.DONE, status=500)])
+
+    (line,) = errors.lines()
+    assert (line["status"], line["text"]) == (500, "the upstream's own answer")
 
 
 @pytest.mark.parametrize("end", set(End) - {End.DONE, End.CLIENT_GONE, End.TUNNEL})
-def test_every_failure_has_its_words(journal: Journal, end: End) -> None:
-    journal.observe([build_record(end)])
+def test_every_failure_has_its_words(errors: Errors, end: End) -> None:
+    errors.note([build_record(end)])
 
-    assert len(journal.errors()[0]["text"]) > 10
+    assert len(errors.lines()[0]["text"]) > 10
 
 
-def test_an_error_says_who_what_and_when(journal: Journal) -> None:
-    journal.observe([build_record(End.UPSTREAM_FAILED, upstream="a", ended_at=998.5)])
+def test_an_error_says_who_what_and_when(errors: Errors) -> None:
+    errors.note([build_record(End.UPSTREAM_FAILED, upstream="a", ended_at=998.5)])
 
-    assert journal.errors() == [
+    assert errors.lines() == [
         {
             "time": 1000998.5,
             "client": "192.0.2.7",
@@ -152,48 +170,48 @@ def test_an_error_says_who_what_and_when(journal: Journal) -> None:
 
 
 def test_errors_that_are_alike_are_one_line_with_the_time_of_the_last(
-    journal: Journal, clock: Clock
+    errors: Errors, clock: Clock
 ) -> None:
     other = build_record(End.NO_UPSTREAM, b"GET /other HTTP/1.1", ended_at=1000.0)
     for number in range(17):
         clock.now += 1
         alike = build_record(End.NO_UPSTREAM, ended_at=clock.now, address=f"192.0.2.{number}")
-        journal.observe([alike])
+        errors.note([alike])
         if not number:
-            journal.observe([other])
+            errors.note([other])
 
-    errors = journal.errors()
+    lines = errors.lines()
 
-    assert [(error["line"], error["count"]) for error in errors] == [
+    assert [(error["line"], error["count"]) for error in lines] == [
         ("GET / HTTP/1.1", 17),
         ("GET /other HTTP/1.1", 1),
     ]
-    assert (errors[0]["time"], errors[0]["client"]) == (1001017.0, "192.0.2.16")
+    assert (lines[0]["time"], lines[0]["client"]) == (1001017.0, "192.0.2.16")
 
 
 @pytest.mark.parametrize(
     "more", [{"status": 504}, {"upstream": "b"}, {"line": b"GET /b"}, {"end": End.ERROR}]
 )
-def test_errors_that_differ_stay_apart(journal: Journal, more: dict[str, object]) -> None:
-    journal.observe([build_record(End.UPSTREAM_FAILED)])
-    journal.observe([build_record(**{"end": End.UPSTREAM_FAILED, **more})])  # type: ignore[arg-type]
+def test_errors_that_differ_stay_apart(errors: Errors, more: dict[str, object]) -> None:
+    errors.note([build_record(End.UPSTREAM_FAILED)])
+    errors.note([build_record(**{"end": End.UPSTREAM_FAILED, **more})])  # type: ignore[arg-type]
 
-    assert [error["count"] for error in journal.errors()] == [1, 1]
+    assert [error["count"] for error in errors.lines()] == [1, 1]
 
 
-def test_errors_of_several_processes_are_one_list(journal: Journal, clock: Clock) -> None:
-    another = Journal(clock=clock.wall, monotonic=clock.monotonic)
+def test_errors_of_several_processes_are_one_list(errors: Errors, clock: Clock) -> None:
+    another = Errors(clock=clock.wall, monotonic=clock.monotonic)
     for at, line in enumerate((b"GET /a", b"GET /b", b"GET /a")):
-        journal.observe([build_record(End.NO_UPSTREAM, line, ended_at=900.0 + at)])
-    another.observe([build_record(End.NO_UPSTREAM, b"GET /b", ended_at=950.0)])
+        errors.note([build_record(End.NO_UPSTREAM, line, ended_at=900.0 + at)])
+    another.note([build_record(End.NO_UPSTREAM, b"GET /b", ended_at=950.0)])
 
-    merged = merge_errors([*journal.errors(), *another.errors()])
+    merged = merge_errors([*errors.lines(), *another.lines()])
 
     assert [(error["line"], error["count"], error["time"]) for error in merged] == [
         ("GET /b", 2, 1000950.0),
         ("GET /a", 2, 1000902.0),
     ]
-    assert [error["count"] for error in journal.errors()] == [2, 1], "its parts are unchanged"
+    assert [error["count"] for error in errors.lines()] == [2, 1], "its parts are unchanged"
 
 
 @pytest.mark.parametrize(
@@ -208,17 +226,17 @@ def test_errors_of_several_processes_are_one_list(journal: Journal, clock: Clock
     ],
 )
 def test_request_lines_are_shown_without_query_and_controls(
-    journal: Journal, line: bytes, shown: str
+    errors: Errors, line: bytes, shown: str
 ) -> None:
-    journal.observe([build_record(End.REFUSED, line)])
+    errors.note([build_record(End.REFUSED, line)])
 
-    assert journal.errors()[0]["line"] == shown
+    assert errors.lines()[0]["line"] == shown
 
 
-def test_long_request_lines_are_cut(journal: Journal) -> None:
-    journal.observe([build_record(End.REFUSED, b"GET /" + b"a" * 8000)])
+def test_long_request_lines_are_cut(errors: Errors) -> None:
+    errors.note([build_record(End.REFUSED, b"GET /" + b"a" * 8000)])
 
-    assert len(journal.errors()[0]["line"]) == MOST_LINE
+    assert len(errors.lines()[0]["line"]) == MOST_LINE
 
 
 # States in words
@@ -264,7 +282,3 @@ def test_an_administrators_word_comes_first() -> None:
 
     state = state_of(upstream, 0.0, is_checked=True)
     assert state == ("maintenance", "maintenance", "no requests; besides: down")
-
-
-def test_every_state_has_a_mark() -> None:
-    assert {kind: mark_of(kind) for kind in STATES} == MARKS

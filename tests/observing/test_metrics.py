@@ -12,51 +12,41 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from atlas_pkg.observing import process_stats
+from atlas_pkg.observing import metrics, process_stats, prometheus
 from atlas_pkg.observing.metrics import (
+    ALL,
     BUCKET_BOUNDS,
+    BYTES,
+    COUNTERS,
+    DURATIONS,
+    FAILURES,
     MOST_NAMES,
     OTHER_NAME,
+    REQUESTS,
+    RETRIES,
+    Counters,
     Snapshot,
-    Tallies,
-    UpstreamCounts,
+    buckets_of,
     estimate_quantile,
     merge,
-    sum_buckets,
 )
-from atlas_pkg.observing.process_stats import (
-    STATES,
-    Gauges,
-    UpstreamGauges,
-    merge_gauges,
-    read_process,
-)
-from atlas_pkg.observing.prometheus import render_prometheus
-from atlas_pkg.observing.record import End, Record
+from atlas_pkg.observing.process_stats import STATES, read_process
+from atlas_pkg.observing.prometheus import GAUGES, render_prometheus
+from atlas_pkg.observing.record import End
+from tests.observing.samples import build_now, build_process, count, make_record
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
-def make_record(
-    upstream: str = "a", status: int = 200, took: float = 0.003, end: End = End.DONE
-) -> Record:
-    # From zero on, where a difference of floats is what it looks like.
-    record = Record("127.0.0.1", b"GET / HTTP/1.1", 0.0)
-    record.upstream, record.status, record.ended_at, record.end = upstream, status, took, end
-    return record
-
-
-def count(*records: Record) -> dict[str, UpstreamCounts]:
-    tallies = Tallies()
-    tallies.note(records)
-    return tallies.snapshot()["upstreams"]
+def requests(snapshot: Snapshot, name: str, kind: str) -> float:
+    return snapshot[REQUESTS.name].get(name, {}).get(kind, 0)
 
 
 # Counting
 
 
 def test_requests_are_counted_by_upstream_and_class() -> None:
-    counts = count(
+    counted = count(
         make_record("a", 200),
         make_record("a", 204),
         make_record("a", 404),
@@ -66,47 +56,44 @@ def test_requests_are_counted_by_upstream_and_class() -> None:
         make_record("-", 0),
     )
 
-    assert counts["a"]["requests"] == {
-        "other": 0,
-        "1xx": 0,
-        "2xx": 2,
-        "3xx": 0,
-        "4xx": 1,
-        "5xx": 0,
+    assert counted[REQUESTS.name] == {
+        "a": {"2xx": 2, "4xx": 1},
+        "b": {"1xx": 1},
+        "-": {"5xx": 1, "4xx": 1, "other": 1},
     }
-    assert counts["b"]["requests"]["1xx"] == 1
-    assert [counts["-"]["requests"][kind] for kind in ("other", "4xx", "5xx")] == [1, 1, 1]
-    assert list(counts) == ["-", "a", "b"]
 
 
-def test_bodies_and_reused_connections_are_counted() -> None:
-    first, second = make_record(), make_record()
+def test_bytes_of_bodies_are_counted_for_all_together() -> None:
+    first, second = make_record("a"), make_record("b")
     first.body_in, first.body_out = 10, 3_000_000_000
-    second.body_in, second.body_out, second.reused = 1, 2, True
+    second.body_in, second.body_out = 1, 2
 
-    row = count(first, second)["a"]
-
-    assert (row["bytes_in"], row["bytes_out"], row["reused"]) == (11, 3_000_000_002, 1)
+    assert count(first, second)[BYTES.name] == {ALL: {"in": 11, "out": 3_000_000_002}}
 
 
 @pytest.mark.parametrize(
     ("took", "bucket"),
-    [(0.0, 0), (0.001, 0), (0.0010001, 1), (0.3, 8), (60.0, 14), (60.1, 15), (1e9, 15)],
+    [
+        (0.0, "0.001"),
+        (0.001, "0.001"),
+        (0.0010001, "0.0025"),
+        (0.3, "0.5"),
+        (60.0, "60.0"),
+        (60.1, "+Inf"),
+        (1e9, "+Inf"),
+    ],
 )
 def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed(
-    took: float, bucket: int
+    took: float, bucket: str
 ) -> None:
-    row = count(make_record(took=took))["a"]
-
-    assert row["duration_buckets"].index(1) == bucket
-    assert row["duration_sum"] == took
+    assert count(make_record(took=took))[DURATIONS.name] == {"a": {bucket: 1, "sum": took}}
 
 
 def test_a_tunnel_is_a_request_without_a_duration() -> None:
-    row = count(make_record(status=101, took=3600.0, end=End.TUNNEL))["a"]
+    counted = count(make_record(status=101, took=3600.0, end=End.TUNNEL))
 
-    assert row["requests"]["1xx"] == 1
-    assert (sum(row["duration_buckets"]), row["duration_sum"]) == (0, 0.0)
+    assert requests(counted, "a", "1xx") == 1
+    assert counted[DURATIONS.name]["a"] == {"sum": 0}
 
 
 def test_failed_attempts_and_retries_count_where_they_failed() -> None:
@@ -115,54 +102,50 @@ def test_failed_attempts_and_retries_count_where_they_failed() -> None:
     gave_up = make_record("b", 502, end=End.UPSTREAM_FAILED)
     gave_up.failures, gave_up.retries = [("a", "connect"), ("b", "head")], 1
 
-    counts = count(record, gave_up)
+    counted = count(record, gave_up)
 
-    assert counts["a"]["failures"] == {"connect": 2}
-    assert counts["b"]["failures"] == {"head": 2}
-    assert [counts[name]["retries"] for name in "abc"] == [2, 1, 0]
-    assert counts["c"]["failures"] == {}
+    assert counted[FAILURES.name] == {"a": {"connect": 2}, "b": {"head": 2}}
+    assert counted[RETRIES.name] == {"a": {"": 2}, "b": {"": 1}}
 
 
 @pytest.mark.parametrize("end", End)
 def test_an_end_is_a_failure_where_something_failed(end: End) -> None:
-    counts = count(make_record("a", 503, end=end))
+    failures = count(make_record("a", 503, end=end))[FAILURES.name]
 
     is_failure = end not in {End.DONE, End.REFUSED, End.CLIENT_GONE, End.TUNNEL}
-    failures = counts["a"]["failures"] if "a" in counts else {}
-    assert failures == ({end.value: 1} if is_failure else {})
+    assert failures == ({"a": {end.value: 1}} if is_failure else {})
 
 
 @pytest.mark.parametrize("end", End)
 def test_an_answer_of_our_own_is_nobodys(end: End) -> None:
-    counts = count(make_record("a", 502, end=end))
+    counted = count(make_record("a", 502, end=end))
 
     from_upstream = {End.DONE, End.CLIENT_GONE, End.UPSTREAM_CUT, End.TUNNEL}
-    author = "a" if end in from_upstream else "-"
-    assert [name for name, row in counts.items() if row["requests"]["5xx"]] == [author]
+    assert list(counted[REQUESTS.name]) == ["a" if end in from_upstream else "-"]
 
 
 def test_a_failure_after_the_last_attempt_had_been_answered_is_counted_too() -> None:
     record = make_record("b", 200, end=End.UPSTREAM_CUT)
     record.failures, record.retries = [("a", "connect")], 1
 
-    counts = count(record)
+    counted = count(record)
 
-    assert [counts[name]["failures"] for name in "ab"] == [{"connect": 1}, {"upstream-cut": 1}]
-    assert [counts[name]["retries"] for name in "ab"] == [1, 0]
+    assert counted[FAILURES.name] == {"a": {"connect": 1}, "b": {"upstream-cut": 1}}
+    assert counted[RETRIES.name] == {"a": {"": 1}}
 
 
 def test_a_failed_attempt_is_not_counted_again_for_its_end() -> None:
     record = make_record("a", 504, end=End.CONNECT_TIMEOUT)
     record.failures = [("a", "connect")]
 
-    assert count(record)["a"]["failures"] == {"connect": 1}
+    assert count(record)[FAILURES.name] == {"a": {"connect": 1}}
 
 
 # Threads
 
 
 def test_eight_threads_lose_nothing() -> None:
-    tallies, rounds = Tallies(), 5000
+    counters, rounds = Counters(), 5000
     barrier = threading.Barrier(8)
 
     def work(number: int) -> None:
@@ -170,22 +153,23 @@ def test_eight_threads_lose_nothing() -> None:
         records[1].failures = [("shared", "head")]
         barrier.wait()
         for _ in range(rounds):
-            tallies.note(records)
+            counters.note(records)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        seen = tallies.snapshot()["upstreams"]  # reading disturbs nobody
-        assert sum(row["requests"]["5xx"] for row in seen.values()) <= 8 * rounds
+        seen = counters.snapshot()  # reading disturbs nobody
+        assert requests(seen, "shared", "5xx") <= 8 * rounds
     for thread in threads:
         thread.join()
 
-    counts = tallies.snapshot()["upstreams"]
-    assert counts["shared"]["requests"]["5xx"] == 8 * rounds
-    assert counts["shared"]["failures"] == {"head": 8 * rounds}
-    assert counts["shared"]["duration_sum"] == 8 * rounds * 0.5
-    assert [counts[f"u{n}"]["requests"]["2xx"] for n in range(3)] == [
+    counted = counters.snapshot()
+    assert requests(counted, "-", "5xx") == 0
+    assert requests(counted, "shared", "5xx") == 8 * rounds
+    assert counted[FAILURES.name]["shared"] == {"head": 8 * rounds}
+    assert counted[DURATIONS.name]["shared"]["sum"] == 8 * rounds * 0.5
+    assert [requests(counted, f"u{n}", "2xx") for n in range(3)] == [
         3 * rounds,
         3 * rounds,
         2 * rounds,
@@ -193,17 +177,17 @@ def test_eight_threads_lose_nothing() -> None:
 
 
 def test_the_number_of_names_is_bounded() -> None:
-    tallies = Tallies()
+    counters = Counters()
 
     for number in range(MOST_NAMES + 50):
-        tallies.note([make_record(f"u{number}")])
-    tallies.note([make_record("one more")])
-    tallies.note([make_record("u7")])
+        counters.note([make_record(f"u{number}")])
+    counters.note([make_record("one more")])
+    counters.note([make_record("u7")])
 
-    counts = tallies.snapshot()["upstreams"]
-    assert len(counts) == MOST_NAMES + 1
-    assert counts[OTHER_NAME]["requests"]["2xx"] == 51
-    assert counts["u7"]["requests"]["2xx"] == 2
+    counted = counters.snapshot()
+    assert len(counted[REQUESTS.name]) == MOST_NAMES + 1
+    assert requests(counted, OTHER_NAME, "2xx") == 51
+    assert requests(counted, "u7", "2xx") == 2
 
 
 # Several processes
@@ -212,26 +196,25 @@ def test_the_number_of_names_is_bounded() -> None:
 def test_snapshots_of_several_processes_are_added_up() -> None:
     failed = make_record("b", 502, end=End.UPSTREAM_FAILED)
     failed.failures, failed.retries = [("a", "connect"), ("b", "send")], 1
-    one, other = Tallies(), Tallies()
+    one, other = Counters(), Counters()
     for record in (make_record("a", 200, 0.5), failed):
         one.note([record])
     for record in (make_record("a", 404, 2.0), make_record("c"), failed):
         other.note([record])
 
     # As it comes from another process.
-    merged = merge([one.snapshot(), json.loads(json.dumps(other.snapshot()))])["upstreams"]
+    merged = merge([one.snapshot(), json.loads(json.dumps(other.snapshot()))])
 
     both = count(
         make_record("a", 200, 0.5), failed, make_record("a", 404, 2.0), make_record("c"), failed
     )
     assert merged == both
-    assert list(merged) == ["-", "a", "b", "c"]
 
 
 def test_merging_changes_none_of_its_parts() -> None:
-    tallies = Tallies()
-    tallies.note([make_record()])
-    snapshot = tallies.snapshot()
+    counters = Counters()
+    counters.note([make_record()])
+    snapshot = counters.snapshot()
     before = json.dumps(snapshot)
 
     merge([snapshot, snapshot])
@@ -240,7 +223,7 @@ def test_merging_changes_none_of_its_parts() -> None:
 
 
 def test_nothing_merged_is_nothing() -> None:
-    assert merge([]) == Snapshot(upstreams={})
+    assert merge([]) == {row.name: {} for row in COUNTERS}
 
 
 # Quantiles
@@ -260,7 +243,7 @@ def test_quantiles_are_taken_as_spread_evenly_within_a_bucket() -> None:
 
 def test_a_quantile_of_nothing_is_none() -> None:
     assert estimate_quantile([], 0.5) is None
-    assert estimate_quantile(sum_buckets([]), 0.99) is None
+    assert estimate_quantile(buckets_of({}), 0.99) is None
 
 
 def test_beyond_the_last_bound_a_quantile_stays_there() -> None:
@@ -275,9 +258,9 @@ def test_beyond_the_last_bound_a_quantile_stays_there() -> None:
 def test_a_quantile_is_within_the_bucket_of_the_true_one(
     durations: list[float], share: float
 ) -> None:
-    row = count(*(make_record(took=took) for took in durations))["a"]
+    counted = count(*(make_record(took=took) for took in durations))
 
-    estimate = estimate_quantile(row["duration_buckets"], share)
+    estimate = estimate_quantile(buckets_of(counted[DURATIONS.name]["a"]), share)
 
     true = sorted(durations)[max(0, math.ceil(share * len(durations)) - 1)]
     low = max((bound for bound in BUCKET_BOUNDS if bound < true), default=0.0)
@@ -289,21 +272,7 @@ def test_a_quantile_is_within_the_bucket_of_the_true_one(
 # The text
 
 
-def make_gauges(**upstreams: UpstreamGauges) -> Gauges:
-    return Gauges(
-        version="1.2.3",
-        connections=7,
-        connections_limit=4096,
-        queue=2,
-        upstreams=upstreams,
-        reloads={"success": 2},
-        last_reload_success=True,
-        process={},
-    )
-
-
-UP = UpstreamGauges(up=True, state="up", active=3, idle=2, weight=5)
-DRAINED = UpstreamGauges(up=False, state="drain", active=1, idle=0, weight=5)
+UP = {"in_flight": 3, "idle": 2, "weight": 5}
 
 
 def parse(text: str) -> Samples:
@@ -320,13 +289,13 @@ def parse(text: str) -> Samples:
 
 
 def test_the_text_says_what_was_counted() -> None:
-    tallies = Tallies()
+    counters = Counters()
     record = make_record("a", 502, 0.02, End.UPSTREAM_FAILED)
     record.failures, record.retries = [("a", "connect"), ("b", "head")], 1
     record.body_in, record.body_out = 5, 123_456_789_012
-    tallies.note([record])
+    counters.note([record])
 
-    found = parse(render_prometheus(tallies.snapshot(), make_gauges(a=UP)))
+    found = parse(render_prometheus(counters.snapshot(), build_process([build_now("a", **UP)])))
 
     assert found["atlas_requests_total", (("code_class", "5xx"), ("upstream", "-"))] == 1
     assert found["atlas_retries_total", (("upstream", "a"),)] == 1
@@ -350,7 +319,11 @@ def test_the_text_says_what_was_counted() -> None:
 
 
 def test_of_all_states_the_present_one_is_marked() -> None:
-    found = parse(render_prometheus(Tallies().snapshot(), make_gauges(a=UP, b=DRAINED)))
+    found = parse(
+        render_prometheus(
+            Counters().snapshot(), build_process([build_now("a"), build_now("b", "drain")])
+        )
+    )
 
     marks: dict[str, dict[str, float]] = {"a": {}, "b": {}}
     for (name, labels), value in found.items():
@@ -361,11 +334,11 @@ def test_of_all_states_the_present_one_is_marked() -> None:
 
 
 def test_the_histogram_grows_towards_its_end() -> None:
-    tallies = Tallies()
+    counters = Counters()
     for took in (0.0005, 0.02, 0.02, 100.0):
-        tallies.note([make_record("a", took=took)])
+        counters.note([make_record("a", took=took)])
 
-    found = parse(render_prometheus(tallies.snapshot(), make_gauges()))
+    found = parse(render_prometheus(counters.snapshot(), build_process()))
 
     name = "atlas_request_duration_seconds"
     bounds = [*map(str, BUCKET_BOUNDS), "+Inf"]
@@ -376,7 +349,7 @@ def test_the_histogram_grows_towards_its_end() -> None:
 
 
 def test_series_are_there_before_the_first_request() -> None:
-    found = parse(render_prometheus(Tallies().snapshot(), make_gauges(new=UP)))
+    found = parse(render_prometheus(Counters().snapshot(), build_process([build_now("new")])))
 
     assert found["atlas_requests_total", (("code_class", "5xx"), ("upstream", "new"))] == 0
     assert found["atlas_requests_total", (("code_class", "5xx"), ("upstream", "-"))] == 0
@@ -385,12 +358,12 @@ def test_series_are_there_before_the_first_request() -> None:
 
 
 def test_usual_failures_are_there_before_the_first_one() -> None:
-    tallies = Tallies()
+    counters = Counters()
     record = make_record("gone", 502, end=End.UPSTREAM_FAILED)
     record.failures = [("gone", "head")]
-    tallies.note([record])
+    counters.note([record])
 
-    found = parse(render_prometheus(tallies.snapshot(), make_gauges(new=UP)))
+    found = parse(render_prometheus(counters.snapshot(), build_process([build_now("new")])))
 
     failures = {
         (dict(labels)["upstream"], dict(labels)["reason"]): value
@@ -401,15 +374,15 @@ def test_usual_failures_are_there_before_the_first_one() -> None:
     assert failures == {
         **{("new", reason): value for reason, value in usual.items()},
         ("-", "no-upstream"): 0,
-        ("gone", "head"): 1,  # no longer in the configuration: only what was counted
+        **{("gone", reason): int(reason == "head") for reason in usual},
     }
 
 
 def test_requests_without_an_answer_are_told_when_there_are_any() -> None:
-    tallies = Tallies()
-    tallies.note([make_record("-", 0, end=End.CLIENT_GONE)])
+    counters = Counters()
+    counters.note([make_record("-", 0, end=End.CLIENT_GONE)])
 
-    found = parse(render_prometheus(tallies.snapshot(), make_gauges()))
+    found = parse(render_prometheus(counters.snapshot(), build_process()))
 
     assert found["atlas_requests_total", (("code_class", "other"), ("upstream", "-"))] == 1
 
@@ -417,10 +390,10 @@ def test_requests_without_an_answer_are_told_when_there_are_any() -> None:
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1))
 @example('back\\slash "quote" \\n\nline')
 def test_any_name_survives_the_text(name: str) -> None:
-    tallies = Tallies()
-    tallies.note([make_record(name)])
+    counters = Counters()
+    counters.note([make_record(name)])
 
-    text = render_prometheus(tallies.snapshot(), make_gauges())
+    text = render_prometheus(counters.snapshot(), build_process())
 
     lines = [line for line in text.split("\n") if line.startswith("atlas_retries_total{")]
     found = dict.fromkeys(
@@ -433,15 +406,17 @@ def test_any_name_survives_the_text(name: str) -> None:
 
 
 def test_the_order_is_that_of_the_names() -> None:
-    tallies = Tallies()
+    counters = Counters()
     for name in ("b", "a", "c"):
-        tallies.note([make_record(name)])
+        counters.note([make_record(name)])
 
-    text = render_prometheus(tallies.snapshot(), make_gauges(z=UP, d=UP))
+    text = render_prometheus(counters.snapshot(), build_process([build_now("z"), build_now("d")]))
 
     found = [key for key in parse(text) if key[0] == "atlas_retries_total"]
     assert [dict(labels)["upstream"] for _, labels in found] == ["-", "a", "b", "c", "d", "z"]
-    assert text == render_prometheus(tallies.snapshot(), make_gauges(d=UP, z=UP))
+    assert text == render_prometheus(
+        counters.snapshot(), build_process([build_now("d"), build_now("z")])
+    )
 
 
 # The process
@@ -449,9 +424,9 @@ def test_the_order_is_that_of_the_names() -> None:
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="there is no /proc")
 def test_the_process_is_described() -> None:
-    filled = {**make_gauges(), "process": read_process()}
+    filled = {**build_process(), "process": read_process()}
 
-    found = parse(render_prometheus(Tallies().snapshot(), filled))  # type: ignore[arg-type]
+    found = parse(render_prometheus(Counters().snapshot(), filled))  # type: ignore[arg-type]
 
     values = {name: value for (name, _), value in found.items() if name.startswith("process_")}
     assert set(values) >= {
@@ -476,21 +451,34 @@ def test_without_proc_less_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert set(read_process()) <= {"cpu_seconds", "max_fds"}
 
 
-def test_several_processes_are_described_as_one() -> None:
-    one = make_gauges(a=UP, b=UP)
-    other = make_gauges(a=DRAINED)
-    one["process"] = {"threads": 3, "start_time": 20.5, "open_fds": 4}
-    other["process"] = {"threads": 4, "start_time": 10.5}
-    other["reloads"], other["last_reload_success"] = {"success": 1, "failure": 1}, False
+# The rows
 
-    merged = merge_gauges([one, json.loads(json.dumps(other))])
 
-    assert (merged["connections"], merged["connections_limit"]) == (14, 8192)
-    assert merged["queue"] == 4
-    assert merged["upstreams"] == {
-        "a": UpstreamGauges(up=False, state="drain", active=4, idle=2, weight=5),
-        "b": UP,
+def test_a_row_more_is_a_counter_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = metrics.Counter(
+        "atlas_long_total",
+        "Requests that took long.",
+        "",
+        lambda author, records: [(author, "", sum(item.ended_at > 1 for item in records))],
+        ("",),
+        ("",),
+    )
+    for module in (metrics, prometheus):
+        monkeypatch.setattr(module, "COUNTERS", (*COUNTERS, row))
+
+    snapshot = count(make_record("a", took=2.0), make_record("a"))
+    text = render_prometheus(merge([snapshot, snapshot]), build_process([build_now("b")]))
+
+    found = {
+        dict(labels)["upstream"]: value
+        for (name, labels), value in parse(text).items()
+        if name == row.name
     }
-    assert merged["reloads"] == {"success": 2, "failure": 1}
-    assert merged["last_reload_success"] is False
-    assert merged["process"] == {"threads": 7, "start_time": 10.5, "open_fds": 4}
+    assert found == {"-": 0, "a": 2, "b": 0}
+
+
+def test_every_row_has_a_name_of_its_own_and_says_what_it_is() -> None:
+    rows = [*COUNTERS, *GAUGES]
+
+    assert len({row.name for row in rows}) == len(rows)
+    assert all(row.help.endswith(".") for row in rows)

@@ -86,7 +86,7 @@ def test_threads_together_get_exactly_one_in_so_many() -> None:
 def test_the_last_exchanges_are_kept_the_newest_first() -> None:
     tracer = Tracer()
     for number in range(MOST_KEPT + 10):
-        tracer.observe([build_record(b"GET /%d HTTP/1.1" % number, ended_at=101.0 + number)])
+        tracer.note([build_record(b"GET /%d HTTP/1.1" % number, ended_at=101.0 + number)])
 
     lines = [item["line"] for item in tracer.timelines()]
 
@@ -96,9 +96,9 @@ def test_the_last_exchanges_are_kept_the_newest_first() -> None:
 
 def test_explained_ones_are_kept_when_many_others_come() -> None:
     tracer = Tracer()
-    tracer.observe([build_record(b"GET /why HTTP/1.1", choices=[CHOICE])])
+    tracer.note([build_record(b"GET /why HTTP/1.1", choices=[CHOICE])])
     for number in range(1000):
-        tracer.observe([build_record(ended_at=101.0 + number)])
+        tracer.note([build_record(ended_at=101.0 + number)])
 
     kept = tracer.timelines()
 
@@ -109,7 +109,7 @@ def test_explained_ones_are_kept_when_many_others_come() -> None:
 
 def test_an_exchange_is_told_once() -> None:
     tracer = Tracer()
-    tracer.observe([build_record(choices=[CHOICE])])
+    tracer.note([build_record(choices=[CHOICE])])
 
     assert len(tracer.timelines()) == 1
 
@@ -123,7 +123,7 @@ def test_one_may_look_while_workers_are_at_work() -> None:
     def work() -> None:
         record = build_record()
         while not is_over.is_set():
-            tracer.observe([record])
+            tracer.note([record])
 
     threads = Threads()
     threads.start(work)
