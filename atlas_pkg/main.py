@@ -30,6 +30,7 @@ import atlas_pkg
 from atlas_pkg import logs
 from atlas_pkg.admin.server import AdminPort, serve_admin
 from atlas_pkg.admin.stats import About
+from atlas_pkg.admin.text import show_upstreams
 from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
@@ -171,7 +172,7 @@ def _serve_alone(
     service.start(listener)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
         if word == signal.SIGUSR1:
-            service.dump()
+            _log_upstreams(service)
             continue
         log.info("SIGHUP: looking at %s", config.path)
         service.trigger_reload()
@@ -209,7 +210,7 @@ def _serve_with_workers(
             ).start()
         while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
             if order is Order.DUMP:
-                service.dump()
+                _log_upstreams(service)
             else:
                 service.trigger_reload()
         is_finished = service.drain(orders.is_cut)
@@ -224,6 +225,12 @@ def _serve_with_workers(
     is_finished = Supervisor(listeners, serve, attendant=attendant).run()
     intercom.close()
     return is_finished
+
+
+def _log_upstreams(service: Service) -> None:
+    """Log how this process finds its upstreams."""
+    for line in show_upstreams(service.report(explains=False)["upstreams"]):
+        log.info("%s", line)
 
 
 def _build_parser() -> argparse.ArgumentParser:

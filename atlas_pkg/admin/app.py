@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hmac
+import importlib.resources
 import json
 import logging
 import urllib.parse
@@ -21,10 +22,10 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from atlas_pkg.admin.commands import CommandError, parse_asking, parse_change
-from atlas_pkg.admin.page import Page
 from atlas_pkg.admin.responses import TEXT, Reply, read_small_body, send_reply
 from atlas_pkg.admin.same_origin import is_foreign_host, is_foreign_origin
 from atlas_pkg.admin.stats import Stats, judge
+from atlas_pkg.admin.text import show_status
 from atlas_pkg.control.board import Change
 from atlas_pkg.logs import Throttle
 from atlas_pkg.observing.prometheus import CONTENT_TYPE
@@ -40,8 +41,22 @@ MOST_BODY = 4096
 
 _STEER = "/-/upstreams/"
 _ASK = "/-/explain"
+_TOKEN = "/-/token"
 _PROBES = frozenset({"/-/live", "/-/ready"})
 _JSON = "application/json"
+_REFRESH = ("Refresh", "5")  # seconds: a browser without scripts keeps up, too
+
+# The page is drawn by its script, from our own documents; nothing else may run or be loaded.
+_PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGE_FILES = (
+    ("/", "page.html", "text/html; charset=utf-8"),
+    ("/page.css", "page.css", "text/css; charset=utf-8"),
+    ("/page.js", "page.js", "text/javascript; charset=utf-8"),
+)
+
 _RETRY_AFTER = ("Retry-After", "5")
 _UNKNOWN = "there is no upstream of that name"
 
@@ -83,18 +98,21 @@ class AdminApp:
     """Answers exchanges on the admin address. Thread-safe, as far as its source is."""
 
     def __init__(self, source: Source, *, token: str, address: str) -> None:
-        """`token` is what steering wants, empty = read only; `address` is `admin.address`."""
+        """`token` is what steering wants, empty = read only; `address` is `admin.address`.
+
+        Reads the page's files, which must not change under a running program.
+        """
         self._source = source
         self._token = token.encode()
         self._address = address
-        self._page = Page()
         self._throttle = Throttle(log)
         self._views: dict[str, _View] = {
-            "/": self._show_page,
+            **{path: _static_view(name, kind) for path, name, kind in _PAGE_FILES},
             "/-/live": self._show_life,
             "/-/ready": self._show_readiness,
             "/metrics": self._show_metrics,
             "/stats.json": self._show_stats,
+            "/status.txt": self._show_status,
             "/explain.json": self._show_exchanges,
         }
 
@@ -114,7 +132,7 @@ class AdminApp:
     def _find_order(self, path: str) -> _Order | None:
         if path.startswith(_STEER) and path != _STEER:
             return functools.partial(self._change, path.removeprefix(_STEER))
-        return self._ask if path == _ASK else None
+        return {_ASK: self._ask, _TOKEN: _know_token}.get(path)
 
     def _view(self, exchange: Exchange, path: str) -> Reply:
         view = self._views.get(path)
@@ -145,17 +163,15 @@ class AdminApp:
         self._note_refusal(exchange, f"a foreign {cause}")
         return _sentence(403, reason)
 
-    def _show_page(self, _: Exchange) -> Reply:
-        stats = self._source.stats()
-        explained = self._source.explain({})
-        body = self._page.render(stats, judge(stats), explained)
-        return Reply(200, body, "text/html; charset=utf-8", self._page.policy)
-
     def _show_stats(self, _: Exchange) -> Reply:
         stats = self._source.stats()
         stats["verdict"] = judge(stats)
         stats["may_steer"] = bool(self._token)
         return _json_reply(stats)
+
+    def _show_status(self, _: Exchange) -> Reply:
+        stats = self._source.stats()
+        return Reply(200, show_status(stats, judge(stats)).encode(), TEXT, fields=(_REFRESH,))
 
     def _show_exchanges(self, exchange: Exchange) -> Reply:
         return _json_reply(self._source.explain(_query(exchange)))
@@ -224,6 +240,17 @@ class AdminApp:
 
     def _note_refusal(self, exchange: Exchange, cause: str) -> None:
         self._throttle.write(logging.WARNING, cause, "%s: refused for %s", _client(exchange), cause)
+
+
+def _static_view(name: str, kind: str) -> _View:
+    body = importlib.resources.files(__package__).joinpath(name).read_bytes()
+    reply = Reply(200, body, kind, _PAGE_POLICY)
+    return lambda _: reply
+
+
+def _know_token(_exchange: Exchange, _body: bytes) -> str:
+    """Change nothing: who comes here has the token, and that is all he wants to know."""
+    return "this is the token"
 
 
 def _sentence(status: int, text: str, *fields: tuple[str, str]) -> Reply:

@@ -170,11 +170,6 @@ class Service:
         self._put_in_force(generation, live)
         self._reporter.reloads.note(generation.number)
 
-    def dump(self) -> None:
-        """Log the state of every upstream."""
-        for line in self._holder.current().balancer.describe():
-            log.info("%s", line)
-
     def _put_in_force(self, generation: Generation, changes: Sequence[str]) -> None:
         if self._log_level is None:
             logs.set_level(generation.config.log.level)

@@ -27,15 +27,6 @@ MOST_LINE = 160
 # From the first byte of a request's head to the last one of its answer.
 STAGES = ("head", "choice", "connect", "wait", "body")
 
-# What each of them waits for, for people.
-MEANINGS = {
-    "head": "the head is read",
-    "choice": "an upstream is chosen, or a place in the queue awaited",
-    "connect": "a connection is opened, or one reused",
-    "wait": "the request is sent, and the head of the answer awaited",
-    "body": "the answer is passed on",
-}
-
 
 class CandidateLine(TypedDict):
     """An upstream at the moment of a choice; `left_out` is empty if it could be chosen."""

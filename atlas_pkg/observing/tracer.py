@@ -5,7 +5,7 @@ candidates were is written down only for those that somebody asked for: one in s
 of a certain client. Time lines are made when somebody looks.
 
 While nobody asks, that costs a look at `is_asked`. Not done here: finding out why
-(`balancing/explaining.py`), and showing it (`timeline.py`, `waterfall.py`, `terminal.py`).
+(`balancing/explaining.py`), and showing it (`timeline.py`, `terminal.py`).
 """
 
 from __future__ import annotations

@@ -50,7 +50,6 @@ def test_the_page_is_html(app: AdminApp) -> None:
 
     assert answer.status == 200
     assert answer.fields["Content-Type"] == "text/html; charset=utf-8"
-    assert "All 2 upstreams are up" in answer.text
 
 
 def test_life_is_told(app: AdminApp) -> None:
@@ -63,6 +62,15 @@ def test_readiness_is_told_with_its_reason(app: AdminApp) -> None:
     answer = ask(app, "/-/ready")
 
     assert (answer.status, answer.text) == (200, "ready: 2 of 2 upstreams usable\n")
+
+
+def test_the_status_is_text_that_a_browser_asks_for_again(app: AdminApp) -> None:
+    answer = ask(app, "/status.txt")
+
+    assert answer.status == 200
+    assert answer.fields["Content-Type"] == "text/plain; charset=utf-8"
+    assert answer.fields["Refresh"] == "5"
+    assert answer.text.startswith("All 2 upstreams are up\n")
 
 
 def test_not_being_ready_is_503_with_its_reason(app: AdminApp, source: FakeSource) -> None:
@@ -302,6 +310,17 @@ def test_a_wrong_token_is_logged_without_the_token(
 
     assert "192.0.2.7: refused for a wrong token" in caplog.text
     assert "guessed" not in caplog.text
+
+
+def test_a_token_can_be_tried_without_changing_anything(app: AdminApp, source: FakeSource) -> None:
+    right, wrong = (
+        ask(app, "/-/token", f"Authorization: Bearer {token}", method="POST")
+        for token in (TOKEN, "another")
+    )
+
+    assert (right.status, right.text) == (200, "done: this is the token\n")
+    assert (wrong.status, wrong.text) == (401, "this is not the token\n")
+    assert source.steered == []
 
 
 def test_without_a_configured_token_all_is_read_only(source: FakeSource) -> None:

@@ -7,7 +7,8 @@ import json
 import pytest
 
 from atlas_pkg.admin.app import AdminApp
-from atlas_pkg.admin.commands import CommandError
+from atlas_pkg.admin.commands import CommandError, select
+from atlas_pkg.observing.timeline import Timeline, build_timeline
 from atlas_pkg.observing.tracer import MOST_ONE_IN, Asking
 from tests.admin.support import TOKEN, Answer, FakeSource, ask
 from tests.observing.explain_support import CHOICE, build_record
@@ -133,3 +134,42 @@ def test_processes_that_do_not_follow_are_told(app: AdminApp, source: FakeSource
 
     assert (answer.status, answer.fields["Retry-After"]) == (503, "5")
     assert "they will follow later" in answer.text
+
+
+# Filters
+
+A, B = "192.0.2.7", "192.0.2.8"
+
+
+def build_line(number: int, *, is_explained: bool = False, **more: object) -> Timeline:
+    record = build_record(ended_at=100.1 + number, choices=[CHOICE] if is_explained else None)
+    for name, value in more.items():
+        setattr(record, name, value)
+    return build_timeline(record, float(number))
+
+
+def test_filters_select() -> None:
+    lines = [
+        build_line(3, address=A, upstream="red"),
+        build_line(2, address=B, upstream="green", is_explained=True),
+        build_line(1, address=B, upstream="green", failures=[("red", "connect")], began_at=90.0),
+    ]
+
+    def found(**query: str) -> list[float]:
+        return [item["time"] for item in select(lines, query)]
+
+    assert found() == [3, 2, 1]
+    assert found(client=B) == [2, 1]
+    assert found(upstream="red") == [3, 1], "also who failed before a retry"
+    assert found(explained="1") == [2]
+    assert found(order="slowest")[0] == 1
+    assert found(client=B, upstream="red") == [1]
+    assert found(client="nobody") == []
+
+
+@pytest.mark.parametrize("query", [{"clients": A}, {"order": "fastest"}, {"explained": "0"}])
+def test_parameters_that_are_not_known_are_refused(query: dict[str, str]) -> None:
+    with pytest.raises(CommandError, match="only") as caught:
+        select([], query)
+
+    assert caught.value.status == 400

@@ -7,7 +7,6 @@ import threading
 
 import pytest
 
-from atlas_pkg.admin.commands import CommandError, select
 from atlas_pkg.observing.timeline import Timeline, build_timeline
 from atlas_pkg.observing.tracer import MOST_KEPT, Asking, Tracer, merge_timelines
 from tests.observing.explain_support import CHOICE, build_record
@@ -147,33 +146,3 @@ def test_several_processes_are_merged_by_time() -> None:
     assert times[:MOST_KEPT] == [float(number) for number in range(60, 10, -1)]
     # Beyond the newest only those that were explained.
     assert times[MOST_KEPT:] == [7.0, 5.0, 3.0, 1.0]
-
-
-# Looking for some of them
-
-
-def test_filters_select() -> None:
-    lines = [
-        build_line(3, address=A, upstream="red"),
-        build_line(2, address=B, upstream="green", is_explained=True),
-        build_line(1, address=B, upstream="green", failures=[("red", "connect")], began_at=90.0),
-    ]
-
-    def found(**query: str) -> list[float]:
-        return [item["time"] for item in select(lines, query)]
-
-    assert found() == [3, 2, 1]
-    assert found(client=B) == [2, 1]
-    assert found(upstream="red") == [3, 1], "also who failed before a retry"
-    assert found(explained="1") == [2]
-    assert found(order="slowest")[0] == 1
-    assert found(client=B, upstream="red") == [1]
-    assert found(client="nobody") == []
-
-
-@pytest.mark.parametrize("query", [{"clients": A}, {"order": "fastest"}, {"explained": "0"}])
-def test_parameters_that_are_not_known_are_refused(query: dict[str, str]) -> None:
-    with pytest.raises(CommandError, match="only") as caught:
-        select([], query)
-
-    assert caught.value.status == 400
