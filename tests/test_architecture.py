@@ -39,7 +39,6 @@ FORBIDDEN = {
     "atlas_pkg.serving.connection": {
         "atlas_pkg.serving.proxy",
         "atlas_pkg.serving.static",
-        "atlas_pkg.admin.app",
         "atlas_pkg.serving.tcp",
     },
 }

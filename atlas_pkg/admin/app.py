@@ -249,7 +249,7 @@ def _static_view(name: str, kind: str) -> _View:
 
 
 def _know_token(_exchange: Exchange, _body: bytes) -> str:
-    """Change nothing: who comes here has the token, and that is all he wants to know."""
+    """Change nothing: whoever gets here has the token, and that was the question."""
     return "this is the token"
 
 

@@ -398,11 +398,13 @@ function exchangeItem(item) {
   const summary = make("summary", {}, when(item.time), " ", make("b", {}, String(item.status)),
     make("code", {}, item.line), `${where}, ${milliseconds(item.total_ms)} ms`, bar(item),
     sub(sayStages(item)));
-  const thoughts = make("div", {class: "thoughts"}, ...thoughtsOf(item));
+  // Beside a much longer one its bar is a dot, so here it has a scale of its own.
+  const thoughts = make("div", {class: "thoughts"}, bar(item, item.total_ms),
+    sub(`the same, from 0 to ${milliseconds(item.total_ms)} ms`), ...thoughtsOf(item));
   return make("li", {}, make("details", {}, summary, thoughts));
 }
-function bar(item) {
-  const spans = STAGES.map((stage) => item[`${stage}_ms`] ?? 0), whole = longest || 1;
+function bar(item, whole = longest) {
+  const spans = STAGES.map((stage) => item[`${stage}_ms`] ?? 0);
   const picture = draw("svg", {class: "fall", viewBox: `0 0 ${WHOLE} 10`,
     preserveAspectRatio: "none", "aria-hidden": "true"});
   let begin = 0;
@@ -410,9 +412,9 @@ function bar(item) {
     if (spans[index]) {
       picture.append(draw("rect", {class: `stage-${stage}`, y: 0, height: 10,
         x: Math.min(begin * WHOLE, WHOLE - LEAST).toFixed(1),
-        width: Math.max(LEAST, spans[index] / whole * WHOLE).toFixed(1)}));
+        width: Math.max(LEAST, spans[index] / (whole || 1) * WHOLE).toFixed(1)}));
     }
-    begin += spans[index] / whole;
+    begin += spans[index] / (whole || 1);
   });
   return picture;
 }

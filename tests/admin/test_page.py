@@ -482,6 +482,10 @@ def test_an_exchange_is_told_in_words(tmp_path: Path) -> None:
         assert part in told, part
 
 
+def width_of(bar: str) -> float:
+    return sum(map(float, re.findall(r'<rect[^>]* width="([\d.]+)"', bar)))
+
+
 @in_browser
 def test_the_bars_of_all_exchanges_have_one_scale(tmp_path: Path) -> None:
     quick = build_record(ended_at=100.1)
@@ -491,11 +495,9 @@ def test_the_bars_of_all_exchanges_have_one_scale(tmp_path: Path) -> None:
         text = open_in_browser(port, tmp_path, "--window-size=1200,6000")
 
     bars = re.findall(r'<svg class="fall".*?</svg>', text)
-    widths = [
-        sum(float(width) for width in re.findall(r'<rect[^>]* width="([\d.]+)"', bar))
-        for bar in bars
-    ]
-    assert sorted(widths) == [pytest.approx(250, abs=2), pytest.approx(1000, abs=2)]
+    shared, own = bars[::2], bars[1::2]  # in the list, and in what opens
+    assert sorted(map(width_of, shared)) == [pytest.approx(250, abs=2), pytest.approx(1000, abs=2)]
+    assert list(map(width_of, own)) == [pytest.approx(1000, abs=2)] * 2
     assert "Bars from 0 to 400 ms." in words(text)
 
 
