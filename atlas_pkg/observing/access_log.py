@@ -1,6 +1,6 @@
 """The access log: a line for every exchange, written by a thread of its own.
 
-A worker formats its line (`logline.py`), while all that it tells of is still in the CPU's caches,
+A worker formats its line (`log_format.py`), while all that it tells of is still in the CPU's caches,
 and puts it into a queue. So no client waits for a disk: the writer takes what has gathered and
 hands it to the system in one piece. (A writer that formats as well costs three times as much.)
 
