@@ -4,8 +4,8 @@ It runs on an address of its own, in the same HTTP loop as the proxy. Everything
 comes from a `Source`; here is only who may ask for what, and how the answer is written.
 
 Reading is open to whoever reaches the address. Steering wants the configured token, and is off
-without one. Requests that a browser was made to send by a foreign page are refused (`same_origin.py`),
-except for the two probes, which tell nothing and are asked under any name.
+without one. Requests that a browser was made to send by a foreign page are refused
+(`same_origin.py`), except for the two probes, which tell nothing and are asked under any name.
 
 Refusals are a sentence each, and never repeat what was sent.
 """

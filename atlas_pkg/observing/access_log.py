@@ -1,8 +1,8 @@
 """The access log: a line for every exchange, written by a thread of its own.
 
-A worker formats its line (`log_format.py`), while all that it tells of is still in the CPU's caches,
-and puts it into a queue. So no client waits for a disk: the writer takes what has gathered and
-hands it to the system in one piece. (A writer that formats as well costs three times as much.)
+Who publishes records formats their lines (`log_format.py`) and puts them into a queue. So no client
+waits for a disk: the writer takes what has gathered and hands it to the system in one piece. (A
+writer that formats as well costs three times as much.)
 
 The queue is bounded. Where the disk or the reader of a pipe does not keep up, lines are dropped,
 counted, and the log says so. Nothing here ever fails a request.

@@ -67,7 +67,7 @@ class Counter:
     label: str  # what tells its values apart, beside the upstream; empty: nothing does
     count: Callable[[str, Sequence[Record]], Iterable[_Growth]]  # whose answers, and the records
     zeros: Sequence[str] = ()  # values of the label that are there before anything was counted
-    own_zeros: Sequence[str] = ()  # the same for `NOBODY`
+    own_zeros: Sequence[str] | None = None  # the same for `NOBODY`, where they are others
     is_histogram: bool = False  # its labels are `BUCKETS`, and "sum"
     by_upstream: bool = True
 
@@ -127,14 +127,12 @@ REQUESTS = Counter(
     "code_class",
     _count_requests,
     CODE_CLASSES[1:],  # requests without any answer are rare
-    CODE_CLASSES[1:],
 )
 DURATIONS = Counter(
     "atlas_request_duration_seconds",
     "From the whole head of a request to its answer's end.",
     "le",
     _count_durations,
-    (*BUCKETS, "sum"),
     (*BUCKETS, "sum"),
     is_histogram=True,
 )
@@ -152,7 +150,6 @@ RETRIES = Counter(
     "Attempts on another upstream after this one had failed.",
     "",
     _count_retries,
-    ("",),
     ("",),
 )
 BYTES = Counter(

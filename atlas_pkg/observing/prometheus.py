@@ -143,7 +143,7 @@ def _write_counter(
     """Write one counter, with zeros for what was not counted yet."""
     yield from _head(counter.name, "histogram" if counter.is_histogram else "counter", counter.help)
     for name in names if counter.by_upstream else [ALL]:
-        zeros = counter.own_zeros if name == NOBODY else counter.zeros
+        zeros = (counter.own_zeros if name == NOBODY else None) or counter.zeros
         values = dict.fromkeys(zeros, 0.0) | counted.get(name, {})
         upstream = {"upstream": name} if counter.by_upstream else {}
         if counter.is_histogram:

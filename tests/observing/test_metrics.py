@@ -461,7 +461,6 @@ def test_a_row_more_is_a_counter_more(monkeypatch: pytest.MonkeyPatch) -> None:
         "",
         lambda author, records: [(author, "", sum(item.ended_at > 1 for item in records))],
         ("",),
-        ("",),
     )
     for module in (metrics, prometheus):
         monkeypatch.setattr(module, "COUNTERS", (*COUNTERS, row))
