@@ -5,7 +5,7 @@ who the candidates were, what spoke for each, and why others were left out. That
 the exchange's `Record`, in plain words: people read it long after the upstreams have changed.
 
 Not done here: looking at upstreams (`balancing/explain.py`) and showing what was found
-(`serving/timeline.py`).
+(`observing/timeline.py`).
 """
 
 from __future__ import annotations

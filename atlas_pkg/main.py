@@ -28,16 +28,17 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
+from atlas_pkg.admin.server import AdminPort, serve_admin
+from atlas_pkg.admin.stats import About
+from atlas_pkg.admin.text import show_upstreams
 from atlas_pkg.config.diff import summary
 from atlas_pkg.config.loader import load_config, parse_config, read_document
 from atlas_pkg.config.model import Admin, Config
 from atlas_pkg.config.rules import show_endpoint
-from atlas_pkg.control.admin_port import AdminPort, serve_admin
 from atlas_pkg.control.board import Board
 from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
 from atlas_pkg.control.observing import check_access_log
 from atlas_pkg.control.orders import Order, Orders
-from atlas_pkg.control.overview import About
 from atlas_pkg.control.process import (
     allow_many_descriptors,
     collect_rarely,
@@ -45,13 +46,13 @@ from atlas_pkg.control.process import (
     hold_to_one_cpu,
     share_one_heap,
 )
-from atlas_pkg.control.report import Part
+from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service, log_start
 from atlas_pkg.control.supervisor import Supervisor
 from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.listener import open_listener, open_listeners
-from atlas_pkg.serving.steering import MOST_ONE_IN
+from atlas_pkg.observing.tracer import MOST_ONE_IN
 
 log = logging.getLogger("atlas")
 
@@ -168,7 +169,7 @@ def _serve_alone(
     port = None
     if admin is not None:
 
-        def collect(*, explains: bool) -> dict[int, Part]:
+        def collect(*, explains: bool) -> dict[int, ProcessReport]:
             return {1: service.report(explains=explains)}
 
         port = AdminPort(admin.settings, admin.about, collect, admin.board)
@@ -176,7 +177,7 @@ def _serve_alone(
     service.start(listener)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
         if word == signal.SIGUSR1:
-            service.dump()
+            _log_upstreams(service)
             continue
         log.info("SIGHUP: looking at %s", config.path)
         service.trigger_reload()
@@ -214,7 +215,7 @@ def _serve_with_workers(
             ).start()
         while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
             if order is Order.DUMP:
-                service.dump()
+                _log_upstreams(service)
             else:
                 service.trigger_reload()
         is_finished = service.drain(orders.is_cut)
@@ -229,6 +230,12 @@ def _serve_with_workers(
     is_finished = Supervisor(listeners, serve, attendant=attendant).run()
     intercom.close()
     return is_finished
+
+
+def _log_upstreams(service: Service) -> None:
+    """Log how this process finds its upstreams."""
+    for line in show_upstreams(service.report(explains=False)["upstreams"]):
+        log.info("%s", line)
 
 
 def _build_parser() -> argparse.ArgumentParser:

@@ -21,10 +21,11 @@ import struct
 import threading
 import time
 import zlib
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from atlas_pkg.balancing.upstream import AdminState, Identity
-from atlas_pkg.serving.steering import Asking, Change
+from atlas_pkg.observing.tracer import Asking
 
 # Some ten thousand upstreams. Memory that is never written to is never taken.
 BOARD_BYTES = 2 * 1024 * 1024
@@ -35,6 +36,23 @@ _HEAD = struct.Struct("=QII")
 # A reader who meets a writer looks again, and again. A writer needs some microseconds.
 _LOOKS = 100
 _BETWEEN_LOOKS = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is to be different; None is what stays."""
+
+    state: AdminState | None = None
+    weight: int | None = None
+    resets_weight: bool = False  # back to the file's weight
+
+    def __str__(self) -> str:
+        parts = [f"state {self.state.value}"] if self.state is not None else []
+        if self.weight is not None:
+            parts.append(f"weight {self.weight}")
+        elif self.resets_weight:
+            parts.append("weight as in the file")
+        return ", ".join(parts)
 
 
 class Word(NamedTuple):

@@ -31,7 +31,7 @@ import time
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from atlas_pkg.control.report import Part
+from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.logs import Throttle
 
 log = logging.getLogger("atlas.intercom")
@@ -45,7 +45,7 @@ _PIECE = 1 << 16
 class Report(Protocol):
     """Describes this process."""
 
-    def __call__(self, *, explains: bool) -> Part:
+    def __call__(self, *, explains: bool) -> ProcessReport:
         """With the last exchanges, if it `explains`."""
 
 
@@ -116,7 +116,7 @@ def say_farewell(line: socket.socket) -> None:
 
 def _build_answer(question: dict[str, Any], report: Report) -> bytes:
     try:
-        answer = {"number": question["number"], "part": report(explains=question["explains"])}
+        answer = {"number": question["number"], "report": report(explains=question["explains"])}
         return json.dumps(answer).encode() + b"\n"
     except Exception:
         # A background thread: whatever is wrong now, the next question may go well.
@@ -129,16 +129,16 @@ class _Question:
 
     def __init__(self, asked: set[int]) -> None:
         self.missing = asked  # places that have not answered
-        self.parts: dict[int, Part] = {}
+        self.reports: dict[int, ProcessReport] = {}
         self.is_done = threading.Event()
 
-    def settle(self, place: int, part: Part | None = None) -> None:
+    def settle(self, place: int, report: ProcessReport | None = None) -> None:
         """Nothing more will come from `place`. Caller holds the asker's lock."""
         if place not in self.missing:
             return
         self.missing.discard(place)
-        if part is not None:
-            self.parts[place] = part
+        if report is not None:
+            self.reports[place] = report
         if not self.missing:
             self.is_done.set()
 
@@ -158,8 +158,8 @@ class Asker:
         self._gone: set[int] = set()
         threading.Thread(target=self._listen, name="intercom", daemon=True).start()
 
-    def ask(self, *, explains: bool) -> dict[int, Part]:
-        """Return the parts of those who answered in time, by their places. Blocks."""
+    def ask(self, *, explains: bool) -> dict[int, ProcessReport]:
+        """Return the reports of those who answered in time, by their places. Blocks."""
         number = next(self._numbers)
         with self._lock:
             question = self._open[number] = _Question(self._lines.keys() - self._gone)
@@ -175,12 +175,12 @@ class Asker:
             question.is_done.wait(self._patience)
         with self._lock:
             del self._open[number]
-            parts, missing = question.parts, sorted(question.missing)
+            reports, missing = question.reports, sorted(question.missing)
         for place in missing:
             self._throttle.write(
                 logging.WARNING, f"{place}", "worker %d does not say how it is", place
             )
-        return parts
+        return reports
 
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -212,4 +212,4 @@ class Asker:
                 for question in self._open.values():
                     question.settle(place)
             elif (asked := self._open.get(answer["number"])) is not None:
-                asked.settle(place, answer["part"])
+                asked.settle(place, answer["report"])

@@ -1,4 +1,4 @@
-"""Who watches the exchanges of this process: access log, tallies, list of errors, explanations.
+"""Who watches the exchanges of this process: access log, counters, list of errors, explanations.
 
 With none of them configured nobody watches, and an exchange costs what it costs. The access log
 follows the configuration while Atlas runs: `follow` opens, changes and closes it. A file that
@@ -20,13 +20,12 @@ from pathlib import Path
 
 from atlas_pkg.config.model import Config
 from atlas_pkg.errors import StartError
-from atlas_pkg.metrics import Tallies
-from atlas_pkg.record import Observer, Record
-from atlas_pkg.serving.accesslog import EXPLAINED, AccessLog, open_log
-from atlas_pkg.serving.audience import A_FEW, ALL, Audience
-from atlas_pkg.serving.explaining import Tracer
-from atlas_pkg.serving.journal import Journal
-from atlas_pkg.serving.steering import Asking
+from atlas_pkg.observing.access_log import EXPLAINED, AccessLog, open_log
+from atlas_pkg.observing.event_log import Errors
+from atlas_pkg.observing.metrics import Counters
+from atlas_pkg.observing.observers import A_FEW, ALL, Observers
+from atlas_pkg.observing.record import Observer, Record
+from atlas_pkg.observing.tracer import Asking, Tracer
 
 log = logging.getLogger("atlas")
 
@@ -51,24 +50,24 @@ def check_access_log(config: Config, *, may_create: bool = True) -> None:
 class Observing:
     """The observers of one process. Its methods may be called by any thread."""
 
-    def __init__(self, audience: Audience, *, is_counting: bool, explain: int = 0) -> None:
-        """The observers become the `audience`, as far as the configuration asks for them.
+    def __init__(self, observers: Observers, *, is_counting: bool, explain: int = 0) -> None:
+        """Have `observers` told, as far as the configuration asks for them.
 
         One in `explain` exchanges is explained on standard output; 0 = none.
         """
-        self.tallies = Tallies()
-        self.journal = Journal()
+        self.counters = Counters()
+        self.errors = Errors()
         self.tracer = Tracer(explain)
-        self._audience = audience
+        self._observers = observers
         self._is_counting = is_counting
         self._may_explain = is_counting or explain > 0
-        self._counters: tuple[Observer, ...] = ()
+        self._always: tuple[Observer, ...] = ()
         if is_counting:
-            self._counters = (self.tallies.note, self.journal.observe, self.tracer.observe)
+            self._always = (self.counters.note, self.errors.note, self.tracer.note)
         self._terminal: AccessLog | None = None
         if explain:
             self._terminal = AccessLog("-", EXPLAINED, what="explanations")
-            self._counters += (self._print,)
+            self._always += (self._print,)
         # Guards what follows. A file is opened under it, against our rule: nobody but a reload and
         # a SIGHUP ever want it, and two that open the same log must come one after the other.
         self._lock = threading.Lock()
@@ -78,7 +77,7 @@ class Observing:
     def ask(self, asking: Asking) -> None:
         """Explain others from now on."""
         self.tracer.ask(asking)
-        self._audience.refresh()
+        self._observers.refresh()
 
     def start(self, config: Config) -> None:
         """Begin to watch; raises `StartError` where the access log cannot be opened."""
@@ -102,7 +101,7 @@ class Observing:
     def close(self) -> None:
         """Write what still waits and end. Blocks for some seconds at most."""
         with self._lock:
-            self._audience.watch((), None, timed=0)
+            self._observers.watch((), None, timed=0)
             if self._access_log is not None:
                 self._access_log.close()
                 self._access_log = None
@@ -111,7 +110,7 @@ class Observing:
 
     def _turn_to(self, config: Config) -> None:
         """Open, change or close the access log; raises `StartError`. Caller holds the lock."""
-        self._audience.tell()  # what has ended belongs to the log as it was
+        self._observers.publish()  # what has ended belongs to the log as it was
         wanted, leaving = _target(config), None
         if wanted is None:
             leaving, self._access_log = self._access_log, None
@@ -125,12 +124,12 @@ class Observing:
             leaving.close()  # last, so that nothing comes to a closed log
 
     def _watch(self) -> None:
-        """Become the audience, as far as anybody is interested. Caller holds the lock."""
-        observers, timed = self._counters, A_FEW if self._is_counting else 0
+        """Have them told, as far as anybody is interested. Caller holds the lock."""
+        observers, timed = self._always, A_FEW if self._is_counting else 0
         if self._access_log is not None:
             observers = (*observers, self._access_log.note)
             timed = ALL if self._access_log.shows_times else timed
-        self._audience.watch(observers, self.tracer if self._may_explain else None, timed=timed)
+        self._observers.watch(observers, self.tracer if self._may_explain else None, timed=timed)
 
     def _print(self, records: Sequence[Record]) -> None:
         """Have explained exchanges shown on standard output; an `Observer`."""

@@ -1,7 +1,7 @@
-"""What one process knows of itself: a `Part` of what the admin address shows.
+"""What one process knows of itself, for whoever shows it.
 
-A part is plain enough to be sent to another process as JSON. The process that has the admin address
-makes one picture of all parts (`overview.py`); a process alone has just one.
+A report is plain enough to be sent to another process as JSON. The process that has the admin
+address makes one of all (`admin/aggregate.py`); a process alone has just one.
 
 Counters, states and lengths are read one after the other while requests go on, so two of them may
 be some microseconds apart. The balancer's lock is taken for one upstream at a time: with thousands
@@ -13,46 +13,38 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import TypedDict
 
 import atlas_pkg
 from atlas_pkg import logs
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.control.observing import Observing
-from atlas_pkg.gauges import Gauges, UpstreamGauges, read_process
-from atlas_pkg.metrics import Snapshot
+from atlas_pkg.observing.event_log import ErrorLine
+from atlas_pkg.observing.metrics import Snapshot
+from atlas_pkg.observing.process_stats import (
+    ProcessStats,
+    Reload,
+    UpstreamNow,
+    read_process,
+    state_of,
+)
+from atlas_pkg.observing.timeline import Timeline, Wanted
 from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import Generation
-from atlas_pkg.serving.minute import UpstreamNow
-from atlas_pkg.serving.status import ErrorLine, Reload, state_of
-from atlas_pkg.serving.timeline import Timeline, Wanted
-
-# An upstream in one of these states is sent requests of new clients, unless its weight is 0.
-_USABLE = frozenset({"up", "half-open"})
 
 STARTING, SERVING, DRAINING = "starting", "serving", "draining"
 
 
-class Part(TypedDict):
-    """One process."""
+class ProcessReport(ProcessStats):
+    """One process, or several taken together."""
 
-    pid: int
-    started: float  # seconds since the epoch
+    pids: list[int]
     state: str  # starting | serving | draining
     generation: int
-    last_reload: Reload | None
     log_level: str
-    snapshot: Snapshot
-    gauges: Gauges
-    upstreams: list[UpstreamNow]
+    counted: Snapshot
     errors: list[ErrorLine]
     wanted: Wanted
     timelines: list[Timeline]  # empty unless they were asked for
-
-
-def is_usable(upstream: UpstreamNow) -> bool:
-    """Is it sent requests of new clients? A breaker's trials count, though they are few."""
-    return upstream["weight"] > 0 and upstream["kind"] in _USABLE
 
 
 class Reloads:
@@ -78,53 +70,38 @@ class Reloads:
 
 
 class Reporter:
-    """Makes the part of this process. Thread-safe."""
+    """Describes this process. Thread-safe."""
 
     def __init__(self, front: Frontend, observing: Observing) -> None:
         self.reloads = Reloads()
         self.state = STARTING
         self._front = front
         self._observing = observing
-        self._started = time.time()
 
-    def report(self, generation: Generation, *, explains: bool) -> Part:
+    def report(self, generation: Generation, *, explains: bool) -> ProcessReport:
         """Describe this process; `generation` is what is in force.
 
         `explains`: with the last exchanges, which are much to say.
         """
-        self._front.audience.tell()
+        self._front.observers.publish()
         tracer = self._observing.tracer
         upstreams = _describe_upstreams(generation, self._front.idle_connections())
         counts, last = self.reloads.read()
-        return Part(
-            pid=os.getpid(),
-            started=self._started,
+        return ProcessReport(
+            version=atlas_pkg.__version__,
+            pids=[os.getpid()],
             state=self.state,
             generation=generation.number,
-            last_reload=last,
             log_level=logs.level(),
-            snapshot=self._observing.tallies.snapshot(),
-            gauges=Gauges(
-                version=atlas_pkg.__version__,
-                connections=self._front.connected,
-                connections_limit=generation.config.listen.max_connections,
-                queue=generation.balancer.waiting + self._front.waiting,
-                upstreams={
-                    item["name"]: UpstreamGauges(
-                        up=is_usable(item),
-                        state=item["kind"],
-                        active=item["in_flight"],
-                        idle=item["idle"],
-                        weight=item["weight"],
-                    )
-                    for item in upstreams
-                },
-                reloads=counts,
-                last_reload_success=last is None or last["ok"],
-                process=read_process(),
-            ),
+            connections=self._front.connected,
+            connections_limit=generation.config.listen.max_connections,
+            queue=generation.balancer.waiting + self._front.waiting,
             upstreams=upstreams,
-            errors=self._observing.journal.errors(),
+            reloads=counts,
+            last_reload=last,
+            process=read_process(),
+            counted=self._observing.counters.snapshot(),
+            errors=self._observing.errors.lines(),
             wanted=tracer.wanted(),
             timelines=tracer.timelines() if explains else [],
         )

@@ -27,13 +27,13 @@ from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.control.board import ORDINARY, Asked, Board
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.reload import ConfigWatcher
-from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
+from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
+from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.proxying.forward import Proxy
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
-from atlas_pkg.serving.steering import Asking
 
 log = logging.getLogger("atlas")
 
@@ -84,7 +84,7 @@ class Service:
             max_threads=config.listen.max_threads,
         )
         self._observing = Observing(
-            self._front.audience, is_counting=config.admin is not None, explain=options.explain
+            self._front.observers, is_counting=config.admin is not None, explain=options.explain
         )
         self._reporter = Reporter(self._front, self._observing)
         self._board = board
@@ -139,7 +139,7 @@ class Service:
         self._observing.follow(self._holder.current().config, reopen=True)
         self._watcher.trigger()
 
-    def report(self, *, explains: bool) -> Part:
+    def report(self, *, explains: bool) -> ProcessReport:
         """Say how this process is, once it has done what an administrator wants. Thread-safe.
 
         `explains`: with the last exchanges.
@@ -170,11 +170,6 @@ class Service:
         log_warnings(config)
         self._put_in_force(generation, live)
         self._reporter.reloads.note(generation.number)
-
-    def dump(self) -> None:
-        """Log the state of every upstream."""
-        for line in self._holder.current().balancer.describe():
-            log.info("%s", line)
 
     def _put_in_force(self, generation: Generation, changes: Sequence[str]) -> None:
         if self._log_level is None:

@@ -21,6 +21,7 @@ from atlas_pkg.http1.message import Response
 from atlas_pkg.net.splice import SPLICE_FROM
 from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
 from atlas_pkg.net.tunnel import Tunnel
+from atlas_pkg.observing.record import End
 from atlas_pkg.proxying.attempt import (
     ended_in_head,
     find_response,
@@ -38,7 +39,6 @@ from atlas_pkg.proxying.response_body import (
     stream_response,
 )
 from atlas_pkg.proxying.retry import lease_again
-from atlas_pkg.record import End
 from atlas_pkg.serving.client import TAKEN
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import AWAIT, DONE, WAIT, Exchange, Step

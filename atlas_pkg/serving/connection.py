@@ -22,8 +22,8 @@ from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request, refused_request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.copy import Copier
-from atlas_pkg.record import NO_TIMES, End, Record
-from atlas_pkg.serving.audience import Audience
+from atlas_pkg.observing.observers import Observers
+from atlas_pkg.observing.record import NO_TIMES, End, Record
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import AWAIT, DONE, WAIT, Exchange, Step
@@ -56,16 +56,16 @@ class HttpService:
         holder: ConfigHolder,
         clients: Clients,
         app: App,
-        audience: Audience,
+        observers: Observers,
         *,
         has_lane: bool,
     ) -> None:
-        """The `audience` is told of every exchange that has ended, by the lane if there is one."""
+        """The `observers` is told of every exchange that has ended, by the lane if there is one."""
         self._has_lane = has_lane
         self._holder = holder
         self._clients = clients
         self._app = app
-        self._audience = audience
+        self._observers = observers
         self._throttle = Throttle(log)
 
     def wait(self, exchange: Exchange, copier: Copier) -> Next:
@@ -125,7 +125,7 @@ class HttpService:
             request, failure = refused_request(data), error
         exchange = Exchange(request, client, self._clients, generation)
         exchange.failure = failure
-        if self._audience.observers:
+        if self._observers.are_there:
             self._begin_record(exchange)
         client.head_since = 0.0
         client.is_sending = request.has_body
@@ -152,13 +152,13 @@ class HttpService:
             return self.meet(exchange, error)
 
     def note(self, record: Record) -> None:
-        """An exchange has ended: have it told to the audience.
+        """An exchange has ended: have it told to the observers.
 
         To be done before its client is let go of: who waits for the last client finds it noted.
         """
-        self._audience.note(record)
+        self._observers.note(record)
         if not self._has_lane:
-            self._audience.tell()  # nobody else would do it
+            self._observers.publish()  # nobody else would do it
 
     def expire(self, client: Client) -> Exchange | Next:
         """A client has waited too long: what becomes of it, or the exchange that tells it so."""
@@ -168,7 +168,7 @@ class HttpService:
         client.follow(self._holder.generation)
         exchange = Exchange(request, client, self._clients, self._holder.generation)
         exchange.failure = ClientError(408, "the request head did not come in time")
-        if self._audience.observers:
+        if self._observers.are_there:
             self._begin_record(exchange)
         return exchange
 
@@ -240,8 +240,8 @@ class HttpService:
             record.began_at = exchange.client.head_since
         if exchange.failure is not None:
             record.times = NO_TIMES
-        elif self._audience.to_time > 0:
-            exchange.times = self._audience.follow(record)
+        elif self._observers.to_time > 0:
+            exchange.times = self._observers.follow(record)
             exchange.choices = record.choices
 
     def _fail(self, exchange: Exchange, error: Exception) -> None:

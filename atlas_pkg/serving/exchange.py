@@ -23,7 +23,7 @@ from atlas_pkg.errors import ClientGone, Stage, UpstreamError
 from atlas_pkg.http1.body import Body
 from atlas_pkg.http1.message import Request, Response
 from atlas_pkg.net.copy import Copier
-from atlas_pkg.record import Record, Times
+from atlas_pkg.observing.record import Record, Times
 from atlas_pkg.serving.client import FINISH, PARK, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.failures import build_answer

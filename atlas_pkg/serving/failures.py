@@ -28,7 +28,7 @@ from atlas_pkg.errors import (
     UpstreamError,
 )
 from atlas_pkg.logs import Throttle
-from atlas_pkg.record import End
+from atlas_pkg.observing.record import End
 
 log = logging.getLogger("atlas.failures")
 

@@ -20,7 +20,7 @@ from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.errors import StreamError
 from atlas_pkg.net.copy import Copier
-from atlas_pkg.serving.audience import Audience
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.serving.client import CLOSE, PARK, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.connection import App, HttpService
@@ -52,12 +52,13 @@ class Frontend:
         self._tidy = tidy
         self._max_threads = max_threads
         # Who is told of the exchanges here.
-        self.audience = Audience()
+        self.observers = Observers()
         lanes = lanes if HAS_EPOLL else 0
-        self._http = HttpService(holder, clients, app, self.audience, has_lane=lanes > 0)
+        self._http = HttpService(holder, clients, app, self.observers, has_lane=lanes > 0)
         self._threads = Threads(self._go_on, max_threads)
         self._lanes = [
-            EpollLane(self._http, clients, self._threads, self.audience, tidy) for _ in range(lanes)
+            EpollLane(self._http, clients, self._threads, self.observers, tidy)
+            for _ in range(lanes)
         ]
         # Guards _pools: those of the threads that serve a client each.
         self._lock = threading.Lock()

@@ -25,7 +25,7 @@ from collections.abc import Callable
 
 from atlas_pkg.balancing.pool import Pool, UpstreamConnection
 from atlas_pkg.errors import Overloaded
-from atlas_pkg.serving.audience import MANY, Audience
+from atlas_pkg.observing.observers import MANY, Observers
 from atlas_pkg.serving.client import Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.connection import HttpService
@@ -60,7 +60,7 @@ class EpollLane:
         http: HttpService,
         clients: Clients,
         threads: Threads,
-        audience: Audience,
+        observers: Observers,
         tidy: Callable[[Pool], None],
     ) -> None:
         """`tidy` looks after idle upstream connections."""
@@ -68,7 +68,7 @@ class EpollLane:
         self._http = http
         self._clients = clients
         self._threads = threads
-        self._audience = audience
+        self._observers = observers
         self._tidy = tidy
         self._next_tidying = 0.0
         self._is_stopping = False
@@ -124,14 +124,14 @@ class EpollLane:
             self._epoll.unregister(connection.stream.fd)
 
     def _run(self) -> None:
-        untold = self._audience.untold
+        untold = self._observers.pending
         next_sweep = 0.0
         while not self._is_stopping:
             try:
                 has_news = bool(untold)
                 is_quiet = not self._serve(LULL if has_news else SWEEP_INTERVAL)
                 if has_news and (is_quiet or len(untold) >= MANY):
-                    self._audience.tell()
+                    self._observers.publish()
                 now = time.monotonic()
                 if now >= next_sweep:
                     next_sweep = now + SWEEP_INTERVAL
@@ -193,7 +193,7 @@ class EpollLane:
                 self._go_on(exchange, http.meet(exchange, loss))
         for exchange in self._threads.take_overdue(now):
             self._go_on(exchange, http.meet(exchange, Overloaded()))
-        self._audience.tell()
+        self._observers.publish()
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_INTERVAL
             self._tidy(self.pool)

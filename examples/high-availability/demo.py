@@ -70,7 +70,7 @@ def main() -> None:
         show_all_gone(cluster, atlas)
 
         atlas.send_signal(signal.SIGUSR1)
-        print("    " + atlas.wait_until_said("upstream one: weight"))
+        print("    " + atlas.wait_until_said(" one  "))
         support.expect("exit status after SIGTERM", atlas.terminate(), 0)
 
 

@@ -145,8 +145,8 @@ def show_refusal(atlas: support.Atlas, admin: Admin) -> None:
     print("    " + atlas.wait_until_said("did you mean"))
     admin.wait_until_metric("atlas_config_last_reload_success", 0)
     admin.wait_until_metric('atlas_config_reloads_total{result="failure"}', 1)
-    page = admin.fetch("/")
-    support.expect("on the page", "The last configuration was refused" in page, True)
+    text = admin.fetch("/status.txt")
+    support.expect("in the text", "REFUSED" in text, True)
 
     atlas.path.write_text(f"{good}weight = 2\n", encoding="utf-8")
     print("    " + atlas.wait_until_said("Configuration hot-reloaded"))

@@ -46,8 +46,7 @@ TOKEN = "open-sesame"  # that of atlas.toml
 # The page's own script has drawn all curves and rows.
 IS_DRAWN = "document.querySelectorAll('.spark path').length > 6"
 
-# Opens an exchange of whose two choices the candidates are known, and brings it in sight. Without
-# the script all of those would be open already.
+# Opens an exchange of whose two choices the candidates are known, and brings it in sight.
 OPEN = """(() => {
   const closed = [...document.querySelectorAll("#exchanges details:not([open])")];
   const found = closed.find((item) => item.querySelectorAll(".candidates").length > 1);

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from atlas_pkg.balancing.upstream import AdminState
-from atlas_pkg.control.board import Asked, Board, Word
-from atlas_pkg.serving.steering import Asking, Change
+from atlas_pkg.control.board import Asked, Board, Change, Word
+from atlas_pkg.observing.tracer import Asking
 
 A = ("a", "192.0.2.1", 80, "default")
 

@@ -479,10 +479,16 @@ def test_errors_are_listed(open_admin: Open, workers: int) -> None:
 def test_the_page_is_shown(open_admin: Open, a: Upstream, workers: int) -> None:
     _, admin = open_admin(a.table(), workers=workers)
 
-    status, text = admin.ask("/")
+    assert [admin.ask(path)[0] for path in ("/", "/page.css", "/page.js")] == [200] * 3
+
+
+def test_the_status_is_told_as_text(open_admin: Open, a: Upstream, workers: int) -> None:
+    _, admin = open_admin(a.table(), workers=workers)
+
+    status, text = admin.ask("/status.txt")
 
     assert status == 200
-    assert "The upstream is up" in text
+    assert text.startswith("The upstream is up\n")
 
 
 def test_clients_who_stay_do_not_keep_atlas_from_ending(open_admin: Open, a: Upstream) -> None:

@@ -463,5 +463,7 @@ def test_the_state_of_all_upstreams_is_logged_on_demand(a: Moody, start: Start) 
         )
         atlas.send_signal(signal.SIGUSR1)
 
-        atlas.wait_for("upstream A: weight 3, 0 in flight, ready, up, breaker closed")
-        atlas.wait_for("upstream backup: weight 1, 0 in flight, ready, up, breaker closed, backup")
+        for name, weight in (("A", 3), ("backup (backup)", 1)):
+            line = atlas.wait_for(f" {name}  ")
+            assert " up" in line
+            assert line.split()[-3:] == [f"{weight}", "0", "0"]

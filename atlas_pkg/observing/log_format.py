@@ -1,0 +1,215 @@
+"""A record as one line of the access log: for tools that know nginx, or as JSON.
+
+`Combined` is nginx's format of that name, byte for byte, so what reads nginx's logs reads ours.
+What comes from outside may hold anything, and a line of a log must stay one line, with its fields
+where they belong: quotes, backslashes, control characters and all bytes beyond ASCII are written
+as `\\xHH`. A value that is missing is `-`.
+
+`Json` is one object a line, for machines. It has what `combined` has no place for: where the time
+went, which upstream answered, and how the exchange ended. Text is ASCII with JSON's own escapes; a
+byte that is not UTF-8 stands there as the four characters `\\xHH`. What is missing is null.
+
+Most values come again and again, so how they are written is remembered; request lines do not.
+
+Pure, but for the time zone, and thread-safe.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import time
+from collections.abc import Iterable, Sequence
+from itertools import repeat
+from typing import Protocol
+
+from atlas_pkg.observing.record import NO_TIMES, Record
+
+# As nginx's own table has it, DEL included.
+_UNSAFE = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
+
+# The address stands without quotes, so it may hold no space either.
+_UNSAFE_WORD = re.compile(rb'["\\\x00-\x20\x7f-\xff]')
+
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+# Values whose written form is remembered, for each way of writing.
+_REMEMBERED = 1024
+
+_encode = json.JSONEncoder().encode
+
+
+class Format(Protocol):
+    """A way to write records."""
+
+    shows_times: bool  # when each stage was reached
+
+    def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
+        """Return a line with its end for each record.
+
+        `epoch` is what their instants lack to be seconds since 1970.
+        """
+
+
+class Combined:
+    """`ADDRESS - - [10/Oct/2000:13:55:36 +0000] "LINE" STATUS BYTES "REFERER" "USER-AGENT"`."""
+
+    shows_times = False
+
+    def __init__(self) -> None:
+        self._stamp = functools.lru_cache(2)(_tell_time)
+        self._begin = functools.lru_cache(_REMEMBERED)(_begin_line)
+        self._tell = functools.lru_cache(_REMEMBERED)(_tell_answer)
+        self._end = functools.lru_cache(_REMEMBERED)(_end_line)
+
+    def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
+        """Return a line with its end for each record; see `Format`."""
+        lines = [record.line for record in records]
+        if _UNSAFE.search(b"".join(lines)) or b"" in lines:  # one look for all of them
+            lines = [_show(line) for line in lines]
+        stamps = self._stamps(records, epoch)
+        begin, tell, end = self._begin, self._tell, self._end
+        return [
+            b"".join(
+                (
+                    begin(record.address),
+                    stamp,
+                    line,
+                    tell(record.status, record.body_out),
+                    end(record.origin),
+                )
+            )
+            for record, line, stamp in zip(records, lines, stamps, strict=True)
+        ]
+
+    def _stamps(self, records: Sequence[Record], epoch: float) -> Iterable[bytes]:
+        """The time of each, which is nearly always the same second for all of them."""
+        first, last = (int(record.ended_at + epoch) for record in (records[0], records[-1]))
+        if first == last:
+            return repeat(self._stamp(first), len(records))
+        return [self._stamp(int(record.ended_at + epoch)) for record in records]
+
+
+def _begin_line(address: str) -> bytes:
+    return b"%b - - [" % _show_word(address)
+
+
+def _tell_time(second: int) -> bytes:
+    return b'%b] "' % _show_local(second).encode()
+
+
+def _tell_answer(status: int, size: int) -> bytes:
+    return b'" %03d %d ' % (status, size)
+
+
+def _end_line(origin: tuple[bytes, bytes]) -> bytes:
+    referer, user_agent = origin
+    return b'"%b" "%b"\n' % (_show(referer), _show(user_agent))
+
+
+class Json:
+    """One object a line."""
+
+    shows_times = True
+
+    def __init__(self) -> None:
+        self._stamp = (-1, "", "")  # of the last second: it, its date, its offset
+        self._quote = functools.lru_cache(_REMEMBERED)(_quote)
+        self._quote_text = functools.lru_cache(_REMEMBERED)(_quote_text)
+
+    def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
+        """Return a line with its end for each record; see `Format`."""
+        return [self._format(record, record.ended_at + epoch) for record in records]
+
+    def _format(self, record: Record, ended_at: float) -> bytes:
+        quote = self._quote
+        method, target, protocol = _split_line(record.line)
+        referer, user_agent = record.origin
+        times = record.times or NO_TIMES
+        line = (
+            f'{{"time":"{self._show_time(ended_at)}"'
+            f',"client":{self._quote_text(record.address)}'
+            f',"method":{quote(method)},"target":{_quote(target)},"protocol":{quote(protocol)}'
+            f',"status":{record.status}'
+            f',"bytes_in":{record.body_in},"bytes_out":{record.body_out}'
+            f',"upstream":{"null" if record.upstream == "-" else self._quote_text(record.upstream)}'
+            f',"head":{_span(record.began_at, record.head_at)}'
+            f',"queue":{_span(record.head_at, times.chosen_at)}'
+            f',"connect":{_span(times.chosen_at, times.connected_at)}'
+            f',"first_byte":{_span(times.asked_at, times.first_byte_at)}'
+            f',"total":{_span(record.began_at, record.ended_at)}'
+            f',"retries":{record.retries},"reused":{"true" if record.reused else "false"}'
+            f',"end":"{record.end.value}"'
+            f',"request_id":{_quote(record.request_id)}'
+            f',"referer":{quote(referer)},"user_agent":{quote(user_agent)}}}\n'
+        )
+        return line.encode()
+
+    def _show_time(self, instant: float) -> str:
+        """Write an instant as ISO 8601 has it, in local time."""
+        # Rounded before it is split: 0.9996 s belong to the next second.
+        second, thousandths = divmod(round(instant * 1000), 1000)
+        stamped, date, offset = self._stamp
+        if second != stamped:
+            local = time.localtime(second)
+            date = time.strftime("%Y-%m-%dT%H:%M:%S", local)
+            offset = _show_offset(local)
+            offset = f"{offset[:3]}:{offset[3:]}"
+            self._stamp = (second, date, offset)
+        return f"{date}.{thousandths:03d}{offset}"
+
+
+def _show_local(second: int) -> str:
+    """Write a second as nginx's `$time_local`, with English months wherever we run."""
+    local = time.localtime(second)
+    month = _MONTHS[local.tm_mon - 1]
+    clock = time.strftime("%Y:%H:%M:%S", local)
+    return f"{local.tm_mday:02d}/{month}/{clock} {_show_offset(local)}"
+
+
+def _show_offset(local: time.struct_time) -> str:
+    """Write the distance from UTC, as +HHMM."""
+    minutes = local.tm_gmtoff // 60
+    return f"{'-' if minutes < 0 else '+'}{abs(minutes) // 60:02d}{abs(minutes) % 60:02d}"
+
+
+def _show(value: bytes) -> bytes:
+    """Write a value so that it stays where it belongs."""
+    if not _UNSAFE.search(value):  # nearly all
+        return value or b"-"
+    return _UNSAFE.sub(_escape, value)
+
+
+def _show_word(text: str) -> bytes:
+    return _UNSAFE_WORD.sub(_escape, text.encode(errors="surrogateescape")) or b"-"
+
+
+def _escape(match: re.Match[bytes]) -> bytes:
+    return b"\\x%02X" % match[0][0]
+
+
+def _split_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Split a request line into its three words; one that has not three stays whole, as target."""
+    words = line.split(b" ")
+    return (words[0], words[1], words[2]) if len(words) == 3 else (b"", line, b"")
+
+
+def _quote(value: bytes) -> str:
+    """Write a value from outside as a JSON string, or null where there is none."""
+    if not value:
+        return "null"
+    if not _UNSAFE.search(value):  # nearly all, and four times as fast
+        return f'"{value.decode()}"'
+    text = _encode(value.decode(errors="backslashreplace"))
+    # JSON allows DEL to stand there; a terminal that shows the log might obey it.
+    return text.replace("\x7f", "\\u007f")
+
+
+def _quote_text(text: str) -> str:
+    return _quote(text.encode(errors="surrogateescape"))
+
+
+def _span(begin: float, end: float) -> str:
+    """Write how long a stage took; null where it was not reached (again, after a failure)."""
+    return f"{end - begin:.6f}" if begin and end >= begin else "null"

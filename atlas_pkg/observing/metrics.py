@@ -1,0 +1,252 @@
+"""Counting what happens: a row says what is counted, what it is called and how a record counts.
+
+`COUNTERS` is the whole of it. What is kept, what several processes have counted together, the
+zeros before the first request, and Prometheus's text (`prometheus.py`) all come from its rows: who
+wants to count something more adds a row.
+
+Every request is counted, so counting must cost little. Exchanges come here many at a time
+(`observers.py`), and one lock, taken once for all of them, keeps the counters exact. Durations are
+kept as a histogram, from which quantiles are estimated as Prometheus does it.
+
+Upstreams that leave the configuration keep their counters until the program ends, since a counter
+that vanishes looks like a restart. So that no chain of reloads fills the memory, the names are
+bounded; those beyond the bound share one. Not done here: what is no count but a state
+(`process_stats.py`), and differences over time (`rates.py`).
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from collections import Counter as Tally
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from atlas_pkg.errors import Stage
+from atlas_pkg.observing.record import End, Record
+
+# Upper bounds in seconds, each included. They are dense where a proxy's upstreams answer, and end
+# where `timeouts.upstream_head` does by default. One more bucket holds what took longer.
+BUCKET_BOUNDS = (
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25),
+    *(0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0),
+)
+BUCKETS = (*map(str, BUCKET_BOUNDS), "+Inf")
+
+# By the first digit of the status. None at all (no answer could be sent) is the first.
+CODE_CLASSES = ("other", "1xx", "2xx", "3xx", "4xx", "5xx")
+
+# Who made the answers that no upstream made.
+NOBODY = "-"
+
+# Whose it is where a counter is not kept for each upstream.
+ALL = ""
+
+# Names of upstreams that are told apart, and the name that all others share.
+MOST_NAMES = 2000
+OTHER_NAME = "_other"
+
+# Ends that are failures of ours or of an upstream.
+_FAILURES = frozenset(End) - {End.DONE, End.TUNNEL, End.REFUSED, End.CLIENT_GONE}
+
+# Ends after which the answer was ours, whoever had been asked.
+_OWN_ANSWERS = (_FAILURES - {End.UPSTREAM_CUT}) | {End.REFUSED}
+
+# Whose counter grows, its label, and by how much.
+_Growth = tuple[str, str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """A row: something that is counted."""
+
+    name: str
+    help: str
+    label: str  # what tells its values apart, beside the upstream; empty: nothing does
+    count: Callable[[str, Sequence[Record]], Iterable[_Growth]]  # whose answers, and the records
+    zeros: Sequence[str] = ()  # values of the label that are there before anything was counted
+    own_zeros: Sequence[str] | None = None  # the same for `NOBODY`, where they are others
+    is_histogram: bool = False  # its labels are `BUCKETS`, and "sum"
+    by_upstream: bool = True
+
+
+def _count_requests(author: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    for status, number in Tally([record.status for record in records]).items():
+        kind = status // 100
+        yield author, CODE_CLASSES[kind if kind < 6 else 0], number
+
+
+def _count_durations(author: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    # Not those of tunnels, which last as long as people talk.
+    tunnel = End.TUNNEL
+    spans = [item.ended_at - item.head_at for item in records if item.end is not tunnel]
+    yield author, "sum", sum(spans)
+    for index, number in Tally([bisect_left(BUCKET_BOUNDS, span) for span in spans]).items():
+        yield author, BUCKETS[index], number
+
+
+def _count_failures(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    for record in _troubled(records):
+        for upstream, reason in _failures_of(record):
+            yield upstream, reason, 1
+
+
+def _count_retries(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    for record in _troubled(records):
+        for upstream, _reason in _failures_of(record)[: record.retries]:
+            yield upstream, "", 1
+
+
+def _count_bytes(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    yield ALL, "in", sum([record.body_in for record in records])
+    yield ALL, "out", sum([record.body_out for record in records])
+
+
+def _troubled(records: Sequence[Record]) -> list[Record]:
+    done = End.DONE
+    return [record for record in records if record.failures or record.end is not done]
+
+
+def _failures_of(record: Record) -> Sequence[tuple[str, str]]:
+    """Each attempt that failed: its upstream, and its stage or how the exchange ended.
+
+    All but the last attempt were followed by a retry. Where the last failure is not among those
+    that were noted, it came later than its attempt, or there was none.
+    """
+    failed = record.failures
+    if record.end in _FAILURES and len(failed) <= record.retries:
+        return [*failed, (record.upstream, record.end.value)]
+    return failed
+
+
+REQUESTS = Counter(
+    "atlas_requests_total",
+    'Requests by the class of their answer; upstream "-" is Atlas itself.',
+    "code_class",
+    _count_requests,
+    CODE_CLASSES[1:],  # requests without any answer are rare
+)
+DURATIONS = Counter(
+    "atlas_request_duration_seconds",
+    "From the whole head of a request to its answer's end.",
+    "le",
+    _count_durations,
+    (*BUCKETS, "sum"),
+    is_histogram=True,
+)
+FAILURES = Counter(
+    "atlas_upstream_failures_total",
+    'Failed attempts by their stage; upstream "-" is Atlas itself.',
+    "reason",
+    _count_failures,
+    # What fails now and then: attempts at an upstream, its answers, and the search for one.
+    (*(stage.value for stage in (Stage.CONNECT, Stage.SEND, Stage.HEAD)), End.UPSTREAM_CUT.value),
+    (End.NO_UPSTREAM.value,),
+)
+RETRIES = Counter(
+    "atlas_retries_total",
+    "Attempts on another upstream after this one had failed.",
+    "",
+    _count_retries,
+    ("",),
+)
+BYTES = Counter(
+    "atlas_bytes_total",
+    "Bytes of bodies, in from clients and out to them.",
+    "direction",
+    _count_bytes,
+    ("in", "out"),
+    by_upstream=False,
+)
+
+COUNTERS = (REQUESTS, DURATIONS, FAILURES, RETRIES, BYTES)
+
+# All counters at one moment: by the counter's name, the upstream's, and the label's value. Plain
+# enough to be sent to another process as JSON.
+Snapshot = dict[str, dict[str, dict[str, float]]]
+
+
+class Counters:
+    """Counts exchanges. Thread-safe."""
+
+    def __init__(self) -> None:
+        # Guards what follows, and what is in it.
+        self._lock = threading.Lock()
+        self._counted: list[tuple[Counter, dict[str, dict[str, float]]]] = [
+            (row, {}) for row in COUNTERS
+        ]
+        self._names = {ALL}
+
+    def note(self, records: Sequence[Record]) -> None:
+        """Count exchanges that have ended; an `Observer`."""
+        authors: defaultdict[str, list[Record]] = defaultdict(list)
+        done = End.DONE  # looking members up in their class would cost more than all the rest
+        for record in records:
+            is_own = record.end is not done and record.end in _OWN_ANSWERS
+            authors[NOBODY if is_own else record.upstream].append(record)
+        with self._lock:
+            for row, counted in self._counted:
+                for author, answered in authors.items():
+                    for upstream, label, amount in row.count(author, answered):
+                        labels = counted.get(upstream) or self._begin(counted, upstream)
+                        labels[label] += amount
+
+    def snapshot(self) -> Snapshot:
+        """Return all counters as they are now."""
+        found: Snapshot = {}
+        for row, counted in self._counted:
+            with self._lock:
+                upstreams = list(counted.items())
+            found[row.name] = copies = {}
+            for upstream, labels in upstreams:
+                with self._lock:  # anew for each: a thousand of them would keep others waiting
+                    copies[upstream] = dict(labels)
+        return found
+
+    def _begin(self, counted: dict[str, dict[str, float]], upstream: str) -> dict[str, float]:
+        """The values of an upstream that is met for the first time. Caller holds the lock."""
+        if upstream not in self._names:
+            if len(self._names) > MOST_NAMES:
+                upstream = OTHER_NAME
+            else:
+                self._names.add(upstream)
+        return counted.setdefault(upstream, defaultdict(int))
+
+
+def merge(snapshots: Iterable[Snapshot]) -> Snapshot:
+    """Add up the snapshots of several processes."""
+    total: Snapshot = {row.name: {} for row in COUNTERS}
+    for snapshot in snapshots:
+        for name, upstreams in snapshot.items():
+            for upstream, labels in upstreams.items():
+                sums = total[name].setdefault(upstream, {})
+                for label, amount in labels.items():
+                    sums[label] = sums.get(label, 0) + amount
+    return total
+
+
+def buckets_of(labels: Mapping[str, float]) -> list[int]:
+    """The buckets of a histogram, one for each bound and one beyond."""
+    return [int(labels.get(bucket, 0)) for bucket in BUCKETS]
+
+
+def estimate_quantile(buckets: Sequence[int], share: float) -> float | None:
+    """Estimate which duration `share` (0 to 1) of the requests did not exceed; None without any.
+
+    `buckets` as of `buckets_of`, or what came between two of them. Within a bucket requests are
+    taken to be spread evenly. Beyond the last bound nothing is known, so that bound is the answer.
+    """
+    reached = list(accumulate(buckets))
+    if not reached or not reached[-1]:
+        return None
+    rank = share * reached[-1]
+    index = bisect_left(reached, rank)
+    while not buckets[index]:  # rank 0 is reached before the first request is
+        index += 1
+    if index >= len(BUCKET_BOUNDS):
+        return BUCKET_BOUNDS[-1]
+    low = BUCKET_BOUNDS[index - 1] if index else 0.0
+    before = reached[index] - buckets[index]
+    return low + (BUCKET_BOUNDS[index] - low) * (rank - before) / buckets[index]
