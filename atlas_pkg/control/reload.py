@@ -1,7 +1,7 @@
 """Notice that the configuration file has changed, and hand its new bytes over once.
 
-Any event in the directories that matter (`control/directories.py`) starts a short timer that each
-further event restarts, so a burst is looked at once, when it is over. A look compares where the
+Any event on the way to the file (`control/watch.py`) starts a short timer that each further event
+restarts, so a burst is looked at once, when it is over. A look compares where the
 path leads and what the file holds with what was last seen; equal means that nothing happened,
 whatever the events said. Behind the events stands a slow poll, for network file systems, moved
 directories and machines out of inotify watches.
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
-from atlas_pkg.control.directories import DirectoryWatch, trace_path
+from atlas_pkg.control.watch import Watch, trace_path
 
 log = logging.getLogger("atlas.reload")
 
@@ -104,7 +104,7 @@ class ConfigWatcher:
         self._signals: queue.SimpleQueue[_Signal] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="atlas-reload", daemon=True)
         # From here on only that thread looks at what follows.
-        self._watch = DirectoryWatch(lambda: self._signals.put(_Signal.EVENT))
+        self._watch = Watch(lambda: self._signals.put(_Signal.EVENT))
         self._burst = Burst(quiet=debounce, limit=poll_interval)
         self._seen = (trace_path(self._path)[0], hashlib.sha256(seen).digest())
         self._stamp: tuple[object, ...] = ()  # equals none: what changed since `seen` is found
@@ -154,8 +154,8 @@ class ConfigWatcher:
 
     def _poll(self) -> None:
         """Look from outside only; what seems changed is read when the burst has ended."""
-        resolved, directories = trace_path(self._path)
-        self._watch.follow(directories)
+        resolved, names = trace_path(self._path)
+        self._watch.follow(names)
         if _stamp(resolved) != self._stamp:
             self._burst.note(time.monotonic())
 
@@ -174,8 +174,8 @@ class ConfigWatcher:
     def _look(self, *, is_manual: bool) -> None:
         """Read the file, and hand it over where it differs from what was last seen."""
         # Watches and stamp first: what changes while we read is then noticed as a new change.
-        resolved, directories = trace_path(self._path)
-        self._watch.follow(directories)
+        resolved, names = trace_path(self._path)
+        self._watch.follow(names)
         self._stamp = _stamp(resolved)
         try:
             data = _read_regular(resolved)
