@@ -164,6 +164,8 @@ class Service:
             log.warning("needs a restart to take effect: %s", ", ".join(restart))
         if not live:
             log.info("configuration unchanged%s", " but for that" if restart else "")
+            if self._reporter.reloads.settle(old.number):
+                log.info("the file that was refused is gone: it holds what is in force")
             return
         generation = Generation(config, old)
         self._resolver.watch(generation.balancer.upstreams)
