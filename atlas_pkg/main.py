@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,10 +28,9 @@ import atlas_pkg
 from atlas_pkg import logs
 from atlas_pkg.config import Admin, Config, load_config, parse_config, summary
 from atlas_pkg.control.admin_port import AdminPort, serve_admin
-from atlas_pkg.control.board import Board
-from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
+from atlas_pkg.control.channel import open_channel
 from atlas_pkg.control.observing import check_access_log
-from atlas_pkg.control.orders import Order, Orders
+from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.overview import About
 from atlas_pkg.control.process import (
     allow_many_descriptors,
@@ -45,6 +42,7 @@ from atlas_pkg.control.process import (
 from atlas_pkg.control.report import Part
 from atlas_pkg.control.service import Options, Service, log_start
 from atlas_pkg.control.supervisor import Supervisor
+from atlas_pkg.control.worker_process import build_worker_life
 from atlas_pkg.demo import Demo
 from atlas_pkg.document import read_document
 from atlas_pkg.errors import ConfigError, StartError
@@ -128,7 +126,6 @@ class _AdminParts(NamedTuple):
     settings: Admin
     listener: socket.socket
     about: About
-    board: Board
 
 
 def _open_admin(config: Config, port: int, processes: int) -> _AdminParts | None:
@@ -146,7 +143,7 @@ def _open_admin(config: Config, port: int, processes: int) -> _AdminParts | None
         config_path=str(config.path.absolute()),
         processes=processes,
     )
-    return _AdminParts(settings, listener, about, Board())
+    return _AdminParts(settings, listener, about)
 
 
 def _serve_alone(
@@ -159,14 +156,16 @@ def _serve_alone(
     """Serve in this process until a signal ends it; returns whether all was finished."""
     if config.listen.pin:
         hold_to_one_cpu()
-    service = Service(config, seen, options=options, board=admin and admin.board)
+    service = Service(config, seen, options=options)
     port = None
     if admin is not None:
+        overrides = OverridesHolder()
 
         def collect(*, explains: bool) -> dict[int, Part]:
+            service.follow(overrides.current())
             return {1: service.report(explains=explains)}
 
-        port = AdminPort(admin.settings, admin.about, collect, admin.board)
+        port = AdminPort(admin.settings, admin.about, collect, overrides)
         port.start(admin.listener)
     service.start(listener)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
@@ -190,39 +189,16 @@ def _serve_with_workers(
     admin: _AdminParts | None,
 ) -> bool:
     """Serve in a process per listener; otherwise like `_serve_alone`."""
-    # A client's sticky cookie must mean the same to whichever process it meets.
-    secret = os.urandom(32)
-    intercom = Intercom(len(listeners) if admin else 0)
-
-    def serve(number: int, listener: socket.socket, orders: Orders) -> bool:
-        logs.set_process(f"worker {number}")
-        if config.listen.pin:
-            hold_to_one_cpu(number - 1)
-        board = admin and admin.board
-        service = Service(config, seen, options=options, secret=secret, board=board)
-        service.catch_up()
-        service.start(listener)
-        line = intercom.take_worker_end(number) if admin is not None else None
-        if line is not None:
-            threading.Thread(
-                target=answer_forever, args=(line, service.report), name="intercom", daemon=True
-            ).start()
-        while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
-            if order is Order.DUMP:
-                service.dump()
-            else:
-                service.trigger_reload()
-        is_finished = service.drain(orders.is_cut)
-        if line is not None:
-            say_farewell(line)
-        return is_finished
-
+    channels = [open_channel() for _ in listeners] if admin else []
+    life = build_worker_life(config, seen, options, [its for _, its in channels])
     attendant = None
     if admin is not None:
-        life = serve_admin(admin.settings, admin.about, intercom, admin.board)
-        attendant = ("admin", admin.listener, life)
-    is_finished = Supervisor(listeners, serve, attendant=attendant).run()
-    intercom.close()
+        admin_life = serve_admin(admin.settings, admin.about, [ours for ours, _ in channels])
+        attendant = ("admin", admin.listener, admin_life)
+    is_finished = Supervisor(listeners, life, attendant=attendant).run()
+    for ends in channels:
+        for end in ends:
+            end.bell.close()
     return is_finished
 
 

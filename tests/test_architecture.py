@@ -1,4 +1,4 @@
-"""Holds the code to its plan: the rooms and their order, and the budgets of the style guide.
+"""Holds the code to its plan: the rooms and their order, and the rules of the style guide.
 
 The sources are read, not imported, so nothing here depends on what a module does when it runs.
 Each test collects every offence before it fails, and names file and line.
@@ -51,7 +51,7 @@ WORKER_LOOP = {
     "atlas_pkg/serving/workers.py": 1,
 }
 BACKGROUND_THREAD = {
-    "atlas_pkg/control/intercom.py": 1,
+    "atlas_pkg/control/channel.py": 1,
     "atlas_pkg/control/overview.py": 1,
     "atlas_pkg/balancing/health.py": 1,
     "atlas_pkg/balancing/resolution.py": 1,
@@ -59,10 +59,6 @@ BACKGROUND_THREAD = {
     "atlas_pkg/serving/accesslog.py": 1,
 }
 
-MOST_FILE_LINES = 300
-MOST_FUNCTION_LINES = 60
-MOST_PARAMETERS = 5
-MOST_LEVELS = 4
 FEWEST_DOCSTRING_LINES = 4
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -221,56 +217,6 @@ def test_no_module_is_imported_by_a_trick(modules: list[Module]) -> None:
                 found.append(f"{module.at(node)} defines {node.name}")
 
     assert found == []
-
-
-def test_files_are_short(modules: list[Module]) -> None:
-    lengths = {str(module.path.relative_to(ROOT)): module.text.count("\n") for module in modules}
-
-    assert {path: lines for path, lines in lengths.items() if lines > MOST_FILE_LINES} == {}
-
-
-def test_functions_are_short(modules: list[Module]) -> None:
-    long = [
-        f"{module.at(function)} {function.name}: {lines} lines"
-        for module in modules
-        for function in module.functions()
-        if (lines := (function.end_lineno or 0) - function.lineno + 1) > MOST_FUNCTION_LINES
-    ]
-
-    assert long == []
-
-
-def test_functions_take_few_parameters(modules: list[Module]) -> None:
-    many = [
-        f"{module.at(function)} {function.name}: {count} parameters"
-        for module in modules
-        for function in module.functions()
-        if (count := count_parameters(function)) > MOST_PARAMETERS
-    ]
-
-    assert many == []
-
-
-def count_parameters(function: Function) -> int:
-    arguments = function.args
-    names = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)]
-    is_method = names[:1] in (["self"], ["cls"])
-    return len(names) - is_method + len(arguments.kwonlyargs)
-
-
-def test_functions_are_not_deeply_indented(modules: list[Module]) -> None:
-    # The body of a function is its first level.
-    deep = {
-        f"{module.at(node)} in {function.name}"
-        for module in modules
-        for function in module.functions()
-        for node in ast.walk(function)
-        if isinstance(node, ast.stmt)
-        and (node.col_offset - function.col_offset) // 4 > MOST_LEVELS
-        and module.text.splitlines()[node.lineno - 1][: node.col_offset].isspace()
-    }
-
-    assert deep == set()
 
 
 def test_every_module_says_what_it_is_for(modules: list[Module]) -> None:

@@ -2,8 +2,8 @@
 
 A process that serves alone has it in threads of its own (`AdminPort`). Several worker processes
 have an admin process beside them (`serve_admin`), which serves no clients: so the supervisor keeps
-its one thread, and the page answers while workers are busy. It asks them through the intercom, and
-what an administrator says is on the board, so it may itself die and be replaced.
+its one thread, and the page answers while workers are busy. It asks them through channels, where
+what an administrator has said stays too, so it may itself die and be replaced.
 
 Few may talk to this port, and not for long: it has few threads and short patience of its own, and
 nothing of `[timeouts]` and `[limits]` applies to it.
@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from atlas_pkg import logs
 from atlas_pkg.config import Admin, Config, Listen, Timeouts
-from atlas_pkg.control.board import Board
+from atlas_pkg.control.channel import Asker, End
 from atlas_pkg.control.front import Front
-from atlas_pkg.control.intercom import Asker, Intercom
-from atlas_pkg.control.orders import Order, Orders
+from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.overview import About, Collect, Overview
 from atlas_pkg.control.report import Part
+from atlas_pkg.control.supervisor import Order, Orders
+from atlas_pkg.control.worker_process import build_question, recall_overrides
 from atlas_pkg.serving.admin import AdminApp
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Worker
@@ -44,8 +45,10 @@ _TIMEOUTS = Timeouts(client_head=5.0, client_body=5.0, client_write=5.0, client_
 class AdminPort:
     """The admin address, served by threads of this process."""
 
-    def __init__(self, settings: Admin, about: About, collect: Collect, board: Board) -> None:
-        self._overview = Overview(about, collect, board)
+    def __init__(
+        self, settings: Admin, about: About, collect: Collect, overrides: OverridesHolder
+    ) -> None:
+        self._overview = Overview(about, collect, overrides)
         app = AdminApp(self._overview, token=settings.token, address=settings.address)
         # A configuration without upstreams: the HTTP loop wants one for its timeouts and limits.
         config = Config(
@@ -72,21 +75,22 @@ class AdminPort:
 
 
 def serve_admin(
-    settings: Admin, about: About, intercom: Intercom, board: Board
+    settings: Admin, about: About, ends: Sequence[End]
 ) -> Callable[[int, socket.socket, Orders], bool]:
-    """The life of the admin process, for the supervisor."""
+    """The life of the admin process, for the supervisor; `ends` lead to the worker processes."""
 
     def serve(_: int, listener: socket.socket, orders: Orders) -> bool:
         logs.set_process("admin")
-        asker = Asker(intercom.take_asking_ends())
+        overrides = OverridesHolder(recall_overrides(ends))
+        asker = Asker(ends)
 
-        def collect(*, explains: bool) -> Mapping[int, Part]:
-            parts = asker.ask(explains=explains)
+        def collect(*, explains: bool) -> dict[int, Part]:
+            parts = asker.ask(build_question(overrides.current(), explains=explains))
             for part in parts.values():
                 logs.set_level(part["log_level"])  # they follow the configuration, we follow them
             return parts
 
-        port = AdminPort(settings, about, collect, board)
+        port = AdminPort(settings, about, collect, overrides)
         port.start(listener)
         while orders.wait() not in (Order.DRAIN, Order.CUT):
             pass  # reloads and dumps are for those who serve

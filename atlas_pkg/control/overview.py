@@ -8,8 +8,8 @@ A counter that shrinks looks like a restart to whoever reads it, so nothing coun
 back: what a process said last stays in the sums after its death, and while it does not answer. What
 it counted after that is lost with it, a second's worth at most.
 
-An administrator's word is written on the board; then all processes are asked, which has them look
-there. One that does not answer will look later, and the administrator is told so.
+What an administrator says becomes an override; then all processes are asked how they are, and told
+the overrides with it. One that does not answer will hear later, and the administrator is told so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Protocol
 
 import atlas_pkg
 from atlas_pkg.control import merging
-from atlas_pkg.control.board import Board
+from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.report import DRAINING, SERVING, Part
 from atlas_pkg.metrics import Snapshot, merge
 from atlas_pkg.prometheus import render_prometheus
@@ -59,10 +59,10 @@ class Collect(Protocol):
 class Overview:
     """Collects, merges and remembers; an `ExplainingSource` too. Thread-safe."""
 
-    def __init__(self, about: About, collect: Collect, board: Board) -> None:
+    def __init__(self, about: About, collect: Collect, overrides: OverridesHolder) -> None:
         self._about = about
         self._ask = collect
-        self._board = board
+        self._overrides = overrides
         self._started = time.time()
         self._journal = Journal()
         self._minute = Minute(self._journal)
@@ -102,16 +102,14 @@ class Overview:
         if not found:
             return False
         for item in found:  # two for a moment, while a reload gives the name another address
-            if not self._board.change((name, item["address"], item["port"]), change):
-                raise SteeringError(503, "too many upstreams have been steered")
+            self._overrides.change((name, item["address"], item["port"]), change)
         self._journal.note("steering", f"{change}, by an administrator", upstream=name)
         self._have_all_follow()
         return True
 
     def ask_for(self, asking: Asking) -> None:
         """Have exchanges explained from now on, in every process."""
-        if not self._board.ask(asking):
-            raise SteeringError(503, "too many upstreams have been steered")
+        self._overrides.ask(asking)
         self._journal.note("steering", f"explain {asking}, by an administrator")
         self._have_all_follow()
 
@@ -128,7 +126,7 @@ class Overview:
         )
 
     def _have_all_follow(self) -> None:
-        """Have all processes look at the board; raises `SteeringError` if not all do."""
+        """Have all processes hear of the overrides; raises `SteeringError` if not all do."""
         parts, _ = self._collect()
         processes = self._about.processes
         if missing := processes - len(parts):

@@ -16,14 +16,15 @@ from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
+from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.health import HealthChecker
 from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
-from atlas_pkg.control.board import ORDINARY, Asked, Board
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
+from atlas_pkg.control.overrides import AS_CONFIGURED, NO_OVERRIDES, Overrides
 from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, Part, Reporter
 from atlas_pkg.document import read_document
@@ -65,12 +66,10 @@ class Service:
         *,
         options: Options = Options(),  # noqa: B008 - immutable
         secret: bytes = b"",
-        board: Board | None = None,
     ) -> None:
         """`seen` is the file as `config` was read from it.
 
-        Processes that share a port are given the same `secret`; alone, one makes up its own. On
-        `board` stands what an administrator wants of the upstreams.
+        Processes that share a port are given the same `secret`; alone, one makes up its own.
         """
         self._log_level = options.log_level
         self._resolver = Resolver()
@@ -87,12 +86,11 @@ class Service:
             self._front.audience, is_counting=config.admin is not None, explain=options.explain
         )
         self._reporter = Reporter(self._front, self._observing)
-        self._board = board
-        # Guards the reading of the board until it is carried out, so that what is newer wins. It is
-        # memory, and the balancer's lock is taken inside this one, never the other way round.
-        self._following = threading.Lock()
-        self._followed = (0, 0)  # version of the board, number of the generation
-        self._answered = Asked()  # what was asked for there, as far as we have heard of it
+        # Guards the overrides until they are carried out, and the swap of the balancer that carries
+        # them out, so that what is newer wins. The balancer's lock is taken inside this one, never
+        # the other way round.
+        self._overriding = threading.Lock()
+        self._overrides = NO_OVERRIDES
         self._health = HealthChecker(self._note_probe)
         self._seen = seen
         self._watcher = self._build_watcher()
@@ -125,7 +123,6 @@ class Service:
         generation = self._holder.current()
         balancer = generation.balancer
         self._observing.start(generation.config)
-        self._follow_board()
         self._resolver.watch(balancer.upstreams)
         self._health.watch(balancer.health_checks(), awaiting=balancer.new)
         self._health.start()
@@ -139,12 +136,33 @@ class Service:
         self._watcher.trigger()
 
     def report(self, *, explains: bool) -> Part:
-        """Say how this process is, once it has done what an administrator wants. Thread-safe.
-
-        `explains`: with the last exchanges.
-        """
-        self._follow_board()
+        """Say how this process is; `explains`: with the last exchanges. Thread-safe."""
         return self._reporter.report(self._holder.current(), explains=explains)
+
+    def follow(self, overrides: Overrides) -> None:
+        """Do what an administrator wants of the upstreams and of us, where that is new.
+
+        Thread-safe, and it does not matter in which order they come.
+        """
+        with self._overriding:
+            if overrides.version <= self._overrides.version:
+                return
+            before, self._overrides = self._overrides.explain, overrides
+            self._override(self._holder.current().balancer, is_new=False)
+            explain = overrides.explain
+            if explain.one_in != before.one_in:
+                self._observing.ask(Asking(one_in=explain.one_in))
+            if explain.orders != before.orders:
+                self._observing.ask(Asking(next_from=explain.next_from))
+
+    def _override(self, balancer: Balancer, *, is_new: bool) -> None:
+        """Carry out the overrides. Caller holds the lock that guards them."""
+        for upstream in balancer.upstreams:
+            override = self._overrides.upstreams.get(upstream.identity, AS_CONFIGURED)
+            if is_new or upstream.admin_state is not override.state:
+                balancer.set_admin_state(upstream, override.state)
+            if is_new or upstream.weight_override != override.weight:
+                balancer.set_weight(upstream, override.weight)
 
     def reload(self, data: bytes) -> None:
         """Put the configuration in `data` in force, or keep the present one and log why.
@@ -180,8 +198,10 @@ class Service:
     def _put_in_force(self, generation: Generation, changes: Sequence[str]) -> None:
         if self._log_level is None:
             logs.set_level(generation.config.log.level)
-        self._holder.swap(generation)
-        self._follow_board()
+        with self._overriding:
+            self._holder.swap(generation)
+            # It has chosen its upstreams before it was told, so it is told of all.
+            self._override(generation.balancer, is_new=True)
         self._observing.follow(generation.config)
         self._health.watch(generation.balancer.health_checks(), awaiting=generation.balancer.new)
         log.info(
@@ -237,32 +257,6 @@ class Service:
     def _build_watcher(self) -> ConfigWatcher:
         path = self._holder.current().config.path
         return ConfigWatcher(path, self.reload, seen=self._seen)
-
-    def _follow_board(self) -> None:
-        """Do what an administrator wants of the upstreams and of us, where that is new."""
-        if self._board is None:
-            return
-        with self._following:
-            generation, version = self._holder.current(), self._board.version
-            told = None if self._followed == (version, generation.number) else self._board.read()
-            if told is None or not version:
-                return
-            version, words = told.version, told.words
-            balancer = generation.balancer
-            # A balancer just put in force may have chosen its upstreams before it was told.
-            is_new = generation.number != self._followed[1]
-            for upstream in balancer.upstreams:
-                word = words.get(upstream.identity, ORDINARY)
-                if is_new or upstream.admin_state is not word.state:
-                    balancer.set_admin_state(upstream, word.state)
-                if is_new or upstream.weight_override != word.weight:
-                    balancer.set_weight(upstream, word.weight)
-            self._followed = (version, generation.number)
-            asked, self._answered = self._answered, told.asked
-            if told.asked.one_in != asked.one_in:
-                self._observing.ask(Asking(one_in=told.asked.one_in))
-            if told.asked.orders != asked.orders:
-                self._observing.ask(Asking(next_from=told.asked.next_from))
 
     def _tidy(self, worker: Worker) -> None:
         """Let a worker with nothing to do look after its idle upstream connections."""
