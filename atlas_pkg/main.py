@@ -8,7 +8,7 @@ The main thread waits for signals and does what they say: SIGTERM and SIGINT dra
 cuts it short), SIGHUP reloads, SIGUSR1 logs the state of every upstream. They are blocked in all
 threads and have no handlers. A handler may interrupt any line of the main thread, and Python runs
 it only when that thread wakes up: the kernel is free to tell another thread of two signals that
-come together, and both would be lost.
+come together, and both would be lost. What comes while Atlas starts is heard after it.
 
 With several processes (`listen.workers`) the supervisor waits for signals in the same way, and
 tells the worker processes what they mean.
@@ -34,6 +34,7 @@ from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.overview import About
 from atlas_pkg.control.process import (
     allow_many_descriptors,
+    bury_orphans,
     collect_rarely,
     count_processes,
     hold_to_one_cpu,
@@ -60,16 +61,23 @@ _SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1}
 
 def main(argv: list[str] | None = None) -> int:
     """Run Atlas with `argv` (default: the command line); returns the exit status."""
-    arguments = _build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _build_parser()
+    if "-t" in argv or (argv[:1] == ["check"] and len(argv) == 2):  # as nginx and Caddy have it
+        parser.error("to check a configuration: --check FILE")
+    arguments = parser.parse_args(argv)
+    if arguments.file and arguments.config:
+        parser.error("the configuration file is given twice")
+    path = arguments.file or arguments.config or Path("atlas.toml")
     if arguments.check:
-        return check(arguments.config)
+        return check(path)
     options = Options(arguments.log_level, arguments.explain)
     # Threads inherit it, so this comes before any is started.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     if arguments.demo:
         with Demo() as demo:
             return run(demo.path, options, demo)
-    return run(arguments.config, options)
+    return run(path, options)
 
 
 def check(path: Path) -> int:
@@ -156,6 +164,7 @@ def _serve_alone(
     """Serve in this process until a signal ends it; returns whether all was finished."""
     if config.listen.pin:
         hold_to_one_cpu()
+    bury_orphans()
     service = Service(config, seen, options=options)
     port = None
     if admin is not None:
@@ -210,11 +219,13 @@ def _build_parser() -> argparse.ArgumentParser:
         "SIGUSR1 logs the state of every upstream.",
     )
     parser.add_argument(
-        "config",
+        "file",
         nargs="?",
         type=Path,
-        default=Path("atlas.toml"),
         help="configuration file (default: atlas.toml in the current folder)",
+    )
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="another way to name that file"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

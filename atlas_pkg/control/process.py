@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import resource
+import signal
 
 from atlas_pkg.config import Listen
 
@@ -57,6 +58,16 @@ def share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     except (OSError, AttributeError):
         return  # another C library, which has other ways
+
+
+def bury_orphans() -> None:
+    """As process 1 of a container, have those forgotten that end there without a parent.
+
+    They become our children, and would stay as zombies. We have no other children, so the kernel
+    may forget all of them; a supervisor, who has, asks for each (`supervisor.py`).
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 
 
 def collect_rarely() -> None:
