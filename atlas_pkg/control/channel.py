@@ -64,12 +64,12 @@ class Bell:
         try:
             self._sock.send(word)
         except OSError:
-            pass  # it is gone; or it has not listened for long and will, having been rung for
+            pass  # it is gone; or so many words wait for it already that one more says no more
 
     def wait(self, timeout: float | None = None) -> bytes | None:
-        """Wait until it rings; returns all words since, oldest first, and none in vain.
+        """Wait until it rings, and return all words since, oldest first. Blocks.
 
-        None says that the other side is gone. Blocks.
+        Empty when time has run out; None when the other side is gone.
         """
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)

@@ -100,7 +100,6 @@ class ConfigWatcher:
         self._path = path.absolute()
         self._on_change = on_change
         self._poll_interval = poll_interval
-        # A queue, because `trigger` runs in signal handlers: this put may interrupt itself.
         self._signals: queue.SimpleQueue[_Signal] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="atlas-reload", daemon=True)
         # From here on only that thread looks at what follows.
@@ -121,7 +120,7 @@ class ConfigWatcher:
             self._thread.join(_STOP_PATIENCE)
 
     def trigger(self) -> None:
-        """Have the file handed over now, changed or not. May be called in a signal handler."""
+        """Have the file handed over now, changed or not. Returns at once; thread-safe."""
         self._signals.put(_Signal.TRIGGER)
 
     def _run(self) -> None:
