@@ -199,7 +199,9 @@ def _serve_with_workers(
 ) -> bool:
     """Serve in a process per listener; otherwise like `_serve_alone`."""
     channels = [open_channel() for _ in listeners] if admin else []
-    life = build_worker_life(config, seen, options, [its for _, its in channels])
+    life = build_worker_life(
+        config, seen, options, count=len(listeners), ends=[its for _, its in channels]
+    )
     attendant = None
     if admin is not None:
         admin_life = serve_admin(admin.settings, admin.about, [ours for ours, _ in channels])

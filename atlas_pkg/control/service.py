@@ -22,6 +22,7 @@ from atlas_pkg.balancing.resolution import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.balancing.verdict import Verdict
 from atlas_pkg.config import Config, live_changes, parse_config, restart_changes
+from atlas_pkg.control.channel import SharedText
 from atlas_pkg.control.front import Front
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.overrides import AS_CONFIGURED, NO_OVERRIDES, Overrides
@@ -66,10 +67,13 @@ class Service:
         *,
         options: Options = Options(),  # noqa: B008 - immutable
         secret: bytes = b"",
+        heritage: SharedText | None = None,
     ) -> None:
         """`seen` is the file as `config` was read from it.
 
-        Processes that share a port are given the same `secret`; alone, one makes up its own.
+        Processes that share a port are given the same `secret`; alone, one makes up its own. In
+        `heritage` stands the file that was last taken over by whoever was here before, and then
+        that which we take over: for whoever will be here after.
         """
         self._log_level = options.log_level
         self._resolver = Resolver()
@@ -93,27 +97,24 @@ class Service:
         self._overrides = NO_OVERRIDES
         self._health = HealthChecker(self._note_probe)
         self._seen = seen
+        self._heritage = heritage
         self._watcher = self._build_watcher()
 
     def catch_up(self) -> None:
-        """Begin with what the file holds by now. For a process in place of another, before `start`.
+        """Begin with what is in force by now. For a process in place of another, before `start`.
 
         Its own configuration may be as old as the supervisor; the other processes have followed
-        the file since.
+        the file since, as far as it was good.
         """
         old = self._holder.current()
-        try:
-            data = read_document(old.config.path)
-            config = parse_config(data, old.config.path)
-        except ConfigError:
-            return  # the watcher will find it too, and say so
-        if data == self._seen:
+        found = _read_newest(old.config.path, self._heritage)
+        if found is None or found[0] == self._seen:
             return
-        self._seen = data
+        self._seen, config = found
         self._watcher = self._build_watcher()
         if live := live_changes(old.config, config):
             # As at a start: in a reload, upstreams that are new wait for their first probe.
-            self._put_in_force(Generation(config, secret=old.secret), live)
+            self._put_in_force(Generation(config, secret=old.secret), self._seen, live)
 
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over.
@@ -187,7 +188,7 @@ class Service:
             return
         generation = Generation(config, old)
         self._resolver.watch(generation.balancer.upstreams)
-        self._put_in_force(generation, live)
+        self._put_in_force(generation, data, live)
         self._reporter.reloads.note(generation.number)
 
     def dump(self) -> None:
@@ -195,7 +196,9 @@ class Service:
         for line in self._holder.current().balancer.describe():
             log.info("%s", line)
 
-    def _put_in_force(self, generation: Generation, changes: Sequence[str]) -> None:
+    def _put_in_force(self, generation: Generation, data: bytes, changes: Sequence[str]) -> None:
+        if self._heritage is not None:
+            self._heritage.write(data)
         if self._log_level is None:
             logs.set_level(generation.config.log.level)
         with self._overriding:
@@ -265,6 +268,20 @@ class Service:
         worker.pool.close_expired(
             config.pool, config.timeouts.upstream_idle, generation.balancer.upstreams
         )
+
+
+def _read_newest(path: Path, heritage: SharedText | None) -> tuple[bytes, Config] | None:
+    """The file, or where it is none to be taken over, the last that was; None if none ever was."""
+    try:
+        data = read_document(path)
+        return data, parse_config(data, path)
+    except ConfigError:
+        pass  # the watcher will find it too, and say so
+    try:
+        data = heritage.read() if heritage is not None else b""
+        return data, parse_config(data, path)
+    except ConfigError:
+        return None
 
 
 def log_start(config: Config, port: int) -> None:

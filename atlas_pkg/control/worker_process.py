@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 
 from atlas_pkg import logs
 from atlas_pkg.config import Config
-from atlas_pkg.control.channel import End, answer_forever
+from atlas_pkg.control.channel import End, SharedText, answer_forever
 from atlas_pkg.control.overrides import NO_OVERRIDES, Overrides, decode, encode
 from atlas_pkg.control.process import hold_to_one_cpu
 from atlas_pkg.control.report import Part
@@ -42,12 +42,15 @@ def recall_overrides(ends: Sequence[End]) -> Overrides:
     return max(map(decode, said), key=lambda item: item.version, default=NO_OVERRIDES)
 
 
-def build_worker_life(config: Config, seen: bytes, options: Options, ends: Sequence[End]) -> Serve:
-    """Make the life of all worker processes, for the supervisor.
+def build_worker_life(
+    config: Config, seen: bytes, options: Options, *, count: int, ends: Sequence[End]
+) -> Serve:
+    """Make the life of all `count` worker processes, for the supervisor.
 
     `seen` is the file as `config` was read from it. `ends[0]` is that of the first worker process,
     and leads to the admin process; without one there are none.
     """
+    heritages = [SharedText() for _ in range(count)]
     # A client's sticky cookie must mean the same to whichever process it meets.
     secret = os.urandom(32)
 
@@ -55,7 +58,9 @@ def build_worker_life(config: Config, seen: bytes, options: Options, ends: Seque
         logs.set_process(f"worker {number}")
         if config.listen.pin:
             hold_to_one_cpu(number - 1)
-        service = Service(config, seen, options=options, secret=secret)
+        service = Service(
+            config, seen, options=options, secret=secret, heritage=heritages[number - 1]
+        )
         service.catch_up()
         if ends:
             _listen_to_admin(service, ends[number - 1])

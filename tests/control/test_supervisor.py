@@ -254,6 +254,26 @@ def test_clients_in_the_queue_of_a_dead_process_wait_for_the_next_one(
     assert a.requests == 0
 
 
+def test_a_new_process_begins_with_what_is_in_force_though_the_file_is_broken(
+    a: Upstream, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    b = upstreams.enter_context(named("B"))
+    atlas = start(a.table())
+    atlas.rewrite(build(b.table()))
+    atlas.wait_for("Configuration hot-reloaded", times=2)
+    atlas.rewrite("garbage [[[")
+    atlas.wait_for("Configuration refused", times=2)
+
+    os.kill(pid_of(atlas, 1), signal.SIGKILL)
+    pid_of(atlas, 1, life=2)
+
+    with contextlib.ExitStack() as stack:
+        assert {client.get().text for client in connect(stack, atlas)} == {"B"}
+        assert client_ports(pid_of(atlas, 1, life=2), atlas.port)
+    atlas.wait_for("Configuration refused", times=3)  # it says so, too
+    assert a.requests == 0
+
+
 # Stands before the command that it is the prefix of: the same program, with a hasty supervisor.
 HASTY = """
 import sys
