@@ -44,8 +44,8 @@ STEADY_LIFE = 30.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 
-# A process that was told to cut everything and still lives after this is stuck, and killed.
-CUT_PATIENCE = 5.0
+# How often we look whether something is due.
+TICK = 0.2
 
 # How often each process is asked for a sign of life, and after how many questions without an answer
 # it is killed: ten seconds. They are counted, since a clock would go on while the supervisor itself
@@ -163,7 +163,6 @@ class Supervisor:
         self._attendant = _Child(0, *attendant) if attendant else None
         self._children = [*self._workers, *([self._attendant] if self._attendant else [])]
         self._is_stopping = False
-        self._kill_at: float | None = None
         self._sign_interval = sign_interval
         self._next_signs = time.monotonic() + sign_interval
         self._are_all_good = True
@@ -174,8 +173,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, _do_nothing)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._start_due()
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         while not self._is_stopping or any(child.pid for child in self._children):
-            self._set_alarm()
             word = signal.sigwait(_SIGNALS)
             if word in _STOP_SIGNALS:
                 self._stop(signal.Signals(word).name)
@@ -186,7 +185,6 @@ class Supervisor:
             self._note_deaths()
             self._start_due()
             self._dismiss_attendant()
-            self._kill_stuck()
             self._ask_for_signs()
         signal.setitimer(signal.ITIMER_REAL, 0)
         log.info("all worker processes have ended")
@@ -201,7 +199,6 @@ class Supervisor:
         if self._is_stopping:
             log.info("%s again: ending at once", reason)
             self._tell(self._children, Order.CUT)
-            self._kill_at = self._kill_at or time.monotonic() + CUT_PATIENCE
             return
         log.info("%s: ending", reason)
         self._is_stopping = True
@@ -321,24 +318,6 @@ class Supervisor:
                 os.kill(child.pid, signal.SIGKILL)
             child.unanswered += 1
             child.tell(Order.ANSWER)
-
-    def _kill_stuck(self) -> None:
-        if self._kill_at is None or time.monotonic() < self._kill_at:
-            return
-        for child in self._children:
-            if child.pid:
-                log.error("%s (process %d) is stuck: killed", child.name, child.pid)
-                os.kill(child.pid, signal.SIGKILL)
-        self._kill_at = None
-
-    def _set_alarm(self) -> None:
-        """Be woken when the next thing is due."""
-        due = [self._next_signs]
-        due += [] if self._is_stopping else [child.due for child in self._children if not child.pid]
-        if self._kill_at is not None:
-            due.append(self._kill_at)
-        # 0 would mean never.
-        signal.setitimer(signal.ITIMER_REAL, max(0.001, min(due) - time.monotonic()))
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:

@@ -460,7 +460,6 @@ def serve(number, listener, orders):
     {body}
 
 logs.set_up("info")
-supervisor.CUT_PATIENCE = 0.2
 listener = socket.create_server(("127.0.0.1", 0))
 sys.exit(not supervisor.Supervisor([listener], serve, sign_interval={sign_interval}).run())
 """
@@ -475,16 +474,6 @@ def running_toy(body: str, *, sign_interval: float = SIGN_INTERVAL) -> Iterator[
         yield program
     finally:
         program.end()
-
-
-def test_a_stuck_process_is_killed_after_the_second_signal() -> None:
-    with running_toy("import threading; threading.Event().wait()") as program:
-        program.wait_for("worker 1 is process")
-        program.send_signal(signal.SIGTERM)
-        program.send_signal(signal.SIGINT)
-
-        assert program.wait() == 1
-    assert "is stuck: killed" in program.log
 
 
 def test_a_process_that_fails_tells_why_and_is_replaced() -> None:
