@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from atlas_pkg import logs
@@ -23,7 +23,7 @@ from atlas_pkg.control.front import Front
 from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.overview import About, Collect, Overview
 from atlas_pkg.control.report import Part
-from atlas_pkg.control.supervisor import Order, Orders
+from atlas_pkg.control.supervisor import Order, Orders, Serve
 from atlas_pkg.control.worker_process import build_question, recall_overrides
 from atlas_pkg.serving.admin import AdminApp
 from atlas_pkg.serving.clients import Clients
@@ -74,9 +74,7 @@ class AdminPort:
         self._front.stop()
 
 
-def serve_admin(
-    settings: Admin, about: About, ends: Sequence[End]
-) -> Callable[[int, socket.socket, Orders], bool]:
+def serve_admin(settings: Admin, about: About, ends: Sequence[End]) -> Serve:
     """The life of the admin process, for the supervisor; `ends` lead to the worker processes."""
 
     def serve(_: int, listener: socket.socket, orders: Orders) -> bool:

@@ -1,4 +1,4 @@
-"""What a process asks of the system before it serves: CPUs to run on, files to open.
+"""What a process asks of the system before it serves: CPUs, open files, a heap, a gravedigger.
 
 All of this is inherited by threads and by processes, so it comes before either is started. Where
 a system does not know a call, things stay as they are.
@@ -18,7 +18,7 @@ from atlas_pkg.config import Listen
 
 log = logging.getLogger("atlas")
 
-# Descriptors that a process needs beside its connections: log, gate, watcher, pipes of workers.
+# Descriptors that a process needs beside its connections: log, gate, watcher, bells.
 OWN_DESCRIPTORS = 64
 
 # From glibc's malloc.h.

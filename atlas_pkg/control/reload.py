@@ -125,22 +125,17 @@ class ConfigWatcher:
 
     def _run(self) -> None:
         self._watch.open()
-        try:
-            next_poll = time.monotonic()
-            while True:
-                signal = self._next_signal(next_poll)
-                if signal is _Signal.STOP:
-                    return
-                is_poll = time.monotonic() >= next_poll
-                if is_poll:
+        next_poll = time.monotonic()
+        while (signal := self._next_signal(next_poll)) is not _Signal.STOP:
+            try:
+                if time.monotonic() >= next_poll:
                     next_poll = time.monotonic() + self._poll_interval
-                try:
-                    self._step(signal, is_poll=is_poll)
-                except Exception:
-                    # A background thread: whatever broke, the next change must still be noticed.
-                    log.exception("%s: taking over the configuration failed", self._path)
-        finally:
-            self._watch.close()
+                    self._poll()
+                self._step(signal)
+            except Exception:
+                # A background thread: whatever broke, the next change must still be noticed.
+                log.exception("%s: taking over the configuration failed", self._path)
+        self._watch.close()
 
     def _next_signal(self, next_poll: float) -> _Signal | None:
         """Wait for what comes first: a signal, the poll's turn or the end of a burst."""
@@ -158,10 +153,8 @@ class ConfigWatcher:
         if _stamp(resolved) != self._stamp:
             self._burst.note(time.monotonic())
 
-    def _step(self, signal: _Signal | None, *, is_poll: bool) -> None:
+    def _step(self, signal: _Signal | None) -> None:
         """Act on one signal, or on the time that has passed."""
-        if is_poll:
-            self._poll()
         now = time.monotonic()
         if signal is _Signal.EVENT:
             self._burst.note(now)

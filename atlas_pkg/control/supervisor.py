@@ -1,7 +1,7 @@
 """Several processes on one port, and the parent that looks after them.
 
-One interpreter lock uses one CPU, so more CPUs want more processes. The supervisor opens the
-sockets, forks a worker process for each, and waits for signals. It has one thread and serves
+One interpreter lock uses one CPU, so more CPUs want more processes. The supervisor forks a worker
+process for each listening socket, and waits for signals. It has one thread and serves
 nobody, which keeps forking a replacement safe: no other thread can hold a lock at that moment.
 
 * **A worker process dies:** another is forked in its place, with the same socket, at once the first

@@ -168,8 +168,8 @@ def asker(channels: Channels, patience: float = 15.0) -> Asker:
 
 
 def test_all_are_asked_and_answer(channels: Channels, serve: Serve) -> None:
-    for place, (_, its) in enumerate(channels, 1):
-        serve(its, lambda question, place=place: [place, question])
+    serve(channels[0][1], lambda question: [1, question])
+    serve(channels[1][1], lambda question: [2, question])
     both = asker(channels)
 
     assert both.ask("a") == {1: [1, "a"], 2: [2, "a"]}

@@ -292,6 +292,7 @@ def test_a_process_that_hangs_is_killed_and_replaced(a: Upstream, start: Start) 
 
     stop(hung)
     assert hung not in admin.stats()["pids"]
+    assert admin.ask("/-/ready") == (200, "ready: 1 of 1 upstreams usable\n")
     line = atlas.wait_for("gives no sign of life for 2 s: killed")
 
     assert f"worker 1 (process {hung})" in line
