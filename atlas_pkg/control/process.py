@@ -6,6 +6,7 @@ a system does not know a call, things stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -68,6 +69,9 @@ def bury_orphans() -> None:
     """
     if os.getpid() == 1:
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        with contextlib.suppress(ChildProcessError):  # nobody is left
+            while os.waitpid(-1, os.WNOHANG)[0]:  # who has ended before that
+                pass
 
 
 def collect_rarely() -> None:

@@ -206,14 +206,18 @@ def can_unshare() -> bool:
     return unshare is not None and subprocess.run(command, check=False).returncode == 0
 
 
-# Becomes process 1 of a container, after it has left an orphan to itself that ends at once.
+# Becomes process 1 of a container, after it has left two orphans to itself: one ends before Atlas
+# starts, and one later.
 INIT = """
 import os, sys, time
 if os.fork() == 0:
     if os.fork() == 0:
-        time.sleep(1)
+        time.sleep(2)
+    elif os.fork() == 0:
+        pass
     os._exit(0)
 os.wait()
+time.sleep(0.2)
 os.execv(sys.executable, sys.argv[1:])
 """
 
@@ -231,7 +235,7 @@ def test_as_process_1_it_leaves_no_zombies(workers: int, tmp_path: Path) -> None
         atlas.wait_until_listening()
         (init,) = children(atlas.pid)
         try:
-            wait_until(lambda: len(children(init)) == (workers > 1) * workers, "the orphan to end")
+            wait_until(lambda: len(children(init)) == (workers > 1) * workers, "the orphans to end")
         finally:
             os.kill(init, signal.SIGTERM)
         assert atlas.wait() == 0
