@@ -34,7 +34,7 @@ import sys
 if sys.version_info < (3, 11):
     sys.exit("atlas: needs Python 3.11 or newer, this is {}.{}".format(*sys.version_info[:2]))
 
-from atlas_pkg.main import main
+from atlas_pkg.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main())

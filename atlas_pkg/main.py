@@ -8,7 +8,7 @@ The main thread waits for signals and does what they say: SIGTERM and SIGINT dra
 cuts it short), SIGHUP reloads, SIGUSR1 logs the state of every upstream. They are blocked in all
 threads and have no handlers. A handler may interrupt any line of the main thread, and Python runs
 it only when that thread wakes up: the kernel is free to tell another thread of two signals that
-come together, and both would be lost.
+come together, and both would be lost. What comes while Atlas starts is heard after it.
 
 With several processes (`listen.workers`) the supervisor waits for signals in the same way, and
 tells the worker processes what they mean.
@@ -18,11 +18,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,12 +33,12 @@ from atlas_pkg.config.diff import summary
 from atlas_pkg.config.loader import load_config, parse_config, read_document
 from atlas_pkg.config.model import Admin, Config
 from atlas_pkg.config.rules import show_endpoint
-from atlas_pkg.control.board import Board
-from atlas_pkg.control.intercom import Intercom, answer_forever, say_farewell
+from atlas_pkg.control.channel import open_channel
 from atlas_pkg.control.observing import check_access_log
-from atlas_pkg.control.orders import Order, Orders
+from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.process import (
     allow_many_descriptors,
+    bury_orphans,
     collect_rarely,
     count_processes,
     hold_to_one_cpu,
@@ -49,6 +47,7 @@ from atlas_pkg.control.process import (
 from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service, log_start
 from atlas_pkg.control.supervisor import Supervisor
+from atlas_pkg.control.worker_process import build_worker_life
 from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.listener import open_listener, open_listeners
@@ -64,16 +63,23 @@ _SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1}
 
 def main(argv: list[str] | None = None) -> int:
     """Run Atlas with `argv` (default: the command line); returns the exit status."""
-    arguments = _build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    parser = _build_parser()
+    if "-t" in argv or (argv[:1] == ["check"] and len(argv) == 2):  # as nginx and Caddy have it
+        parser.error("to check a configuration: --check FILE")
+    arguments = parser.parse_args(argv)
+    if arguments.file and arguments.config:
+        parser.error("the configuration file is given twice")
+    path = arguments.file or arguments.config or Path("atlas.toml")
     if arguments.check:
-        return check(arguments.config)
+        return check(path)
     options = Options(arguments.log_level, arguments.explain)
     # Threads inherit it, so this comes before any is started.
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     if arguments.demo:
         with Demo() as demo:
             return run(demo.path, options, demo)
-    return run(arguments.config, options)
+    return run(path, options)
 
 
 def check(path: Path) -> int:
@@ -134,7 +140,6 @@ class _AdminParts(NamedTuple):
     settings: Admin
     listener: socket.socket
     about: About
-    board: Board
 
 
 def _open_admin(config: Config, port: int, processes: int) -> _AdminParts | None:
@@ -152,7 +157,7 @@ def _open_admin(config: Config, port: int, processes: int) -> _AdminParts | None
         config_path=str(config.path.absolute()),
         processes=processes,
     )
-    return _AdminParts(settings, listener, about, Board())
+    return _AdminParts(settings, listener, about)
 
 
 def _serve_alone(
@@ -165,14 +170,17 @@ def _serve_alone(
     """Serve in this process until a signal ends it; returns whether all was finished."""
     if config.listen.pin:
         hold_to_one_cpu()
-    service = Service(config, seen, options=options, board=admin and admin.board)
+    bury_orphans()
+    service = Service(config, seen, options=options)
     port = None
     if admin is not None:
+        overrides = OverridesHolder()
 
         def collect(*, explains: bool) -> dict[int, ProcessReport]:
+            service.follow(overrides.current())
             return {1: service.report(explains=explains)}
 
-        port = AdminPort(admin.settings, admin.about, collect, admin.board)
+        port = AdminPort(admin.settings, admin.about, collect, overrides)
         port.start(admin.listener)
     service.start(listener)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
@@ -196,39 +204,23 @@ def _serve_with_workers(
     admin: _AdminParts | None,
 ) -> bool:
     """Serve in a process per listener; otherwise like `_serve_alone`."""
-    # A client's sticky cookie must mean the same to whichever process it meets.
-    secret = os.urandom(32)
-    intercom = Intercom(len(listeners) if admin else 0)
-
-    def serve(number: int, listener: socket.socket, orders: Orders) -> bool:
-        logs.set_process(f"worker {number}")
-        if config.listen.pin:
-            hold_to_one_cpu(number - 1)
-        board = admin and admin.board
-        service = Service(config, seen, options=options, secret=secret, board=board)
-        service.catch_up()
-        service.start(listener)
-        line = intercom.take_worker_end(number) if admin is not None else None
-        if line is not None:
-            threading.Thread(
-                target=answer_forever, args=(line, service.report), name="intercom", daemon=True
-            ).start()
-        while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
-            if order is Order.DUMP:
-                _log_upstreams(service)
-            else:
-                service.trigger_reload()
-        is_finished = service.drain(orders.is_cut)
-        if line is not None:
-            say_farewell(line)
-        return is_finished
-
+    channels = [open_channel() for _ in listeners] if admin else []
+    life = build_worker_life(
+        config,
+        seen,
+        options,
+        count=len(listeners),
+        ends=[its for _, its in channels],
+        dump=_log_upstreams,
+    )
     attendant = None
     if admin is not None:
-        life = serve_admin(admin.settings, admin.about, intercom, admin.board)
-        attendant = ("admin", admin.listener, life)
-    is_finished = Supervisor(listeners, serve, attendant=attendant).run()
-    intercom.close()
+        admin_life = serve_admin(admin.settings, admin.about, [ours for ours, _ in channels])
+        attendant = ("admin", admin.listener, admin_life)
+    is_finished = Supervisor(listeners, life, attendant=attendant).run()
+    for ends in channels:
+        for end in ends:
+            end.bell.close()
     return is_finished
 
 
@@ -246,11 +238,13 @@ def _build_parser() -> argparse.ArgumentParser:
         "SIGUSR1 logs the state of every upstream.",
     )
     parser.add_argument(
-        "config",
+        "file",
         nargs="?",
         type=Path,
-        default=Path("atlas.toml"),
         help="configuration file (default: atlas.toml in the current folder)",
+    )
+    parser.add_argument(
+        "-c", "--config", type=Path, metavar="FILE", help="another way to name that file"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(

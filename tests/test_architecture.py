@@ -54,7 +54,7 @@ WORKER_LOOP = {
     "atlas_pkg/serving/workers.py": 1,
 }
 BACKGROUND_THREAD = {
-    "atlas_pkg/control/intercom.py": 1,
+    "atlas_pkg/control/channel.py": 1,
     "atlas_pkg/admin/aggregate.py": 1,
     "atlas_pkg/balancing/health.py": 1,
     "atlas_pkg/control/reload.py": 1,

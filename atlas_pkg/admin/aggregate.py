@@ -12,8 +12,8 @@ A counter that shrinks looks like a restart to whoever reads it, so nothing coun
 back: what a process said last stays in the sums after its death, and while it does not answer. What
 it counted after that is lost with it, a second's worth at most.
 
-An administrator's word is written on the board; then all processes are asked, which has them look
-there. One that does not answer will look later, and the administrator is told so.
+What an administrator says becomes an override; then all processes are asked how they are, and told
+the overrides with it. One that does not answer will hear later, and the administrator is told so.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from typing import Protocol
 import atlas_pkg
 from atlas_pkg.admin.commands import CommandError, select
 from atlas_pkg.admin.stats import About, Stats, build_stats
-from atlas_pkg.control.board import Board, Change
+from atlas_pkg.balancing.upstream import DEFAULT_GROUP
+from atlas_pkg.control.overrides import Change, OverridesHolder
 from atlas_pkg.control.report import DRAINING, SERVING, STARTING, ProcessReport
 from atlas_pkg.observing.event_log import Events, merge_errors
 from atlas_pkg.observing.metrics import Snapshot, merge
@@ -52,10 +53,10 @@ class Collect(Protocol):
 class Aggregate:
     """Collects, merges and remembers. Thread-safe."""
 
-    def __init__(self, about: About, collect: Collect, board: Board) -> None:
+    def __init__(self, about: About, collect: Collect, overrides: OverridesHolder) -> None:
         self._about = about
         self._ask = collect
-        self._board = board
+        self._overrides = overrides
         self._started = time.time()
         self._events = Events()
         self._rates = Rates()
@@ -118,8 +119,8 @@ class Aggregate:
         if not found:
             return False
         for item in found:  # two for a moment, while a reload gives the name another address
-            if not self._board.change((name, item["address"], item["port"]), change):
-                raise CommandError(503, "too many upstreams have been steered")
+            identity = (name, item["address"], item["port"], DEFAULT_GROUP)
+            self._overrides.change(identity, change)
         self._events.note("steering", f"{change}, by an administrator", upstream=name)
         self._have_all_follow()
         return True
@@ -129,13 +130,12 @@ class Aggregate:
 
         Raises `CommandError` where that could not be done.
         """
-        if not self._board.ask(asking):
-            raise CommandError(503, "too many upstreams have been steered")
+        self._overrides.ask(asking)
         self._events.note("steering", f"explain {asking}, by an administrator")
         self._have_all_follow()
 
     def _have_all_follow(self) -> None:
-        """Have all processes look at the board; raises `CommandError` if not all do."""
+        """Have all processes hear of the overrides; raises `CommandError` if not all do."""
         processes = self._about.processes
         if missing := processes - len(self._ask(explains=False)):
             reason = f"{missing} of {processes} processes do not answer; they will follow later"

@@ -26,7 +26,7 @@ from atlas_pkg.admin.responses import TEXT, Reply, read_small_body, send_reply
 from atlas_pkg.admin.same_origin import is_foreign_host, is_foreign_origin
 from atlas_pkg.admin.stats import Stats, judge
 from atlas_pkg.admin.text import show_status
-from atlas_pkg.control.board import Change
+from atlas_pkg.control.overrides import Change
 from atlas_pkg.logs import Throttle
 from atlas_pkg.observing.prometheus import CONTENT_TYPE
 from atlas_pkg.observing.timeline import Explained

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
 from atlas_pkg.balancing.upstream import AdminState
-from atlas_pkg.control.board import Change
+from atlas_pkg.control.overrides import Change
 from atlas_pkg.errors import AtlasError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.observing.timeline import Timeline

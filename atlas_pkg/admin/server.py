@@ -2,8 +2,8 @@
 
 A process that serves alone has it in threads of its own (`AdminPort`). Several worker processes
 have an admin process beside them (`serve_admin`), which serves no clients: so the supervisor keeps
-its one thread, and the page answers while workers are busy. It asks them through the intercom, and
-what an administrator says is on the board, so it may itself die and be replaced.
+its one thread, and the page answers while workers are busy. It asks them through channels, where
+what an administrator has said stays too, so it may itself die and be replaced.
 
 Few may talk to this port, and not for long: it has few threads and short patience of its own, and
 nothing of `[timeouts]` and `[limits]` applies to it.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 from atlas_pkg import logs
@@ -22,10 +22,11 @@ from atlas_pkg.admin.app import AdminApp
 from atlas_pkg.admin.stats import About
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.config.model import Admin, Config, Listen, Timeouts
-from atlas_pkg.control.board import Board
-from atlas_pkg.control.intercom import Asker, Intercom
-from atlas_pkg.control.orders import Order, Orders
+from atlas_pkg.control.channel import Asker, End
+from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.report import ProcessReport
+from atlas_pkg.control.supervisor import Order, Orders, Serve
+from atlas_pkg.control.worker_process import build_question, recall_overrides
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
@@ -45,8 +46,10 @@ _TIMEOUTS = Timeouts(client_head=5.0, client_body=5.0, client_write=5.0, client_
 class AdminPort:
     """The admin address, served by threads of this process."""
 
-    def __init__(self, settings: Admin, about: About, collect: Collect, board: Board) -> None:
-        self._aggregate = Aggregate(about, collect, board)
+    def __init__(
+        self, settings: Admin, about: About, collect: Collect, overrides: OverridesHolder
+    ) -> None:
+        self._aggregate = Aggregate(about, collect, overrides)
         app = AdminApp(self._aggregate, token=settings.token, address=settings.address)
         # A configuration without upstreams: the HTTP loop wants one for its timeouts and limits.
         config = Config(
@@ -72,22 +75,21 @@ class AdminPort:
         self._front.stop()
 
 
-def serve_admin(
-    settings: Admin, about: About, intercom: Intercom, board: Board
-) -> Callable[[int, socket.socket, Orders], bool]:
-    """The life of the admin process, for the supervisor."""
+def serve_admin(settings: Admin, about: About, ends: Sequence[End]) -> Serve:
+    """The life of the admin process, for the supervisor; `ends` lead to the worker processes."""
 
     def serve(_: int, listener: socket.socket, orders: Orders) -> bool:
         logs.set_process("admin")
-        asker = Asker(intercom.take_asking_ends())
+        overrides = OverridesHolder(recall_overrides(ends))
+        asker = Asker(ends)
 
-        def collect(*, explains: bool) -> Mapping[int, ProcessReport]:
-            reports = asker.ask(explains=explains)
+        def collect(*, explains: bool) -> dict[int, ProcessReport]:
+            reports = asker.ask(build_question(overrides.current(), explains=explains))
             for report in reports.values():
                 logs.set_level(report["log_level"])  # they follow the configuration, we follow them
             return reports
 
-        port = AdminPort(settings, about, collect, board)
+        port = AdminPort(settings, about, collect, overrides)
         port.start(listener)
         while orders.wait() not in (Order.DRAIN, Order.CUT):
             pass  # reloads and dumps are for those who serve

@@ -1,4 +1,4 @@
-"""What a process asks of the system before it serves: CPUs to run on, files to open.
+"""What a process asks of the system before it serves: CPUs, open files, a heap, a gravedigger.
 
 All of this is inherited by threads and by processes, so it comes before either is started. Where
 a system does not know a call, things stay as they are.
@@ -6,12 +6,14 @@ a system does not know a call, things stay as they are.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
 import os
 import random
 import resource
+import signal
 
 from atlas_pkg.config.model import Listen
 from atlas_pkg.serving.server import client_limit
@@ -55,6 +57,19 @@ def share_one_heap() -> None:
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
     except (OSError, AttributeError):
         return  # another C library, which has other ways
+
+
+def bury_orphans() -> None:
+    """As process 1 of a container, have those forgotten that end there without a parent.
+
+    They become our children, and would stay as zombies. We have no other children, so the kernel
+    may forget all of them; a supervisor, who has, asks for each (`supervisor.py`).
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        with contextlib.suppress(ChildProcessError):  # nobody is left
+            while os.waitpid(-1, os.WNOHANG)[0]:  # who has ended before that
+                pass
 
 
 def collect_rarely() -> None:

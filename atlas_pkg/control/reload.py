@@ -1,7 +1,7 @@
 """Notice that the configuration file has changed, and hand its new bytes over once.
 
-Any event in the directories that matter (`control/directories.py`) starts a short timer that each
-further event restarts, so a burst is looked at once, when it is over. A look compares where the
+Any event on the way to the file (`control/watch.py`) starts a short timer that each further event
+restarts, so a burst is looked at once, when it is over. A look compares where the
 path leads and what the file holds with what was last seen; equal means that nothing happened,
 whatever the events said. Behind the events stands a slow poll, for network file systems, moved
 directories and machines out of inotify watches.
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 
-from atlas_pkg.control.directories import DirectoryWatch, trace_path
+from atlas_pkg.control.watch import Watch, trace_path
 
 log = logging.getLogger("atlas.reload")
 
@@ -100,11 +100,10 @@ class ConfigWatcher:
         self._path = path.absolute()
         self._on_change = on_change
         self._poll_interval = poll_interval
-        # A queue, because `trigger` runs in signal handlers: this put may interrupt itself.
         self._signals: queue.SimpleQueue[_Signal] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="atlas-reload", daemon=True)
         # From here on only that thread looks at what follows.
-        self._watch = DirectoryWatch(lambda: self._signals.put(_Signal.EVENT))
+        self._watch = Watch(lambda: self._signals.put(_Signal.EVENT))
         self._burst = Burst(quiet=debounce, limit=poll_interval)
         self._seen = (trace_path(self._path)[0], hashlib.sha256(seen).digest())
         self._stamp: tuple[object, ...] = ()  # equals none: what changed since `seen` is found
@@ -121,27 +120,22 @@ class ConfigWatcher:
             self._thread.join(_STOP_PATIENCE)
 
     def trigger(self) -> None:
-        """Have the file handed over now, changed or not. May be called in a signal handler."""
+        """Have the file handed over now, changed or not. Returns at once; thread-safe."""
         self._signals.put(_Signal.TRIGGER)
 
     def _run(self) -> None:
         self._watch.open()
-        try:
-            next_poll = time.monotonic()
-            while True:
-                signal = self._next_signal(next_poll)
-                if signal is _Signal.STOP:
-                    return
-                is_poll = time.monotonic() >= next_poll
-                if is_poll:
+        next_poll = time.monotonic()
+        while (signal := self._next_signal(next_poll)) is not _Signal.STOP:
+            try:
+                if time.monotonic() >= next_poll:
                     next_poll = time.monotonic() + self._poll_interval
-                try:
-                    self._step(signal, is_poll=is_poll)
-                except Exception:
-                    # A background thread: whatever broke, the next change must still be noticed.
-                    log.exception("%s: taking over the configuration failed", self._path)
-        finally:
-            self._watch.close()
+                    self._poll()
+                self._step(signal)
+            except Exception:
+                # A background thread: whatever broke, the next change must still be noticed.
+                log.exception("%s: taking over the configuration failed", self._path)
+        self._watch.close()
 
     def _next_signal(self, next_poll: float) -> _Signal | None:
         """Wait for what comes first: a signal, the poll's turn or the end of a burst."""
@@ -154,15 +148,13 @@ class ConfigWatcher:
 
     def _poll(self) -> None:
         """Look from outside only; what seems changed is read when the burst has ended."""
-        resolved, directories = trace_path(self._path)
-        self._watch.follow(directories)
+        resolved, names = trace_path(self._path)
+        self._watch.follow(names)
         if _stamp(resolved) != self._stamp:
             self._burst.note(time.monotonic())
 
-    def _step(self, signal: _Signal | None, *, is_poll: bool) -> None:
+    def _step(self, signal: _Signal | None) -> None:
         """Act on one signal, or on the time that has passed."""
-        if is_poll:
-            self._poll()
         now = time.monotonic()
         if signal is _Signal.EVENT:
             self._burst.note(now)
@@ -174,8 +166,8 @@ class ConfigWatcher:
     def _look(self, *, is_manual: bool) -> None:
         """Read the file, and hand it over where it differs from what was last seen."""
         # Watches and stamp first: what changes while we read is then noticed as a new change.
-        resolved, directories = trace_path(self._path)
-        self._watch.follow(directories)
+        resolved, names = trace_path(self._path)
+        self._watch.follow(names)
         self._stamp = _stamp(resolved)
         try:
             data = _read_regular(resolved)

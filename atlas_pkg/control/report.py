@@ -63,6 +63,14 @@ class Reloads:
             self._counts["success" if ok else "failure"] += 1
             self._last = Reload(time=time.time(), ok=ok, error=error, generation=generation)
 
+    def settle(self, generation: int) -> bool:
+        """The file holds what is in force: it is no longer one that was refused. Was it?"""
+        with self._lock:
+            was_refused = self._last is not None and not self._last["ok"]
+            if was_refused:
+                self._last = Reload(time=time.time(), ok=True, error="", generation=generation)
+            return was_refused
+
     def read(self) -> tuple[dict[str, int], Reload | None]:
         """The counts by result, and the last one."""
         with self._lock:

@@ -24,8 +24,9 @@ from atlas_pkg.config.diff import live_changes, restart_changes, shorten, warnin
 from atlas_pkg.config.loader import parse_config, read_document
 from atlas_pkg.config.model import Config
 from atlas_pkg.config.rules import show_endpoint
-from atlas_pkg.control.board import ORDINARY, Asked, Board
+from atlas_pkg.control.channel import SharedText
 from atlas_pkg.control.observing import Observing
+from atlas_pkg.control.overrides import AS_CONFIGURED, NO_OVERRIDES, Overrides
 from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
@@ -64,12 +65,13 @@ class Service:
         *,
         options: Options = Options(),  # noqa: B008 - immutable
         secret: bytes = b"",
-        board: Board | None = None,
+        heritage: SharedText | None = None,
     ) -> None:
         """`seen` is the file as `config` was read from it.
 
-        Processes that share a port are given the same `secret`; alone, one makes up its own. On
-        `board` stands what an administrator wants of the upstreams.
+        Processes that share a port are given the same `secret`; alone, one makes up its own. In
+        `heritage` stands the file that was last taken over by whoever was here before, and then
+        that which we take over: for whoever will be here after.
         """
         self._log_level = options.log_level
         self._resolver = Resolver()
@@ -87,35 +89,31 @@ class Service:
             self._front.observers, is_counting=config.admin is not None, explain=options.explain
         )
         self._reporter = Reporter(self._front, self._observing)
-        self._board = board
-        # Guards the reading of the board until it is carried out, so that what is newer wins. It is
-        # memory, and the balancer's lock is taken inside this one, never the other way round.
-        self._following = threading.Lock()
-        self._followed = (0, 0)  # version of the board, number of the generation
-        self._answered = Asked()  # what was asked for there, as far as we have heard of it
+        # Guards the overrides until they are carried out, and the swap of the balancer that carries
+        # them out, so that what is newer wins. The balancer's lock is taken inside this one, never
+        # the other way round.
+        self._overriding = threading.Lock()
+        self._overrides = NO_OVERRIDES
         self._health = HealthChecker(self._note_probe)
         self._seen = seen
+        self._heritage = heritage
         self._watcher = self._build_watcher()
 
     def catch_up(self) -> None:
-        """Begin with what the file holds by now. For a process in place of another, before `start`.
+        """Begin with what is in force by now. For a process in place of another, before `start`.
 
         Its own configuration may be as old as the supervisor; the other processes have followed
-        the file since.
+        the file since, as far as it was good.
         """
         old = self._holder.current()
-        try:
-            data = read_document(old.config.path)
-            config = parse_config(data, old.config.path)
-        except ConfigError:
-            return  # the watcher will find it too, and say so
-        if data == self._seen:
+        found = _read_newest(old.config.path, self._heritage)
+        if found is None or found[0] == self._seen:
             return
-        self._seen = data
+        self._seen, config = found
         self._watcher = self._build_watcher()
         if live := live_changes(old.config, config):
             # As at a start: in a reload, upstreams that are new wait for their first probe.
-            self._put_in_force(Generation(config, secret=old.secret), live)
+            self._put_in_force(Generation(config, secret=old.secret), self._seen, live)
 
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over.
@@ -125,7 +123,6 @@ class Service:
         generation = self._holder.current()
         balancer = generation.balancer
         self._observing.start(generation.config)
-        self._follow_board()
         self._resolver.look_up(generation.config.upstreams)
         self._resolver.watch(balancer.upstreams)
         self._health.watch(balancer.health_checks())
@@ -140,12 +137,34 @@ class Service:
         self._watcher.trigger()
 
     def report(self, *, explains: bool) -> ProcessReport:
-        """Say how this process is, once it has done what an administrator wants. Thread-safe.
-
-        `explains`: with the last exchanges.
-        """
-        self._follow_board()
+        """Say how this process is; `explains`: with the last exchanges. Thread-safe."""
         return self._reporter.report(self._holder.current(), explains=explains)
+
+    def follow(self, overrides: Overrides) -> None:
+        """Do what an administrator wants of the upstreams and of us, where that is new.
+
+        Thread-safe, and it does not matter in which order they come.
+        """
+        with self._overriding:
+            if overrides.version <= self._overrides.version:
+                return
+            before, self._overrides = self._overrides.explain, overrides
+            self._override()
+            explain = overrides.explain
+            if explain.one_in != before.one_in:
+                self._observing.ask(Asking(one_in=explain.one_in))
+            if explain.orders != before.orders:
+                self._observing.ask(Asking(next_from=explain.next_from))
+
+    def _override(self) -> None:
+        """Carry out the overrides. Caller holds the lock that guards them."""
+        balancer = self._holder.current().balancer
+        for upstream in balancer.upstreams:
+            override = self._overrides.upstreams.get(upstream.identity, AS_CONFIGURED)
+            if upstream.admin_state is not override.state:
+                balancer.set_admin_state(upstream, override.state)
+            if upstream.weight_override != override.weight:
+                balancer.set_weight(upstream, override.weight)
 
     def reload(self, data: bytes) -> None:
         """Put the configuration in `data` in force, or keep the present one and log why.
@@ -165,19 +184,24 @@ class Service:
             log.warning("needs a restart to take effect: %s", ", ".join(restart))
         if not live:
             log.info("configuration unchanged%s", " but for that" if restart else "")
+            if self._reporter.reloads.settle(old.number):
+                log.info("the file that was refused is gone: it holds what is in force")
             return
         generation = Generation(config, old)
         log_warnings(config)
-        self._put_in_force(generation, live)
+        self._put_in_force(generation, data, live)
         self._reporter.reloads.note(generation.number)
 
-    def _put_in_force(self, generation: Generation, changes: Sequence[str]) -> None:
+    def _put_in_force(self, generation: Generation, data: bytes, changes: Sequence[str]) -> None:
+        if self._heritage is not None:
+            self._heritage.write(data)
         if self._log_level is None:
             logs.set_level(generation.config.log.level)
         balancer = generation.balancer
         addresses = self._resolver.look_up(generation.config.upstreams)
-        new = self._holder.swap(generation, addresses)
-        self._follow_board()
+        with self._overriding:
+            new = self._holder.swap(generation, addresses)
+            self._override()
         self._observing.follow(generation.config)
         self._resolver.watch(balancer.upstreams)
         self._health.watch(balancer.health_checks(), awaiting=new)
@@ -235,32 +259,6 @@ class Service:
         path = self._holder.current().config.path
         return ConfigWatcher(path, self.reload, seen=self._seen)
 
-    def _follow_board(self) -> None:
-        """Do what an administrator wants of the upstreams and of us, where that is new."""
-        if self._board is None:
-            return
-        with self._following:
-            generation, version = self._holder.current(), self._board.version
-            told = None if self._followed == (version, generation.number) else self._board.read()
-            if told is None or not version:
-                return
-            version, words = told.version, told.words
-            balancer = generation.balancer
-            # A balancer just put in force may have chosen its upstreams before it was told.
-            is_new = generation.number != self._followed[1]
-            for upstream in balancer.upstreams:
-                word = words.get(upstream.identity, ORDINARY)
-                if is_new or upstream.admin_state is not word.state:
-                    balancer.set_admin_state(upstream, word.state)
-                if is_new or upstream.weight_override != word.weight:
-                    balancer.set_weight(upstream, word.weight)
-            self._followed = (version, generation.number)
-            asked, self._answered = self._answered, told.asked
-            if told.asked.one_in != asked.one_in:
-                self._observing.ask(Asking(one_in=told.asked.one_in))
-            if told.asked.orders != asked.orders:
-                self._observing.ask(Asking(next_from=told.asked.next_from))
-
     def _tidy(self, pool: Pool) -> None:
         """Look after idle upstream connections."""
         generation = self._holder.current()
@@ -268,6 +266,20 @@ class Service:
         pool.close_expired(
             config.pool, config.timeouts.upstream_idle, generation.balancer.upstreams
         )
+
+
+def _read_newest(path: Path, heritage: SharedText | None) -> tuple[bytes, Config] | None:
+    """The file, or where it is none to be taken over, the last that was; None if none ever was."""
+    try:
+        data = read_document(path)
+        return data, parse_config(data, path)
+    except ConfigError:
+        pass  # the watcher will find it too, and say so
+    try:
+        data = heritage.read() if heritage is not None else b""
+        return data, parse_config(data, path)
+    except ConfigError:
+        return None
 
 
 def log_start(config: Config, port: int) -> None:

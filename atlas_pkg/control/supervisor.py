@@ -1,14 +1,19 @@
 """Several processes on one port, and the parent that looks after them.
 
-One interpreter lock uses one CPU, so more CPUs want more processes. The supervisor opens the
-sockets, forks a worker process for each, and waits for signals. It has one thread and serves
+One interpreter lock uses one CPU, so more CPUs want more processes. The supervisor forks a worker
+process for each listening socket, and waits for signals. It has one thread and serves
 nobody, which keeps forking a replacement safe: no other thread can hold a lock at that moment.
 
 * **A worker process dies:** another is forked in its place, with the same socket, at once the first
   time and then with growing pauses. Clients that the kernel has queued on that socket do not
   notice; only those that were connected to the dead one do.
-* **A signal** becomes an order to each worker process (`orders.py`).
-* **The supervisor dies:** its end of the pipes closes, so all worker processes drain and end.
+* **A worker process hangs:** every few seconds each is asked for a sign of life. One that leaves
+  several questions in a row unanswered is killed, and replaced.
+* **A signal** becomes an order to each worker process: a byte through a bell (`channel.py`). Worker
+  processes heed no signals of their own: a Ctrl-C reaches every process of a terminal, service
+  managers often signal all of them too, and what comes twice must not count as a second, impatient
+  one. Nor can two bytes melt into one, as two signals may.
+* **The supervisor dies:** its end of the bells closes, so all worker processes drain and end.
 
 There may be one process more, the attendant: it is replaced like the others, but told to end only
 when all others have ended, since it tells how they are.
@@ -18,6 +23,7 @@ What a worker process does is not known here: it is a function that is handed in
 
 from __future__ import annotations
 
+import enum
 import logging
 import os
 import signal
@@ -27,7 +33,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
-from atlas_pkg.control.orders import Order, Orders
+from atlas_pkg.control.channel import Bell, open_bell
 
 log = logging.getLogger("atlas.supervisor")
 
@@ -38,8 +44,14 @@ STEADY_LIFE = 30.0
 FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 10.0
 
-# A process that was told to cut everything and still lives after this is stuck, and killed.
-CUT_PATIENCE = 5.0
+# How often we look whether something is due.
+TICK = 0.2
+
+# How often each process is asked for a sign of life, and after how many questions without an answer
+# it is killed: ten seconds. They are counted, since a clock would go on while the supervisor itself
+# stands still together with all others (Ctrl-Z, a container that is paused).
+SIGN_INTERVAL = 2.0
+MOST_UNANSWERED = 5
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
@@ -47,6 +59,46 @@ _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 _SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
 
 _SIGNAL_NAMES = {known.value: known.name for known in signal.Signals}
+
+
+class Order(enum.Enum):
+    """What a worker process can be told."""
+
+    ANSWER = b"?"  # with a byte, as a sign of life
+    RELOAD = b"r"
+    DUMP = b"u"  # log the state of the upstreams
+    DRAIN = b"d"
+    CUT = b"c"
+
+
+class Orders:
+    """What a worker process hears of its supervisor. Used by one thread, the main one."""
+
+    def __init__(self, bell: Bell) -> None:
+        self._bell = bell
+        self._told = b""  # and not yet heeded
+        self._is_cut = False
+
+    def wait(self) -> Order:
+        """Wait for the next order. Blocks. Without a supervisor the order is to drain."""
+        while True:
+            told = self._told or self._bell.wait()
+            if told is None:
+                log.error("the supervisor is gone: ending")
+                return Order.DRAIN
+            self._told = told[1:]
+            order = Order(told[:1])
+            if order is not Order.ANSWER:
+                return order
+            self._bell.ring()
+
+    def is_cut(self) -> bool:
+        """Have we been told to end at once? Does not block. For the time of the drain."""
+        told, self._told = self._told + (self._bell.wait(0) or b""), b""
+        if Order.ANSWER.value in told:
+            self._bell.ring()
+        self._is_cut |= Order.CUT.value in told
+        return self._is_cut
 
 
 Serve = Callable[[int, socket.socket, Orders], bool]
@@ -77,16 +129,14 @@ class _Child:
         self.serve = serve
         self.backoff = Backoff()
         self.pid = 0  # 0 while nobody is there
-        self.writer = -1  # our end of its orders, while somebody is there
+        self.bell: Bell | None = None  # while somebody is there
+        self.unanswered = 0  # questions for a sign of life
         self.alive_since = 0.0
         self.due = 0.0  # when to start it, while nobody is there
 
     def tell(self, order: Order) -> None:
-        if self.pid:
-            try:
-                os.write(self.writer, order.value)
-            except OSError:
-                pass  # it has died, which we are about to be told; or it does not listen
+        if self.bell is not None:
+            self.bell.ring(order.value)
 
 
 class Supervisor:
@@ -98,6 +148,7 @@ class Supervisor:
         serve: Serve,
         *,
         attendant: tuple[str, socket.socket, Serve] | None = None,
+        sign_interval: float = SIGN_INTERVAL,
     ) -> None:
         """Takes over `listeners`.
 
@@ -112,7 +163,8 @@ class Supervisor:
         self._attendant = _Child(0, *attendant) if attendant else None
         self._children = [*self._workers, *([self._attendant] if self._attendant else [])]
         self._is_stopping = False
-        self._kill_at: float | None = None
+        self._sign_interval = sign_interval
+        self._next_signs = time.monotonic() + sign_interval
         self._are_all_good = True
 
     def run(self) -> bool:
@@ -121,8 +173,8 @@ class Supervisor:
         signal.signal(signal.SIGCHLD, _do_nothing)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         self._start_due()
+        signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         while not self._is_stopping or any(child.pid for child in self._children):
-            self._set_alarm()
             word = signal.sigwait(_SIGNALS)
             if word in _STOP_SIGNALS:
                 self._stop(signal.Signals(word).name)
@@ -133,7 +185,7 @@ class Supervisor:
             self._note_deaths()
             self._start_due()
             self._dismiss_attendant()
-            self._kill_stuck()
+            self._ask_for_signs()
         signal.setitimer(signal.ITIMER_REAL, 0)
         log.info("all worker processes have ended")
         return self._are_all_good
@@ -147,7 +199,6 @@ class Supervisor:
         if self._is_stopping:
             log.info("%s again: ending at once", reason)
             self._tell(self._children, Order.CUT)
-            self._kill_at = self._kill_at or time.monotonic() + CUT_PATIENCE
             return
         log.info("%s: ending", reason)
         self._is_stopping = True
@@ -174,12 +225,12 @@ class Supervisor:
     def _start(self, child: _Child) -> None:
         child.alive_since = time.monotonic()
         try:
-            reader, writer = os.pipe()
+            bell, its_bell = open_bell()
             try:
                 pid = os.fork()
             except OSError:
-                os.close(reader)
-                os.close(writer)
+                bell.close()
+                its_bell.close()
                 raise
         except OSError as error:
             pause = max(FIRST_PAUSE, child.backoff.next_pause(0.0))
@@ -187,11 +238,10 @@ class Supervisor:
             log.error("%s cannot be started: %s; again in %g s", child.name, error.strerror, pause)
             return
         if pid == 0:
-            os.close(writer)
-            self._become(child, Orders(reader))
-        os.close(reader)
-        os.set_blocking(writer, False)  # whoever does not read must not stop us
-        child.pid, child.writer = pid, writer
+            bell.close()
+            self._become(child, Orders(its_bell))
+        its_bell.close()
+        child.pid, child.bell, child.unanswered = pid, bell, 0
         log.info("%s is process %d", child.name, pid)
 
     def _become(self, child: _Child, orders: Orders) -> NoReturn:
@@ -200,8 +250,8 @@ class Supervisor:
         The supervisor's signals stay blocked, in all threads to come: see the top.
         """
         for other in self._children:
-            if other.pid:
-                os.close(other.writer)  # else the others would not notice the supervisor's end
+            if other.bell is not None:
+                other.bell.close()  # else the others would not notice the supervisor's end
             if other is not child:
                 other.listener.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -228,8 +278,9 @@ class Supervisor:
                     self._note_death(child, os.waitstatus_to_exitcode(status))
 
     def _note_death(self, child: _Child, code: int) -> None:
-        os.close(child.writer)
-        pid, child.pid, child.writer = child.pid, 0, -1
+        if child.bell is not None:
+            child.bell.close()
+        pid, child.pid, child.bell = child.pid, 0, None
         how = f"exit status {code}" if code >= 0 else f"signal {_SIGNAL_NAMES.get(-code, -code)}"
         if self._is_stopping:
             self._are_all_good &= code == 0
@@ -247,23 +298,26 @@ class Supervisor:
             f"in {pause:g} s" if pause else "at once",
         )
 
-    def _kill_stuck(self) -> None:
-        if self._kill_at is None or time.monotonic() < self._kill_at:
+    def _ask_for_signs(self) -> None:
+        """Ask everybody for a sign of life, and kill who has given none for too long."""
+        if time.monotonic() < self._next_signs:
             return
+        self._next_signs = time.monotonic() + self._sign_interval
         for child in self._children:
-            if child.pid:
-                log.error("%s (process %d) is stuck: killed", child.name, child.pid)
+            if child.bell is None:
+                continue
+            if child.bell.wait(0):
+                child.unanswered = 0
+            if child.unanswered >= MOST_UNANSWERED:
+                log.error(
+                    "%s (process %d) gives no sign of life for %g s: killed",
+                    child.name,
+                    child.pid,
+                    child.unanswered * self._sign_interval,
+                )
                 os.kill(child.pid, signal.SIGKILL)
-        self._kill_at = None
-
-    def _set_alarm(self) -> None:
-        """Be woken when the next thing is due, or not at all."""
-        due = [] if self._is_stopping else [child.due for child in self._children if not child.pid]
-        if self._kill_at is not None:
-            due.append(self._kill_at)
-        # 0 would mean never.
-        pause = max(0.001, min(due) - time.monotonic()) if due else 0
-        signal.setitimer(signal.ITIMER_REAL, pause)
+            child.unanswered += 1
+            child.tell(Order.ANSWER)
 
 
 def _do_nothing(_number: int, _frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from atlas_pkg.admin.app import AdminApp
 from atlas_pkg.admin.commands import CommandError, select
 from atlas_pkg.admin.stats import Stats, Totals, UpstreamStats
 from atlas_pkg.config.model import Config, Timeouts
-from atlas_pkg.control.board import Change
+from atlas_pkg.control.overrides import Change
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
 from atlas_pkg.observing.event_log import ErrorLine, Event

@@ -11,7 +11,7 @@ from atlas_pkg.admin.app import MOST_BODY, AdminApp
 from atlas_pkg.admin.commands import CommandError
 from atlas_pkg.balancing.upstream import AdminState
 from atlas_pkg.config.model import Timeouts
-from atlas_pkg.control.board import Change
+from atlas_pkg.control.overrides import Change
 from tests.admin.support import (
     TOKEN,
     Answer,

@@ -19,9 +19,9 @@ from typing import NoReturn
 
 import pytest
 
-from atlas_pkg.control import directories
-from atlas_pkg.control.directories import trace_path
+from atlas_pkg.control import watch as watch_module
 from atlas_pkg.control.reload import Burst, ConfigWatcher
+from atlas_pkg.control.watch import trace_path
 
 DEADLINE = 15.0  # for what should take milliseconds; never waited out in a passing run
 NEVER = 600.0  # a poll interval no test lives to see: what arrives was brought by an event
@@ -363,6 +363,24 @@ def test_our_own_reading_causes_no_further_look(
     assert lines.rest() == []
 
 
+def test_what_happens_beside_the_file_causes_no_look(
+    config: Path, watch: Watch, receiver: Receiver, lines: Lines
+) -> None:
+    watch(config, debounce=0.0)
+    log = config.with_name("access.log")
+
+    for number in range(20):
+        with log.open("a") as file:
+            file.write(f"request {number}\n")
+    log.rename(log.with_suffix(".1"))
+    log.with_suffix(".1").unlink()
+    # The kernel keeps the order: once this has arrived, all of the above has been passed over.
+    rename_over(config, b"two")
+
+    assert receiver.next() == b"two"
+    assert lines.rest() == []
+
+
 def test_trigger_delivers_unchanged_content(config: Path, watch: Watch, receiver: Receiver) -> None:
     watcher = watch(config)
 
@@ -406,7 +424,7 @@ def test_pipe_in_place_of_the_file_is_reported_and_not_opened(
     lines.wait_for("not a regular file")
 
 
-def test_change_arrives_while_the_directory_is_never_quiet(
+def test_change_arrives_while_the_file_is_never_left_alone(
     config: Path, watch: Watch, receiver: Receiver
 ) -> None:
     watch(config, debounce=1.0, poll_interval=1.2)
@@ -414,7 +432,7 @@ def test_change_arrives_while_the_directory_is_never_quiet(
 
     def make_noise() -> None:
         while not over.wait(0.01):
-            (config.parent / "access.log").write_bytes(b"GET /")
+            config.touch()
 
     noise = threading.Thread(target=make_noise, name="noise")
     noise.start()
@@ -457,7 +475,7 @@ def test_poll_does_alone_where_the_system_refuses_to_watch(
     def refuse() -> NoReturn:
         raise OSError(errno.EMFILE, "inotify instance limit reached")
 
-    monkeypatch.setattr(directories, "Observer", refuse)
+    monkeypatch.setattr(watch_module, "Observer", refuse)
 
     watch(config, poll_interval=0.1)
     for data in (b"number two", b"number three"):
@@ -471,7 +489,7 @@ def test_refusal_to_watch_is_logged_once(
     def refuse() -> NoReturn:
         raise OSError(errno.EMFILE, "inotify instance limit reached")
 
-    monkeypatch.setattr(directories, "Observer", refuse)
+    monkeypatch.setattr(watch_module, "Observer", refuse)
     watcher = ConfigWatcher(config, Receiver(), seen=b"one", debounce=0.0, poll_interval=0.02)
 
     watcher.start()
@@ -592,7 +610,7 @@ def test_burst_is_not_due_without_an_event() -> None:
     assert burst.due() is None
 
 
-def test_trace_names_every_directory_on_the_way(tmp_path: Path) -> None:
+def test_trace_names_every_link_on_the_way(tmp_path: Path) -> None:
     tmp_path = tmp_path.resolve()
     for name in ("a", "b", "c"):
         (tmp_path / name).mkdir()
@@ -603,16 +621,20 @@ def test_trace_names_every_directory_on_the_way(tmp_path: Path) -> None:
     end, found = trace_path(tmp_path / "a" / "atlas.toml")
 
     assert end == tmp_path / "c" / "real.toml"
-    assert found == {tmp_path / "a", tmp_path / "b", tmp_path / "c"}
+    assert found == {
+        tmp_path / "a" / "atlas.toml",
+        tmp_path / "b" / "middle.toml",
+        tmp_path / "c" / "real.toml",
+    }
 
 
-def test_trace_of_a_missing_file_names_the_nearest_directory(tmp_path: Path) -> None:
+def test_trace_into_a_missing_directory_names_what_must_appear_first(tmp_path: Path) -> None:
     tmp_path = tmp_path.resolve()
 
     end, found = trace_path(tmp_path / "no" / "such" / "atlas.toml")
 
     assert end == tmp_path / "no" / "such" / "atlas.toml"
-    assert found == {tmp_path}
+    assert found == {tmp_path / "no"}
 
 
 def test_trace_of_a_loop_ends(tmp_path: Path) -> None:
@@ -622,4 +644,4 @@ def test_trace_of_a_loop_ends(tmp_path: Path) -> None:
 
     _, found = trace_path(tmp_path / "a")
 
-    assert tmp_path in found
+    assert tmp_path / "a" in found

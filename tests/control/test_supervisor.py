@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -19,8 +20,15 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg.control.process import count_processes
-from atlas_pkg.control.supervisor import LONGEST_PAUSE, STEADY_LIFE, Backoff
+from atlas_pkg.control.supervisor import (
+    LONGEST_PAUSE,
+    MOST_UNANSWERED,
+    SIGN_INTERVAL,
+    STEADY_LIFE,
+    Backoff,
+)
 from tests.fakes import Conversation, Upstream, build_answer, named
+from tests.functional.admin_client import ADMIN, AdminClient
 from tests.toolkit import ROOT, Atlas, Client, Cut, Program, build_config, find_program, wait_until
 
 pytestmark = pytest.mark.skipif(
@@ -246,6 +254,59 @@ def test_clients_in_the_queue_of_a_dead_process_wait_for_the_next_one(
     assert a.requests == 0
 
 
+def test_a_new_process_begins_with_what_is_in_force_though_the_file_is_broken(
+    a: Upstream, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    b = upstreams.enter_context(named("B"))
+    atlas = start(a.table())
+    atlas.rewrite(build(b.table()))
+    atlas.wait_for("Configuration hot-reloaded", times=2)
+    atlas.rewrite("garbage [[[")
+    atlas.wait_for("Configuration refused", times=2)
+
+    os.kill(pid_of(atlas, 1), signal.SIGKILL)
+    pid_of(atlas, 1, life=2)
+
+    with contextlib.ExitStack() as stack:
+        assert {client.get().text for client in connect(stack, atlas)} == {"B"}
+        assert client_ports(pid_of(atlas, 1, life=2), atlas.port)
+    atlas.wait_for("Configuration refused", times=3)  # it says so, too
+    assert a.requests == 0
+
+
+# Stands before the command that it is the prefix of: the same program, with a hasty supervisor.
+HASTY = """
+import sys
+from atlas_pkg.control.supervisor import Supervisor
+from atlas_pkg.main import main
+Supervisor.__init__.__kwdefaults__["sign_interval"] = 0.4
+sys.exit(main(sys.argv[5:]))
+"""
+
+
+def test_a_process_that_hangs_is_killed_and_replaced(a: Upstream, start: Start) -> None:
+    atlas = start(a.table(), admin=dict(ADMIN), prefix=(sys.executable, "-W", "error", "-c", HASTY))
+    admin = AdminClient(atlas)
+    admin.wait_until_ready(2)
+    hung = pid_of(atlas, 1)
+
+    stop(hung)
+    assert hung not in admin.stats()["pids"]
+    assert admin.ask("/-/ready") == (200, "ready: 1 of 1 upstreams usable\n")
+    line = atlas.wait_for("gives no sign of life for 2 s: killed")
+
+    assert f"worker 1 (process {hung})" in line
+    atlas.wait_for("has died: signal SIGKILL; starting another at once")
+    admin.wait_until_ready(2)
+    with contextlib.ExitStack() as stack:
+        assert {client.get().text for client in connect(stack, atlas)} == {"A"}
+    assert atlas.count("no sign of life") == 1
+
+
+def test_ten_seconds_without_a_sign_of_life_are_too_many() -> None:
+    assert SIGN_INTERVAL * MOST_UNANSWERED == 10
+
+
 def test_a_process_that_keeps_dying_is_started_after_a_pause(a: Upstream, start: Start) -> None:
     atlas = start(a.table())
 
@@ -400,29 +461,20 @@ def serve(number, listener, orders):
     {body}
 
 logs.set_up("info")
-supervisor.CUT_PATIENCE = 0.2
-sys.exit(not supervisor.Supervisor([socket.create_server(("127.0.0.1", 0))], serve).run())
+listener = socket.create_server(("127.0.0.1", 0))
+sys.exit(not supervisor.Supervisor([listener], serve, sign_interval={sign_interval}).run())
 """
 
 
 @contextlib.contextmanager
-def running_toy(body: str) -> Iterator[Program]:
+def running_toy(body: str, *, sign_interval: float = SIGN_INTERVAL) -> Iterator[Program]:
     """Run a supervisor of one worker process that does `body`."""
-    program = Program([sys.executable, "-W", "error", "-c", TOY.format(body=body)], cwd=ROOT)
+    toy = TOY.format(body=body, sign_interval=sign_interval)
+    program = Program([sys.executable, "-W", "error", "-c", toy], cwd=ROOT)
     try:
         yield program
     finally:
         program.end()
-
-
-def test_a_stuck_process_is_killed_after_the_second_signal() -> None:
-    with running_toy("import threading; threading.Event().wait()") as program:
-        program.wait_for("worker 1 is process")
-        program.send_signal(signal.SIGTERM)
-        program.send_signal(signal.SIGINT)
-
-        assert program.wait() == 1
-    assert "is stuck: killed" in program.log
 
 
 def test_a_process_that_fails_tells_why_and_is_replaced() -> None:
@@ -434,3 +486,26 @@ def test_a_process_that_fails_tells_why_and_is_replaced() -> None:
         # Nobody was there to be ended, so nothing was lost.
         assert program.wait() == 0
     assert "ValueError: toy" in program.log
+
+
+def test_a_process_that_hangs_does_not_keep_the_others_from_ending() -> None:
+    body = "import threading; threading.Event().wait()"
+    with running_toy(body, sign_interval=0.2) as program:
+        program.wait_for("worker 1 is process")
+        program.send_signal(signal.SIGTERM)
+
+        assert program.wait() == 1
+    assert "gives no sign of life" in program.log
+
+
+def test_whoever_gives_signs_of_life_lives_on() -> None:
+    body = "return [orders.wait(), orders.wait()] is None"
+    with running_toy(body, sign_interval=0.05) as program:
+        program.wait_for("worker 1 is process")
+        program.send_signal(signal.SIGHUP)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.process.wait(1.0)
+        program.send_signal(signal.SIGTERM)
+
+        program.wait()
+    assert "no sign of life" not in program.log

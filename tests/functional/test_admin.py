@@ -461,6 +461,28 @@ def test_reloads_are_told_once(open_admin: Open, a: Upstream, b: Upstream, worke
     assert kinds(admin).count("reload") == kinds(admin).count("refused") == 1
 
 
+def test_a_refused_file_that_is_put_back_ends_the_alarm(
+    open_admin: Open, a: Upstream, workers: int
+) -> None:
+    atlas, admin = open_admin(a.table(), workers=workers)
+    good = atlas.path.read_text()
+
+    def succeeded() -> bool:
+        return admin.metrics()["atlas_config_last_reload_success"] == 1
+
+    atlas.rewrite("[listen]\nport = true\n")
+    wait_until(lambda: not succeeded(), "the alarm")
+    assert admin.stats()["verdict"]["text"] == "The configuration file was refused"
+    atlas.rewrite(good)
+    wait_until(succeeded, "the end of the alarm")
+
+    assert admin.stats()["last_reload"]["ok"]
+    assert "refused" not in admin.stats()["verdict"]["text"]
+    metrics = admin.metrics()
+    assert metrics["atlas_config_reloads_total success"] == 0  # nothing was taken over
+    assert metrics["atlas_config_reloads_total failure"] == 1
+
+
 def kinds(admin: AdminClient) -> list[str]:
     return [event["kind"] for event in admin.stats()["events"]]
 

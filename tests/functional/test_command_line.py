@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import errno
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +18,16 @@ import pytest
 import atlas_pkg
 from tests.fakes import echoing_fields
 from tests.functional.conftest import Start
-from tests.toolkit import ATLAS, ROOT, Client, Program, build_config, find_program
+from tests.toolkit import (
+    ATLAS,
+    ROOT,
+    Atlas,
+    Client,
+    Program,
+    build_config,
+    find_program,
+    wait_until,
+)
 
 GOOD = build_config({"name": "a", "address": "127.0.0.1", "port": 3000, "weight": 2})
 
@@ -143,6 +154,122 @@ def test_without_an_argument_the_file_in_this_folder_is_used(config: Path) -> No
 
     assert result.returncode == 0
     assert result.stdout.startswith("atlas.toml: valid")
+
+
+@pytest.mark.parametrize("option", ["-c", "--config"])
+def test_the_file_may_be_named_by_an_option(option: str, config: Path) -> None:
+    result = run("--check", option, config)
+
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"{config}: valid")
+
+
+def test_a_file_given_twice_is_2(config: Path) -> None:
+    result = run(config, "-c", config)
+
+    assert result.returncode == 2
+    assert "given twice" in result.stderr
+
+
+@pytest.mark.parametrize("words", [["-t"], ["check"], ["-t", "-c"]])
+def test_who_wants_to_check_is_told_how(words: list[str], config: Path) -> None:
+    result = run(*words, config)
+
+    assert result.returncode == 2
+    assert result.stderr.endswith("to check a configuration: --check FILE\n")
+
+
+def test_without_its_packages_it_names_ways_to_get_them() -> None:
+    command = [sys.executable, "-S", str(ATLAS), "--version"]
+
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    assert result.returncode == 1
+    assert "atlas: the package tomli is missing" in result.stderr
+    for way in ("uv run atlas.py", "pipx run atlas.py", "python3 -m venv .venv", "atlas.pyz"):
+        assert way in result.stderr
+
+
+def test_the_start_is_written_in_words_that_old_pythons_know() -> None:
+    """Even Python 2 must come as far as the line that says which is needed."""
+    text = ATLAS.read_bytes().decode("ascii")  # Python 2 takes nothing else without being told
+    known = (
+        *(ast.Module, ast.Import, ast.ImportFrom, ast.alias, ast.If, ast.Compare, ast.Lt),
+        *(ast.Eq, ast.NotIn, ast.Expr, ast.Assign, ast.Call, ast.Attribute, ast.Name, ast.Starred),
+        *(ast.Subscript, ast.Slice, ast.Tuple, ast.Constant, ast.BinOp, ast.Add, ast.Load),
+        *(ast.Store, ast.Try, ast.ExceptHandler, ast.Raise),
+    )
+
+    foreign = [ast.dump(node) for node in ast.walk(ast.parse(text)) if not isinstance(node, known)]
+
+    assert foreign == []
+    assert text.index("sys.version_info < (3, 11)") < text.index("from atlas_pkg")
+
+
+def blocked_signals(pid: int) -> int:
+    found = re.search(r"SigBlk:\s*(\S+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1], 16) if found else 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="which signals wait is asked of Linux")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_signal_during_the_start_is_heard_after_it(workers: int, tmp_path: Path) -> None:
+    path = tmp_path / "atlas.toml"
+    path.write_text(build_config(listen={"workers": workers}))
+
+    with Atlas(path) as atlas:
+        bit = 1 << (signal.SIGHUP - 1)
+        wait_until(lambda: blocked_signals(atlas.pid) & bit, "the first line of the program")
+        atlas.send_signal(signal.SIGHUP)
+
+        assert atlas.lines == []
+        atlas.wait_for("configuration unchanged", times=workers)
+
+
+def can_unshare() -> bool:
+    unshare = find_program("unshare")
+    command = [str(unshare), "--pid", "--fork", "true"]
+    return unshare is not None and subprocess.run(command, check=False).returncode == 0
+
+
+# Becomes process 1 of a container, after it has left two orphans to itself: one ends before Atlas
+# starts, and one later.
+INIT = """
+import os, sys, time
+if os.fork() == 0:
+    if os.fork() == 0:
+        time.sleep(2)
+    elif os.fork() == 0:
+        pass
+    os._exit(0)
+os.wait()
+time.sleep(0.2)
+os.execv(sys.executable, sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs containers")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_as_process_1_it_leaves_no_zombies(workers: int, tmp_path: Path) -> None:
+    if not can_unshare():
+        pytest.skip("no process may become process 1 of a container here")
+    path = tmp_path / "atlas.toml"
+    path.write_text(build_config(listen={"workers": workers}))
+    prefix = (str(find_program("unshare")), "--pid", "--fork", sys.executable, "-c", INIT)
+
+    with Atlas(path, prefix=prefix) as atlas:
+        atlas.wait_until_listening()
+        (init,) = children(atlas.pid)
+        try:
+            wait_until(lambda: len(children(init)) == (workers > 1) * workers, "the orphans to end")
+        finally:
+            os.kill(init, signal.SIGTERM)
+        assert atlas.wait() == 0
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process, zombies too."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def test_without_an_argument_and_a_file_it_says_which_is_missing(tmp_path: Path) -> None:

@@ -113,6 +113,34 @@ def test_sighup_looks_at_once(a: Upstream, start: Start) -> None:
     assert atlas.get().text == "A"
 
 
+def test_an_access_log_beside_the_file_causes_no_look_at_it(a: Upstream, start: Start) -> None:
+    log = {"access": "access.log", "level": "debug"}
+    atlas = start(build_config(a.table(), log=log))
+    atlas.wait_for("looked at, unchanged")
+
+    for _ in range(20):
+        assert atlas.get().text == "A"
+    wait_until(lambda: atlas.path.with_name("access.log").read_text().count("\n") == 20)
+    # The kernel keeps the order: once this has been noticed, all of the above was passed over.
+    atlas.reload(build_config(a.table(weight=2), log=log))
+
+    assert atlas.count("looked at, unchanged") == 1
+
+
+def test_sighup_ends_the_alarm_of_a_file_that_was_refused(a: Upstream, start: Start) -> None:
+    atlas = start(build_config(a.table()))
+    good = atlas.path.read_text()
+    atlas.rewrite("garbage [[[")
+    atlas.wait_for("Configuration refused")
+
+    atlas.rewrite(good)
+    atlas.send_signal(signal.SIGHUP)
+
+    atlas.wait_for("the file that was refused is gone")
+    atlas.wait_for("configuration unchanged")
+    assert atlas.count("the file that was refused is gone") == 1
+
+
 def test_a_burst_of_writes_is_one_reload(a: Upstream, b: Upstream, start: Start) -> None:
     atlas = start(build_config(a.table()))
 

@@ -1,18 +1,20 @@
-"""Watch the directories that decide where a path leads and what is found there.
+"""Watch the names that decide where a path leads and what is found there.
 
 A watched *file* goes silent: editors rename a new file over it, and a Kubernetes volume swaps a
-symlink beside it without touching the name at all. So the directories are watched: those that
-hold a link on the way from the path to the file, and the one that holds the file. An event says
-only that something may have changed; `control/reload.py` looks whether it has. Directories come
-and go too, so the set is given anew with every look, and a watch on a directory that has been
-replaced is made anew. Where the system grants no watch, that is logged once and nobody fails:
-the poll in `control/reload.py` does without.
+symlink beside it without touching the name at all. So directories are watched: those that hold a
+link on the way from the path to the file, and the one that holds the file. Only events on these
+links and on the file are heeded: others live beside them, such as an access log that is written
+with every request. An event says only that something may have changed; `control/reload.py` looks
+whether it has. Directories come and go too, so the names are given anew with every look, and a
+watch on a directory that has been replaced is made anew. Where the system grants no watch, that is
+logged once and nobody fails: the poll in `control/reload.py` does without.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +27,8 @@ log = logging.getLogger("atlas.reload")
 # What our own reading causes. Taken as a change, it would keep us reading for ever.
 _READING = frozenset({"opened", "closed_no_write"})
 
+_LEAVING = frozenset({"deleted", "moved"})
+
 # More links than that on one path are a loop; Linux gives up at the same number.
 _MOST_LINKS = 40
 
@@ -33,15 +37,15 @@ _REFUSALS = (OSError, RuntimeError)
 
 
 def trace_path(path: Path) -> tuple[Path, set[Path]]:
-    """Follow absolute `path` through its links, and name the directories that could redirect it.
+    """Follow absolute `path` through its links, and name all on the way that could redirect it.
 
-    Returns where it ends, whether or not anything is there, and each directory that holds a link
-    on the way or the end itself. None of these is reached through a link, and each exists: for
-    a missing one stands the nearest directory above it, where it would appear.
+    Returns where it ends, whether or not anything is there, and the path of each link and of the
+    end itself. None of these is reached through a link, and the directory of each exists: for one
+    in a missing directory stands the uppermost that is missing, where something would appear.
     """
     todo = list(reversed(path.parts[1:]))
     here = Path(path.anchor)
-    directories = set()
+    names = set()
     links = 0
     while todo and links <= _MOST_LINKS:
         name = todo.pop()
@@ -54,35 +58,42 @@ def trace_path(path: Path) -> tuple[Path, set[Path]]:
             here = here / name
             continue
         links += 1
-        directories.add(here)
+        names.add(here / name)
         if target.is_absolute():
             here = Path(target.anchor)
         todo.extend(part for part in reversed(target.parts) if part != target.anchor)
-    directories.add(here.parent)
-    return here, {_nearest_directory(directory) for directory in directories}
+    names.add(here)
+    return here, {_uppermost_missing(path) for path in names}
 
 
-def _nearest_directory(path: Path) -> Path:
-    """Find the lowest directory that exists on the way down to `path`."""
-    while path != path.parent and not path.is_dir():
+def _uppermost_missing(path: Path) -> Path:
+    """Find what would have to appear first for `path` to appear; itself if its directory exists."""
+    while path.parent != path and not path.parent.is_dir():
         path = path.parent
     return path
 
 
 class _Ear(FileSystemEventHandler):
-    """Passes events on to the watcher's thread. Runs on watchdog's thread and never blocks it."""
+    """Passes on what happens to some paths. Runs on watchdog's thread and never blocks it."""
 
     def __init__(self, on_event: Callable[[], None]) -> None:
         self._on_event = on_event
+        self.heeded: frozenset[str] = frozenset()
+        self.directories: frozenset[str] = frozenset()  # heeded too, when they leave
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Let every event count that something other than reading has caused."""
-        if event.event_type not in _READING:
+        """Let an event count that is about our paths, unless our own reading has caused it."""
+        if event.event_type in _READING:
+            return
+        paths = {os.fsdecode(event.src_path), os.fsdecode(event.dest_path)}
+        # A directory is "modified" by everything that comes and goes in it.
+        has_left = event.event_type in _LEAVING and not self.directories.isdisjoint(paths)
+        if has_left or not self.heeded.isdisjoint(paths):
             self._on_event()
 
 
-class DirectoryWatch:
-    """The watchdog observer, kept on the directories that matter now. For one thread only."""
+class Watch:
+    """The watchdog observer, kept on the paths that matter now. For one thread only."""
 
     def __init__(self, on_event: Callable[[], None]) -> None:
         self._ear = _Ear(on_event)
@@ -103,10 +114,13 @@ class DirectoryWatch:
             return
         self._observer = observer
 
-    def follow(self, directories: set[Path]) -> None:
-        """Watch exactly `directories`, making anew the watch of any that has been replaced."""
+    def follow(self, paths: set[Path]) -> None:
+        """Heed exactly `paths`; makes anew the watch of a directory that has been replaced."""
         if self._observer is None:
             return
+        directories = {path.parent for path in paths}
+        self._ear.heeded = frozenset(map(str, paths))
+        self._ear.directories = frozenset(map(str, directories))
         # A watch ends with its directory, and the next directory may get the same inode number.
         alive = {e.watch for e in self._observer.emitters if e.should_keep_running()}
         wanted = {directory: _identity(directory) for directory in directories}

@@ -1,0 +1,93 @@
+"""The life of a worker process, one of several on one port, from its fork to its end.
+
+It serves until its supervisor tells it to end (`supervisor.py`). Where there is an admin process, a
+thread answers its questions how this process is, from the first client to the end of the drain.
+Each question also tells what an administrator wants (`overrides.py`). What was said last is read
+before the first client comes, so one that replaces another begins with what holds now.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, TypedDict
+
+from atlas_pkg import logs
+from atlas_pkg.config.model import Config
+from atlas_pkg.control.channel import End, SharedText, answer_forever
+from atlas_pkg.control.overrides import NO_OVERRIDES, Overrides, decode, encode
+from atlas_pkg.control.process import hold_to_one_cpu
+from atlas_pkg.control.report import ProcessReport
+from atlas_pkg.control.service import Options, Service
+from atlas_pkg.control.supervisor import Order, Orders, Serve
+
+
+class Question(TypedDict):
+    """What the admin process asks: how are you, now that you know this?"""
+
+    overrides: dict[str, Any]
+    explains: bool  # with the last exchanges, which are much to say
+
+
+def build_question(overrides: Overrides, *, explains: bool) -> Question:
+    """Ask how a process is, with the last exchanges or without."""
+    return Question(overrides=encode(overrides), explains=explains)
+
+
+def recall_overrides(ends: Sequence[End]) -> Overrides:
+    """What holds by the word of an admin process before this one."""
+    said = [item["question"]["overrides"] for end in ends if (item := end.said())]
+    return max(map(decode, said), key=lambda item: item.version, default=NO_OVERRIDES)
+
+
+def build_worker_life(
+    config: Config,
+    seen: bytes,
+    options: Options,
+    *,
+    count: int,
+    ends: Sequence[End],
+    dump: Callable[[Service], None],
+) -> Serve:
+    """Make the life of all `count` worker processes, for the supervisor.
+
+    `seen` is the file as `config` was read from it. `ends[0]` is that of the first worker process,
+    and leads to the admin process; without one there are none. `dump` logs the state of upstreams.
+    """
+    heritages = [SharedText() for _ in range(count)]
+    # A client's sticky cookie must mean the same to whichever process it meets.
+    secret = os.urandom(32)
+
+    def live(number: int, listener: socket.socket, orders: Orders) -> bool:
+        logs.set_process(f"worker {number}")
+        if config.listen.pin:
+            hold_to_one_cpu(number - 1)
+        service = Service(
+            config, seen, options=options, secret=secret, heritage=heritages[number - 1]
+        )
+        service.catch_up()
+        if ends:
+            _listen_to_admin(service, ends[number - 1])
+        service.start(listener)
+        while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
+            if order is Order.DUMP:
+                dump(service)
+            else:
+                service.trigger_reload()
+        return service.drain(orders.is_cut)
+
+    return live
+
+
+def _listen_to_admin(service: Service, end: End) -> None:
+    """Follow what an administrator has said, and answer from now on, in a thread."""
+
+    def answer(question: Question) -> ProcessReport:
+        service.follow(decode(question["overrides"]))
+        return service.report(explains=question["explains"])
+
+    if asked := end.heard():
+        service.follow(decode(asked["question"]["overrides"]))
+    threading.Thread(target=answer_forever, args=(end, answer), name="report", daemon=True).start()
