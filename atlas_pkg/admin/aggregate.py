@@ -212,6 +212,7 @@ def merge_reports(reports: Sequence[ProcessReport]) -> ProcessReport:
         connections=sum(report["connections"] for report in reports),
         connections_limit=sum(report["connections_limit"] for report in reports),
         queue=sum(report["queue"] for report in reports),
+        for_threads=sum(report["for_threads"] for report in reports),
         upstreams=_merge_upstreams(reports),
         # Each of them reads the same file. One that replaced another has seen fewer.
         reloads={
@@ -245,6 +246,8 @@ def judge_readiness(reports: Sequence[ProcessReport]) -> tuple[bool, str]:
         return False, "no upstreams are configured"
     if not min(usable):
         return False, "no upstream is usable"
+    if waiting := sum(report["for_threads"] for report in reports):
+        return False, f"overloaded: {waiting} requests wait for a thread (listen.max_threads)"
     return True, f"{min(usable)} of {len(reports[0]['upstreams'])} upstreams usable"
 
 

@@ -95,6 +95,7 @@ class Reporter:
         tracer = self._observing.tracer
         upstreams = _describe_upstreams(generation, self._front.idle_connections())
         counts, last = self.reloads.read()
+        for_threads = self._front.waiting
         return ProcessReport(
             version=atlas_pkg.__version__,
             pids=[os.getpid()],
@@ -103,7 +104,8 @@ class Reporter:
             log_level=logs.level(),
             connections=self._front.connected,
             connections_limit=generation.config.listen.max_connections,
-            queue=generation.balancer.waiting + self._front.waiting,
+            queue=generation.balancer.waiting + for_threads,
+            for_threads=for_threads,
             upstreams=upstreams,
             reloads=counts,
             last_reload=last,

@@ -70,7 +70,8 @@ class ProcessStats(TypedDict):
     version: str
     connections: int  # clients connected
     connections_limit: int  # and how many there may be
-    queue: int  # requests that wait for a place at an upstream
+    queue: int  # requests that wait for room at an upstream, or for a thread
+    for_threads: int  # of these, those that wait for a thread (`listen.max_threads`)
     upstreams: list[UpstreamNow]
     reloads: dict[str, int]  # how often, by result: "success" or "failure"
     last_reload: Reload | None

@@ -97,7 +97,7 @@ GAUGES = (
     ),
     Gauge(
         "atlas_queue",
-        "Requests that wait for a place at an upstream.",
+        "Requests that wait for room at an upstream, or for a thread.",
         lambda stats: [({}, stats["queue"])],
     ),
     Gauge(

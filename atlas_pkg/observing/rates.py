@@ -62,7 +62,7 @@ class Sample(Latency):
     error_percent: float  # answers with 5xx, whoever made them, among all
     bytes_in_rate: float
     bytes_out_rate: float
-    queue: int  # requests that wait for a slot under upstreams.max_connections
+    queue: int  # requests that wait for room at an upstream, or for a thread
 
 
 class Strip(TypedDict):

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.fakes import named
+from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import DEADLINE, Atlas, Client, Threads, build_config, wait_until
 
@@ -81,8 +82,14 @@ def test_at_the_limit_of_threads_work_stands_in_line_and_others_are_served(
 ) -> None:
     upstream = upstreams.enter_context(named("A", delay=0.1))
     atlas = start(
-        build_config(upstream.table(), listen={"max_threads": 2}, timeouts={"queue": 2.0})
+        build_config(
+            upstream.table(),
+            listen={"max_threads": 2},
+            timeouts={"queue": 2.0},
+            admin=ADMIN,
+        )
     )
+    admin = AdminClient(atlas)
 
     threads = Threads()
     for _ in range(8):  # so that there are connections to the upstream for whoever wants one
@@ -95,6 +102,9 @@ def test_at_the_limit_of_threads_work_stands_in_line_and_others_are_served(
             client.send(b"half ")
         atlas.wait_for("listen.max_threads")
         assert ask(atlas, 5)  # what takes no waiting goes on
+        status, reason = admin.ask("/-/ready")
+        assert (status, reason.split(":")[:2]) == (503, ["not ready", " overloaded"])
+        assert admin.metrics()["atlas_queue"] == 3
         refused = []
         for client in uploads:
             client.sock.settimeout(0.2)
@@ -108,6 +118,7 @@ def test_at_the_limit_of_threads_work_stands_in_line_and_others_are_served(
 
     assert [answer.status for answer in answers] == [503] * 3
     assert [answer.get("Retry-After") for answer in answers] == ["5"] * 3
+    assert admin.ask("/-/ready")[0] == 200
 
 
 def _answered(clients: list[Client], before: list[Client]) -> list[Client]:
