@@ -197,7 +197,7 @@ def test_what_is_refused_is_logged(a: Upstream, start: Start) -> None:
     assert {target: entry["status"] for target, entry in by_target.items()} == {
         "/": 400,
         "/large": 413,
-        None: 400,
+        "\x00": 400,
     }
     assert {entry["end"] for entry in entries} == {"refused"}
     assert {entry["upstream"] for entry in entries} == {None}
