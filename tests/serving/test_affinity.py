@@ -36,8 +36,8 @@ def read(
 ) -> Affinity:
     head = "\r\n".join([line, "Host: h", *fields, "", ""]).encode()
     request: Request = generation.parser.parse_request(head)
-    hop = generation.forwarder.build_hop(by, "http")
-    return generation.affinity.read(request, hop)
+    client = generation.forwarder.describe_client(by, "http")
+    return generation.affinity.read(request, client)
 
 
 def key(generation: Generation, *fields: str, **more: str) -> bytes:
