@@ -59,8 +59,8 @@ def test_bytes_pass_both_ways(listener: socket.socket, alive: Endpoint) -> None:
         assert stream.receive(5.0) == b"world"
 
     assert stream.side is Side.UPSTREAM
-    assert stream.sock.getblocking()
-    assert stream.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert stream._sock.getblocking()
+    assert stream._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     stream.close()
 
 
@@ -71,7 +71,7 @@ def test_after_one_that_refuses_the_next_is_tried_at_once(
     stream = connect([refusing, refusing, alive], 5.0)
 
     assert time.monotonic() - began < ATTEMPT_DELAY
-    assert stream.sock.getpeername() == alive[1]
+    assert stream._sock.getpeername() == alive[1]
     stream.close()
 
 
@@ -82,7 +82,7 @@ def test_after_one_that_is_silent_the_next_is_tried_soon(alive: Endpoint) -> Non
         duration = time.monotonic() - began
 
         assert ATTEMPT_DELAY <= duration < ATTEMPT_DELAY + 2
-        assert stream.sock.getpeername() == alive[1]
+        assert stream._sock.getpeername() == alive[1]
         assert open_descriptors() == before + 1, "the silent one was left open"
         stream.close()
 
