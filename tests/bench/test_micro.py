@@ -184,11 +184,11 @@ def connection() -> Iterator[UpstreamConnection]:
 
 def test_pool_gives_and_takes_back(benchmark: Any, connection: UpstreamConnection) -> None:
     pool, settings = Pool(), PoolConfig(max_requests=1_000_000_000)
-    pool.checkin(connection, settings)
+    pool.checkin(connection, settings, None)
 
     def use() -> None:
-        taken = pool.checkout(connection.upstream, settings, idle_limit=60.0)
+        taken = pool.checkout(connection.upstream, settings, 60.0)
         assert taken is not None
-        pool.checkin(taken, settings)
+        pool.checkin(taken, settings, None)
 
     benchmark(use)
