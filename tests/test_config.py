@@ -13,7 +13,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_pkg import config, wording
@@ -728,7 +728,6 @@ def outcome(build: Callable[[], Config]) -> tuple[str, ...]:
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))
-@settings(deadline=None)
 def test_no_document_raises_anything_but_a_config_error(document: dict[str, object]) -> None:
     told = outcome(lambda: config.build_config(document, NAME, {}))
 
@@ -737,7 +736,6 @@ def test_no_document_raises_anything_but_a_config_error(document: dict[str, obje
 
 
 @given(st.binary(max_size=60))
-@settings(deadline=None)
 def test_no_bytes_raise_anything_but_a_config_error(data: bytes) -> None:
     told = outcome(lambda: config.parse_config(data, NAME, {}))
 
