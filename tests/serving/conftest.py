@@ -1,31 +1,65 @@
-"""Gates, and connections to park there."""
+"""Clients whose other end the test holds, and what serves them."""
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from atlas_pkg.serving.gate import Gate
-from atlas_pkg.serving.gates import EpollGate, PortableGate
 
+from atlas_pkg.balancing.pool import Pool, UpstreamConnection
+from atlas_pkg.config import Config, UpstreamConfig
 from atlas_pkg.errors import Side
-from atlas_pkg.net.stream import Stream
-from atlas_pkg.serving.clients import ClientConnection
+from atlas_pkg.http1.message import Request
+from atlas_pkg.net.stream import Stream, set_patience
+from atlas_pkg.serving.client import Client
+from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.exchange import Exchange
+from atlas_pkg.serving.generation import Generation
 
 LATER = float("inf")
 
 
+class FakeLane:
+    """A lane that notes who was put there."""
+
+    def __init__(self, clients: Clients) -> None:
+        self._clients = clients
+        self.parked: list[Client] = []
+
+    def park(self, client: Client) -> None:
+        self.parked.append(client)
+        self._clients.parked[client.stream.fd] = client
+
+    def take_back(self, exchange: Exchange) -> None:
+        raise AssertionError("nobody forwards here")
+
+    def ignore(self, connection: UpstreamConnection) -> None:
+        raise AssertionError("nobody forwards here")
+
+
 class Ends:
-    """Makes connections, and keeps the clients' ends of them."""
+    """Makes clients, and keeps the other ends of them."""
 
     def __init__(self) -> None:
+        self.clients = Clients()
+        self.lane = FakeLane(self.clients)
         self._sockets: list[socket.socket] = []
 
-    def make(self, deadline: float = LATER) -> tuple[ClientConnection, socket.socket]:
+    def make(
+        self, deadline: float = LATER, *, has_lane: bool = True
+    ) -> tuple[Client, socket.socket]:
         ours, theirs = socket.socketpair()
         self._sockets += [ours, theirs]
-        return ClientConnection(Stream(ours, Side.CLIENT), "192.0.2.7", deadline), theirs
+        set_patience(ours, receive=0.02, send=0.02)
+        theirs.settimeout(20)
+        lane = self.lane if has_lane else None
+        client = Client(Stream(ours, Side.CLIENT), "192.0.2.7", deadline, lane, Pool())
+        self.clients.add(client)
+        return client, theirs
 
     def close(self) -> None:
         for sock in self._sockets:
@@ -39,8 +73,28 @@ def ends() -> Iterator[Ends]:
     made.close()
 
 
-@pytest.fixture(params=[EpollGate, PortableGate])
-def gate(request: pytest.FixtureRequest) -> Iterator[Gate]:
-    gate: Gate = request.param()
-    yield gate
-    gate.close()
+def build_generation(**more: Any) -> Generation:
+    """What is in force with one upstream that nobody listens for, and the default for the rest."""
+    config = {"upstreams": (UpstreamConfig("a", "192.0.2.1", 80),), **more}
+    return Generation(Config(Path("atlas.toml"), **config))
+
+
+def build_request(line: str = "GET / HTTP/1.1", *fields: str) -> Request:
+    head = "\r\n".join([line, "Host: h", *fields, "", ""])
+    return build_generation().parser.parse_request(head.encode())
+
+
+def build_exchange(
+    client: Client, clients: Clients, generation: Generation, request: Request | None = None
+) -> Exchange:
+    """An exchange that has just begun."""
+    client.follow(generation)
+    return Exchange(request or build_request(), client, clients, generation)
+
+
+def is_open(client: Client) -> bool:
+    return client.stream._sock.fileno() >= 0
+
+
+def soon() -> float:
+    return time.monotonic() + 20
