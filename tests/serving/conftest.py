@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from atlas_pkg.config import Config, UpstreamConfig
 from atlas_pkg.errors import Side
 from atlas_pkg.http1.message import Request
 from atlas_pkg.net.stream import Stream, set_patience
-from atlas_pkg.serving.client import Client
+from atlas_pkg.serving.client import Client, Lane
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import Exchange
 from atlas_pkg.serving.generation import Generation
@@ -34,10 +33,10 @@ class FakeLane:
         self.parked.append(client)
         self._clients.parked[client.stream.fd] = client
 
-    def take_back(self, exchange: Exchange) -> None:
+    def take_back(self, exchange: Exchange) -> None:  # noqa: ARG002
         raise AssertionError("nobody forwards here")
 
-    def ignore(self, connection: UpstreamConnection) -> None:
+    def ignore(self, connection: UpstreamConnection) -> None:  # noqa: ARG002
         raise AssertionError("nobody forwards here")
 
 
@@ -48,18 +47,31 @@ class Ends:
         self.clients = Clients()
         self.lane = FakeLane(self.clients)
         self._sockets: list[socket.socket] = []
+        self._peers: dict[Client, socket.socket] = {}
 
     def make(
         self, deadline: float = LATER, *, has_lane: bool = True
     ) -> tuple[Client, socket.socket]:
         ours, theirs = socket.socketpair()
-        self._sockets += [ours, theirs]
-        set_patience(ours, receive=0.02, send=0.02)
         theirs.settimeout(20)
-        lane = self.lane if has_lane else None
-        client = Client(Stream(ours, Side.CLIENT), "192.0.2.7", deadline, lane, Pool())
-        self.clients.add(client)
+        client = self.wrap(ours, self.clients, deadline, self.lane if has_lane else None)
+        self._sockets += [ours, theirs]
+        self._peers[client] = theirs
         return client, theirs
+
+    @staticmethod
+    def wrap(
+        ours: socket.socket, clients: Clients, deadline: float = LATER, lane: Lane | None = None
+    ) -> Client:
+        """A client on this end of a connection."""
+        set_patience(ours, receive=0.02, send=0.02)
+        client = Client(Stream(ours, Side.CLIENT), "192.0.2.7", deadline, lane, Pool())
+        clients.add(client)
+        return client
+
+    def peer(self, client: Client) -> socket.socket:
+        """The other end of a client's connection."""
+        return self._peers[client]
 
     def close(self) -> None:
         for sock in self._sockets:
@@ -94,7 +106,3 @@ def build_exchange(
 
 def is_open(client: Client) -> bool:
     return client.stream._sock.fileno() >= 0
-
-
-def soon() -> float:
-    return time.monotonic() + 20

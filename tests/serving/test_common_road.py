@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 import pytest
 
@@ -105,7 +106,7 @@ class Calls:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def __enter__(self) -> Calls:
+    def __enter__(self) -> Self:
         sys.setprofile(self._note)
         return self
 
