@@ -1,4 +1,4 @@
-"""Clients whose other end the test holds, and what serves them."""
+"""Clients whose other end the test holds, and exchanges of theirs."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client
 from atlas_pkg.serving.clients import LINGER, Clients
-from tests.serving.conftest import LATER, Ends, is_open
+from tests.serving.client_support import LATER, Ends, is_open
 
 NOW = 1000.0
 
