@@ -34,26 +34,45 @@ RANKS = (
 # What a room or module must not know, beyond the order above.
 FORBIDDEN = {
     "atlas_pkg.http1": {"socket", "select", "selectors", "ssl", "threading", "time", "logging"},
-    "atlas_pkg.net": {"atlas_pkg.http1"},
     "atlas_pkg.observing": {"socket", "ssl", "atlas_pkg.net", "atlas_pkg.http1"},
     "atlas_pkg.serving.server": {"atlas_pkg.serving.connection"},
-    "atlas_pkg.serving.connection": {
-        "atlas_pkg.serving.proxy",
-        "atlas_pkg.serving.static",
-        "atlas_pkg.serving.tcp",
-    },
 }
 
 THIRD_PARTY = {"tomli", "watchdog"}
 
-# Where any exception at all may be caught, and how often in that file.
-WORKER_LOOP = {
-    "atlas_pkg/observing/observers.py": 1,
-    "atlas_pkg/serving/connection.py": 1,
-    "atlas_pkg/serving/turns.py": 1,
-    "atlas_pkg/serving/workers.py": 1,
+# Who has a socket in hand outside `net/`, and what for. All others have streams.
+SOCKETS = {
+    "atlas_pkg.balancing.resolver": "looks names up",
+    "atlas_pkg.balancing.upstream": "names the family of an address",
+    "atlas_pkg.admin.server": "opens and hands on a listener",
+    "atlas_pkg.control.channel": "speaks between processes, over pairs of its own",
+    "atlas_pkg.control.service": "opens and hands on listeners",
+    "atlas_pkg.control.worker_process": "hands on a listener",
+    "atlas_pkg.control.supervisor": "opens and hands on listeners",
+    "atlas_pkg.demo": "makes upstreams for a demonstration",
+    "atlas_pkg.main": "opens listeners before anything else",
+    "atlas_pkg.serving.frontend": "is handed a listener",
+    "atlas_pkg.serving.server": "accepts",
+}
+
+# What a TLS connection cannot do, or a stream does by itself: for `net/` only. The pairs between
+# processes are no streams.
+SOCKET_CALLS = {
+    *("MSG_DONTWAIT", "MSG_PEEK", "SO_RCVTIMEO", "SO_SNDTIMEO"),
+    *("sendmsg", "recvmsg", "recv_into", "recv", "sendall", "settimeout", "splice", "_sock"),
+}
+NOT_STREAMS = {"atlas_pkg.control.channel"}
+
+# Where any exception at all may be caught, and how often in that file. Where errors become answers:
+ANSWERS = {
+    "atlas_pkg/serving/connection.py": 3,
+}
+THREAD_THAT_SERVES = {
+    "atlas_pkg/serving/frontend.py": 2,
+    "atlas_pkg/serving/lane.py": 1,
 }
 BACKGROUND_THREAD = {
+    "atlas_pkg/observing/observers.py": 1,
     "atlas_pkg/control/channel.py": 1,
     "atlas_pkg/admin/aggregate.py": 1,
     "atlas_pkg/balancing/health.py": 1,
@@ -179,6 +198,33 @@ def is_within(name: str, place: str) -> bool:
     return name == place or name.startswith(place + ".")
 
 
+def test_only_those_who_need_one_have_a_socket(modules: list[Module]) -> None:
+    known = {module.name for module in modules}
+
+    owners = {
+        module.name
+        for module in modules
+        for target, _ in imports_of(module, known)
+        if target == "socket" and not is_within(module.name, "atlas_pkg.net")
+    }
+
+    assert owners == SOCKETS.keys()
+
+
+def test_nobody_touches_the_socket_of_a_stream(modules: list[Module]) -> None:
+    # A TLS connection knows no flags, no `sendmsg` and no timeouts of the kernel. Whoever used them
+    # could only ever serve plain ones.
+    offences = [
+        f"{module.at(node)} uses {node.attr}"
+        for module in modules
+        if not is_within(module.name, "atlas_pkg.net") and module.name not in NOT_STREAMS
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Attribute) and node.attr in SOCKET_CALLS
+    ]
+
+    assert offences == []
+
+
 def test_only_two_packages_are_imported_from_outside(modules: list[Module]) -> None:
     allowed = set(sys.stdlib_module_names) | THIRD_PARTY | {"atlas_pkg"}
     known = {module.name for module in modules}
@@ -281,8 +327,8 @@ def public_definitions(
             yield from public_definitions(node, described)
 
 
-def test_any_exception_is_caught_in_two_kinds_of_places_only(modules: list[Module]) -> None:
-    allowed = WORKER_LOOP | BACKGROUND_THREAD
+def test_any_exception_is_caught_in_three_kinds_of_places_only(modules: list[Module]) -> None:
+    allowed = ANSWERS | THREAD_THAT_SERVES | BACKGROUND_THREAD
 
     offences = []
     for module in modules:

@@ -115,7 +115,7 @@ def test_glossary_is_in_order_and_has_the_words_of_the_code() -> None:
     words = [row[0] for row in rows("Glossary")]
 
     assert words == sorted(words)
-    assert {"exchange", "lease", "generation", "deadline", "pool", "app", "gate"} <= set(words)
+    assert {"exchange", "lease", "generation", "deadline", "pool", "app", "lane"} <= set(words)
 
 
 def test_learners_hour_has_sixty_minutes() -> None:

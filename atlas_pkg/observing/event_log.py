@@ -34,6 +34,7 @@ MOST_ERRORS = 20
 _FAILED = {
     End.REFUSED: "the request was refused",
     End.NO_UPSTREAM: "no upstream was available, or had room in time",
+    End.OVERLOADED: "no thread was free in time",
     End.CONNECT_FAILED: "the upstream could not be reached",
     End.CONNECT_TIMEOUT: "connecting to the upstream took too long",
     End.UPSTREAM_FAILED: "the upstream failed before its answer had begun",

@@ -64,6 +64,7 @@ def _close_connection(exchange: Exchange) -> None:
         exchange.connection.stream.close()
         exchange.connection = None
     exchange.unsent = b""
+    exchange.is_deaf = False  # the next one hears
 
 
 def _may_go_again(exchange: Exchange) -> bool:

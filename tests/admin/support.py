@@ -21,9 +21,11 @@ from pathlib import Path
 from atlas_pkg.admin.app import AdminApp
 from atlas_pkg.admin.commands import CommandError, select
 from atlas_pkg.admin.stats import Stats, Totals, UpstreamStats
+from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.config.model import Config, Timeouts
 from atlas_pkg.control.overrides import Change
 from atlas_pkg.errors import Side, StreamError
+from atlas_pkg.net.copy import Copier
 from atlas_pkg.net.stream import Stream, set_patience
 from atlas_pkg.observing.event_log import ErrorLine, Event
 from atlas_pkg.observing.observers import Observers
@@ -31,9 +33,9 @@ from atlas_pkg.observing.rates import Sample, Strip
 from atlas_pkg.observing.record import Record
 from atlas_pkg.observing.timeline import Explained, build_timeline
 from atlas_pkg.observing.tracer import Asking
-from atlas_pkg.serving.clients import ClientConnection, Clients
+from atlas_pkg.serving.client import CLOSE, PARK, Client, Next
+from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.connection import HttpService
-from atlas_pkg.serving.exchange import Worker
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 from tests.observing.explain_support import NOW, explained
 
@@ -145,52 +147,27 @@ class FakeSource:
         return True
 
 
-class _Gate(PortableGate):
-    """A gate that only notes who was parked: their one worker waits for what they say next."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.parked: set[ClientConnection] = set()
-
-    def park(self, connection: ClientConnection) -> None:
-        self.parked.add(connection)
-
-
 class _Service:
     """The HTTP loop around `app`, with the default configuration but for `timeouts`."""
 
-    def __init__(self, app: AdminApp, timeouts: Timeouts | None) -> None:
-        self.gate = _Gate()
+    def __init__(self, app: AdminApp, timeouts: Timeouts | None = None) -> None:
         self.clients = Clients()
         config = Config(Path("atlas.toml"), timeouts=timeouts or Timeouts())
         holder = ConfigHolder(Generation(config))
-        self._http = HttpService(holder, self.gate, self.clients, app, Observers())
+        self._http = HttpService(holder, self.clients, app, Observers(), has_lane=False)
 
     def serve(self, sock: socket.socket, address: str, patience: float) -> None:
         """Serve one client until it leaves, or says nothing for so many seconds."""
-        stream = Stream(sock, Side.CLIENT)
-        self.clients.add(stream)
-        worker = Worker()
-        connection = ClientConnection(stream, address, math.inf)
-        self.gate.parked.add(connection)
-        while connection in self.gate.parked:
-            self.gate.parked.discard(connection)
-            for _ in self._http.serve(connection, worker):
-                raise AssertionError("only a worker that leads would have to pause")
-            if connection in self.gate.parked:
-                try:
-                    stream.wait_until_readable(patience)
-                except StreamError:
-                    break
-        worker.close()
-
-
-@contextlib.contextmanager
-def open_service(app: AdminApp, timeouts: Timeouts | None = None) -> Iterator[_Service]:
-    """The service, and its end."""
-    service = _Service(app, timeouts)
-    yield service
-    service.gate.close()
+        client = Client(Stream(sock, Side.CLIENT), address, math.inf, None, Pool())
+        self.clients.add(client)
+        copier, following = Copier(), PARK
+        while self.clients.put_away(client, following) is PARK:
+            following = CLOSE
+            with contextlib.suppress(StreamError):
+                client.stream.wait_until_readable(patience)
+                found = self._http.read(client)
+                following = found if isinstance(found, Next) else self._http.wait(found, copier)
+        copier.close()
 
 
 def exchange_bytes(
@@ -201,7 +178,7 @@ def exchange_bytes(
     Unless `ends`, the client keeps its sending half open.
     """
     ours, theirs = socket.socketpair()
-    with open_service(app, timeouts) as service, ours, theirs:
+    with ours, theirs:
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
             end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -210,7 +187,7 @@ def exchange_bytes(
         theirs.sendall(data)
         if ends:
             theirs.shutdown(socket.SHUT_WR)
-        service.serve(ours, "192.0.2.7", 0.02)
+        _Service(app, timeouts).serve(ours, "192.0.2.7", 0.02)
         ours.close()
         pieces = []
         while piece := theirs.recv(1 << 16):
@@ -262,30 +239,30 @@ def serve_page(app: AdminApp, port: int = 0) -> Iterator[int]:
     listener = socket.create_server(("127.0.0.1", port))
     threads: list[threading.Thread] = []
 
-    with open_service(app) as service:
+    service = _Service(app)
 
-        def serve(sock: socket.socket) -> None:
-            service.serve(sock, "127.0.0.1", 20)
-            sock.close()
+    def serve(sock: socket.socket) -> None:
+        service.serve(sock, "127.0.0.1", 20)
+        sock.close()
 
-        def accept() -> None:
-            while True:
-                try:
-                    sock, _ = listener.accept()
-                except OSError:
-                    return
-                threads.append(threading.Thread(target=serve, args=(sock,), daemon=True))
-                threads[-1].start()
+    def accept() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threads.append(threading.Thread(target=serve, args=(sock,), daemon=True))
+            threads[-1].start()
 
-        accepting = threading.Thread(target=accept, daemon=True)
-        accepting.start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
-        accepting.join(20)
-        listener.close()
-        service.clients.cut()
-        for thread in threads:
-            thread.join(20)
+    accepting = threading.Thread(target=accept, daemon=True)
+    accepting.start()
+    yield listener.getsockname()[1]
+    listener.shutdown(socket.SHUT_RDWR)
+    accepting.join(20)
+    listener.close()
+    service.clients.cut()
+    for thread in threads:
+        thread.join(20)
 
 
 def build_scene(name: str) -> Callable[[], Stats]:

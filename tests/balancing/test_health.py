@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_pkg.balancing import health
@@ -142,7 +142,6 @@ def test_probes_come_faster_while_the_state_is_in_doubt() -> None:
     assert RiseFall(is_new=True).interval(replace(CHECK, interval=0.5)) == 0.5
 
 
-@settings(deadline=None)
 @given(results=st.lists(st.booleans(), max_size=60), rise=st.integers(1, 4), fall=st.integers(1, 4))
 def test_a_state_changes_only_after_equal_results_in_a_row(
     results: list[bool], rise: int, fall: int

@@ -215,7 +215,7 @@ def test_a_long_queue_costs_little() -> None:
     each = (time.process_time() - began) / 100
 
     print(f"a look along a queue of 100: {each * 1e6:.0f} µs")
-    assert each < 0.002
+    assert each < 0.02
     for _ in range(100):
         lease.release()
         length = len(served)

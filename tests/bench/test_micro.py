@@ -118,9 +118,9 @@ def test_answer_head_that_was_never_seen(benchmark: Any, parser: MessageParser) 
 def test_forwarding_a_request_that_is_repeated(
     benchmark: Any, parser: MessageParser, forwarder: Forwarder
 ) -> None:
-    request, hop = parser.parse_request(SMALL), forwarder.build_hop("192.0.2.1", "http")
+    request, client = parser.parse_request(SMALL), forwarder.describe_client("192.0.2.1", "http")
 
-    head = benchmark(forwarder.build_request_head, request, hop, fallback_host=b"192.0.2.2:80")
+    head = benchmark(forwarder.build_request_head, request, client, b"192.0.2.2:80")
 
     assert head.startswith(b"GET /1k HTTP/1.1\r\n")
 
@@ -128,10 +128,10 @@ def test_forwarding_a_request_that_is_repeated(
 def test_forwarding_a_request_that_was_never_seen(
     benchmark: Any, parser: MessageParser, forwarder: Forwarder
 ) -> None:
-    hop = forwarder.build_hop("192.0.2.1", "http")
+    client = forwarder.describe_client("192.0.2.1", "http")
 
     def forward(request: Any) -> None:
-        forwarder.build_request_head(request, hop, fallback_host=b"192.0.2.2:80")
+        forwarder.build_request_head(request, client, b"192.0.2.2:80")
 
     benchmark.pedantic(forward, setup=each_new(BROWSER, parser.parse_request), rounds=ROUNDS)
 
@@ -184,11 +184,11 @@ def connection() -> Iterator[UpstreamConnection]:
 
 def test_pool_gives_and_takes_back(benchmark: Any, connection: UpstreamConnection) -> None:
     pool, settings = Pool(), PoolConfig(max_requests=1_000_000_000)
-    pool.checkin(connection, settings)
+    pool.checkin(connection, settings, None)
 
     def use() -> None:
-        taken = pool.checkout(connection.upstream, settings, idle_limit=60.0)
+        taken = pool.checkout(connection.upstream, settings, 60.0)
         assert taken is not None
-        pool.checkin(taken, settings)
+        pool.checkin(taken, settings, None)
 
     benchmark(use)

@@ -432,7 +432,8 @@ def test_too_few_open_files_are_told_once(a: Upstream, start: Start) -> None:
         pytest.skip("prlimit is not installed")
     atlas = start(a.table(), prefix=(prlimit, "--nofile=100:1000"))
 
-    assert "listen.max_connections = 4096 may need" in atlas.wait_for("limited to 1000")
+    told = atlas.wait_for("open files are limited to 1000")
+    assert "468 clients at once, not listen.max_connections = 4096" in told
     assert atlas.get().text == "A"
     assert atlas.count("open files") == 1
 

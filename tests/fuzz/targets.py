@@ -20,18 +20,12 @@ import h11
 from atlas_pkg.config.model import Forwarding, Limits
 from atlas_pkg.errors import ClientError, MalformedMessage, UpstreamError
 from atlas_pkg.http1 import syntax
+from atlas_pkg.http1.chunked import LAST_CHUNK, ChunkedDecoder
 from atlas_pkg.http1.fields import Fields
 from atlas_pkg.http1.forwarding import Forwarder
-from atlas_pkg.http1.framing import (
-    CHUNKED,
-    LAST_CHUNK,
-    UNTIL_CLOSE,
-    BodyKind,
-    ChunkedDecoder,
-    encode_chunk,
-)
+from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE, BodyKind
 from atlas_pkg.http1.message import MessageParser, Response
-from tests.http1.readers import ENDS_HERE, Misread, NotWhole, check_agreement
+from tests.http1.readers import ENDS_HERE, Misread, NotWhole, check_agreement, encode_chunk
 from tests.http1.samples import BASES
 from tests.wire.corpus import load_cases
 
@@ -87,7 +81,7 @@ def check_answer(data: bytes) -> None:
     head = _FORWARDER.build_response_head(response, onward, persistence=b"")
     framed = body
     if onward is CHUNKED:
-        framed = (encode_chunk(body) if body else b"") + LAST_CHUNK
+        framed = encode_chunk(body) + LAST_CHUNK
     status, got = _read_answer_with_h11(head + framed, method)
     assert (status, got) == (response.status, body), f"{head!r} {framed!r}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_pkg.http1 import framing
+from atlas_pkg.http1 import chunked
 from tests.fuzz.targets import CHUNKS, REQUEST, check, seeds
 
 
@@ -14,11 +14,11 @@ def test_no_seed_is_a_finding() -> None:
 
 
 def test_a_framing_that_is_not_checked_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def take_anything(self: framing.ChunkedDecoder, line: bytes) -> None:
+    def take_anything(self: chunked.ChunkedDecoder, line: bytes) -> None:
         self.remaining = int(line.split(b";")[0] or b"0", 16)
-        self._part = framing._Part.DATA if self.remaining else framing._Part.TRAILERS
+        self._part = chunked._Part.DATA if self.remaining else chunked._Part.TRAILERS
 
-    monkeypatch.setattr(framing.ChunkedDecoder, "_take_size", take_anything)
+    monkeypatch.setattr(chunked.ChunkedDecoder, "_take_size", take_anything)
 
     with pytest.raises(AssertionError):
         check(bytes([CHUNKS, 128]) + b"0x5\r\nhello\r\n0\r\n\r\n")

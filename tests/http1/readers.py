@@ -13,8 +13,9 @@ import h11
 import httptools
 
 from atlas_pkg.config.model import Forwarding, Limits
+from atlas_pkg.http1.chunked import LAST_CHUNK, ChunkedDecoder
 from atlas_pkg.http1.forwarding import Forwarder
-from atlas_pkg.http1.framing import LAST_CHUNK, BodyKind, ChunkedDecoder, encode_chunk
+from atlas_pkg.http1.framing import BodyKind
 from atlas_pkg.http1.message import MessageParser, Request
 
 # llhttp refuses methods that it does not know.
@@ -32,7 +33,7 @@ _LOOKALIKES = frozenset((b"contentlength", b"transferencoding"))
 
 _PARSER = MessageParser(Limits())
 _FORWARDER = Forwarder(Forwarding(x_forwarded=False, via=False))
-_HOP = _FORWARDER.build_hop("192.0.2.1", "http")
+_CLIENT = _FORWARDER.describe_client("192.0.2.1", "http")
 
 
 class Misread(Exception):
@@ -71,13 +72,18 @@ def take(data: bytes) -> tuple[Request, Reading, bytes, bytes]:
     head, rest = data[:end], data[end:]
     request = _PARSER.parse_request(head)
     body, rest = _take_body(request, rest)
-    onward = _FORWARDER.build_request_head(request, _HOP, fallback_host=b"fallback")
+    onward = _FORWARDER.build_request_head(request, _CLIENT, b"fallback")
     if request.framing.kind is BodyKind.CHUNKED:
-        onward += (encode_chunk(body) if body else b"") + LAST_CHUNK
+        onward += encode_chunk(body) + LAST_CHUNK
     else:
         onward += body
     expected = Reading(request.method, request.target, _expected_fields(head, request), body)
     return request, expected, onward, rest
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """One chunk of `data`; of none, nothing, since an empty chunk would be the last."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
 def _take_body(request: Request, rest: bytes) -> tuple[bytes, bytes]:

@@ -32,7 +32,7 @@ def test_reading_is_compared_without_the_neighbours_fields() -> None:
     assert reading.end_to_end().fields == [(b"host", b"a")]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(requests())
 def test_accepted_request_is_read_alike_by_others(data: bytes) -> None:
     try:
@@ -44,7 +44,7 @@ def test_accepted_request_is_read_alike_by_others(data: bytes) -> None:
     assert rest == b""
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(spoiled() | spoiled(requests()))
 def test_spoiled_request_is_refused_or_read_alike_by_others(data: bytes) -> None:
     try:

@@ -27,9 +27,9 @@ ADDED = {
 def forward(head: bytes, settings: Forwarding = BARE, address: str = "192.0.2.1") -> bytes:
     """Parse a request's head and build the one for the upstream; twice, for what is kept."""
     parser, forwarder = MessageParser(Limits()), Forwarder(settings)
-    hop = forwarder.build_hop(address, "http")
+    client = forwarder.describe_client(address, "http")
     heads = {
-        forwarder.build_request_head(parser.parse_request(head), hop, fallback_host=b"fallback")
+        forwarder.build_request_head(parser.parse_request(head), client, b"fallback")
         for _ in range(3)
     }
     assert len(heads) == 1

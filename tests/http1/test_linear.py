@@ -2,8 +2,9 @@
 
 Every expression of the grammar is run over texts made to make it go back and forth: long runs of
 what it repeats, cut off just before it could succeed. Only CPU time of this thread counts, the
-best of several runs, and factors are generous; what must not pass is a cost that grows with the
-square of the length, which here would be larger by some thousand times.
+best of several runs, and factors are generous; what looks too dear is measured again before it is
+told. What must not pass is a cost that grows with the square of the length, which here would be
+larger by some thousand times.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pytest
 from atlas_pkg.config.model import Limits
 from atlas_pkg.errors import ClientError, MalformedMessage
 from atlas_pkg.http1 import syntax
-from atlas_pkg.http1.framing import ChunkedDecoder
+from atlas_pkg.http1.chunked import ChunkedDecoder
 from atlas_pkg.http1.message import MessageParser
 
 # Tracing every line would be what is measured.
@@ -29,6 +30,9 @@ SMALL, LARGE = 8 * 1024, 64 * 1024
 MOST_GROWTH = 40
 # And at its large size a hostile text may cost so many times what an ordinary one does.
 MOST_FACTOR = 150
+# What looks too dear is measured so often, since others want the machine as well.
+MEASUREMENTS = 8
+
 # Below this a measurement says nothing.
 NOISE = 50e-6
 
@@ -74,17 +78,25 @@ def cost(run: Run, text: bytes) -> float:
     return max(best, NOISE)
 
 
+def is_dear(
+    run: Run, small: bytes, large: bytes, ordinary: float, *, growth: float = MOST_GROWTH
+) -> bool:
+    """Does the large text cost too much, however often it is measured?"""
+    of_small = of_large = float("inf")
+    for _ in range(MEASUREMENTS):
+        of_small, of_large = min(of_small, cost(run, small)), min(of_large, cost(run, large))
+        if of_large <= of_small * growth and of_large <= ordinary * MOST_FACTOR:
+            return False
+    return True
+
+
 def check(run: Run, prefix: bytes, seed: bytes, ordinary: float) -> list[str]:
     """Compare hostile texts with each other and with an ordinary one."""
     offences = []
     for suffix in (b"", b"\x00", b"\r\n"):
-        small = cost(run, build(prefix, seed, SMALL, suffix))
-        large = cost(run, build(prefix, seed, LARGE, suffix))
-        if large > small * MOST_GROWTH or large > ordinary * MOST_FACTOR:
-            offences.append(
-                f"{prefix!r} {seed!r} {suffix!r}: {small:.6f} s, {large:.6f} s, "
-                f"ordinary {ordinary:.6f} s"
-            )
+        small, large = (build(prefix, seed, size, suffix) for size in (SMALL, LARGE))
+        if is_dear(run, small, large, ordinary):
+            offences.append(f"{prefix!r} {seed!r} {suffix!r}: ordinary {ordinary:.6f} s")
     return offences
 
 
@@ -135,12 +147,11 @@ def test_hostile_names_cost_no_more_than_ordinary(run_length: int) -> None:
     offences = []
     for seed in NAME_SEEDS:
         line = build(b"", seed, run_length) + b":\r\n"
-        small, large = (
-            cost(run, b"\r\n" + line * max(1, size // len(line))) for size in (SMALL, LARGE)
-        )
-        is_one_line = run_length > SMALL
-        if (large > small * MOST_GROWTH and not is_one_line) or large > ordinary * MOST_FACTOR:
-            offences.append(f"{seed!r}: {small:.6f} s, {large:.6f} s, ordinary {ordinary:.6f} s")
+        small, large = (b"\r\n" + line * max(1, size // len(line)) for size in (SMALL, LARGE))
+        # Where both are the same single line, there is no growth to be seen.
+        growth = MOST_GROWTH if run_length <= SMALL else float("inf")
+        if is_dear(run, small, large, ordinary, growth=growth):
+            offences.append(f"{seed!r}: ordinary {ordinary:.6f} s")
 
     assert offences == []
 
@@ -173,11 +184,9 @@ def test_hostile_head_costs_no_more_than_an_ordinary_one(frame: bytes) -> None:
 
     offences = []
     for seed in SEEDS + NAME_SEEDS + [b"Connection: a\r\n", b"te: a\r\n", b"Cookie: a\r\n"]:
-        small, large = (
-            cost(parse, frame.replace(b"%b", build(b"", seed, size))) for size in (SMALL, LARGE)
-        )
-        if large > small * MOST_GROWTH or large > ordinary * MOST_FACTOR:
-            offences.append(f"{seed!r}: {small:.6f} s, {large:.6f} s, ordinary {ordinary:.6f} s")
+        small, large = (frame.replace(b"%b", build(b"", seed, size)) for size in (SMALL, LARGE))
+        if is_dear(parse, small, large, ordinary):
+            offences.append(f"{seed!r}: ordinary {ordinary:.6f} s")
 
     assert offences == []
 

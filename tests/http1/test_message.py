@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atlas_pkg.config.model import Limits
-from atlas_pkg.errors import ClientError, UpstreamError
+from atlas_pkg.errors import ClientError, Stage, UpstreamError
 from atlas_pkg.http1.framing import CHUNKED, NO_BODY, UNTIL_CLOSE, BodyKind, Framing
 from atlas_pkg.http1.message import MessageParser, Request, Response
 
@@ -174,4 +174,4 @@ def test_malformed_answer_is_the_upstreams_fault(head: bytes) -> None:
     with pytest.raises(UpstreamError) as caught:
         answer(head)
 
-    assert caught.value.status == 502
+    assert caught.value.stage is Stage.HEAD

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from atlas_pkg.errors import Side, StreamError
-from atlas_pkg.net.stream import Stream, set_patience, wait_until_either, wait_until_taken
+from atlas_pkg.net.stream import Stream, set_patience
 
 Pair = tuple[Stream, socket.socket]
 
@@ -212,24 +212,186 @@ def test_an_aborted_connection_is_reset(client: Pair) -> None:
         far.recv(1)
 
 
-def test_the_first_to_speak_is_told(client: Pair, upstream: Pair) -> None:
-    (client_stream, client_far), (stream, far) = client, upstream
-    assert wait_until_either(client_stream, stream, 0.02) is None
+def test_reading_now_never_waits(client: Pair) -> None:
+    stream, far = client
+    assert stream.receive_now() is None
 
-    client_far.send(b"!")
-    client_stream.wait_until_readable(20.0)
-    assert wait_until_either(client_stream, stream, 20.0) is client_stream
-
-    far.send(b"!")
+    far.send(b"hello")
     stream.wait_until_readable(20.0)
-    assert wait_until_either(client_stream, stream, 20.0) is stream  # the second wins a tie
+    assert stream.receive_now() == b"hello"
+    assert stream.receive_now() is None
+
+    far.close()
+    stream.wait_until_readable(20.0)
+    assert stream.receive_now() == b""
 
 
-def test_an_upstream_that_answers_early_is_noticed_before_more_is_sent(upstream: Pair) -> None:
-    stream, far = upstream
-    assert wait_until_taken(stream, 20.0)
+def test_reading_now_tells_that_the_connection_has_broken(client: Pair) -> None:
+    stream, far = client
+    reset(far)
+    stream.wait_until_readable(20.0)
+
+    with pytest.raises(StreamError) as caught:
+        stream.receive_now()
+
+    assert caught.value.side is Side.CLIENT
+
+
+def test_writing_now_returns_what_does_not_fit(client: Pair) -> None:
+    stream, far = client
+    data = bytes(range(256)) * 80_000
+
+    assert stream.send_now(b"hello") == b""
+    rest = stream.send_now(data)
+
+    assert far.recv(5) == b"hello"
+    assert 0 < len(rest) < len(data)
+    assert data.endswith(rest)
+
+
+def test_a_failure_to_write_now_is_met_again_by_who_sends_the_rest(client: Pair) -> None:
+    stream, far = client
+    reset(far)
+    stream.wait_until_readable(20.0)
+
+    assert stream.send_now(b"answer") == b"answer"
+
+    with pytest.raises(StreamError) as caught:
+        stream.send(b"answer", 20.0)
+    assert caught.value.side is Side.CLIENT
+
+
+def test_what_the_other_side_says_goes_first_where_it_is_heeded(
+    client: Pair, upstream: Pair
+) -> None:
+    (client_stream, client_far), (stream, far) = client, upstream
+    client_far.send(b"body")
+    assert client_stream.wait_until_readable(20.0, stream, heeds_other=True)
 
     far.send(b"413")
     stream.wait_until_readable(20.0)
 
-    assert not wait_until_taken(stream, 20.0)
+    assert not client_stream.wait_until_readable(20.0, stream, heeds_other=True)
+
+
+@pytest.mark.parametrize("word", [b"413", b""])
+def test_waiting_ends_when_the_other_side_speaks_or_ends(
+    word: bytes, client: Pair, upstream: Pair
+) -> None:
+    (client_stream, _), (stream, far) = client, upstream
+    later = threading.Timer(0.1, far.send if word else far.close, (word,) if word else ())
+    later.start()
+
+    assert not client_stream.wait_until_readable(20.0, stream, heeds_other=True)
+    later.join()
+
+
+def test_an_upstream_that_answers_early_is_noticed_before_more_is_sent(upstream: Pair) -> None:
+    stream, far = upstream
+    assert stream.wait_until_writable(20.0, heeds_input=True)
+
+    far.send(b"413")
+    stream.wait_until_readable(20.0)
+
+    assert not stream.wait_until_writable(20.0, heeds_input=True)
+    assert stream.wait_until_writable(20.0)  # who does not heed it may go on
+
+
+def test_what_had_arrived_is_found_after_the_end_of_receiving(client: Pair) -> None:
+    stream, far = client
+    far.send(b"last words")
+    stream.wait_until_readable(20.0)
+
+    stream.end_receiving()
+
+    assert stream.receive(20.0) == b"last words"
+    assert stream.receive(20.0) == b""
+
+
+def test_the_end_of_receiving_wakes_whoever_waits(client: Pair) -> None:
+    stream, far = client
+    later = threading.Timer(0.1, stream.end_receiving)
+    later.start()
+
+    assert stream.receive(20.0) == b""
+    later.join()
+    stream.send(b"still heard", 20.0)
+    assert far.recv(99) == b"still heard"
+
+
+def test_the_end_of_sending_is_the_end_of_input_over_there(client: Pair) -> None:
+    stream, far = client
+    stream.send(b"last", 20.0)
+
+    stream.end_sending()
+
+    assert far.recv(99) + far.recv(99) == b"last"
+    far.send(b"and back")
+    assert stream.receive(20.0) == b"and back"
+
+
+def test_many_parts_leave_as_one(client: Pair) -> None:
+    stream, far = client
+    parts = [b"%d," % number for number in range(3000)]  # more than the kernel takes in one call
+    reading = far.makefile("rb")
+
+    stream.send_parts(parts[:3], 20.0)
+    stream.send_parts(parts, 20.0)
+    stream.end_sending()
+
+    assert reading.read() == b"".join(parts[:3] + parts)
+    reading.close()
+
+
+def test_parts_are_all_sent_however_slowly_they_are_read(client: Pair) -> None:
+    stream, far = client
+    parts = [bytes([number]) * 100_000 for number in range(100)]
+    received = bytearray()
+
+    def read() -> None:
+        while piece := far.recv(100_000):
+            received.extend(piece)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    stream.send_parts(parts, 20.0)
+    stream.end_sending()
+    reading.join(20)
+
+    assert received == b"".join(parts)
+
+
+def test_an_end_is_told_from_something_still_to_be_read(client: Pair) -> None:
+    stream, far = client
+    assert not stream.has_ended()
+
+    far.send(b"!")
+    stream.wait_until_readable(20.0)
+    far.close()
+    assert not stream.has_ended()
+
+    stream.receive(20.0)
+    stream.wait_until_readable(20.0)
+    assert stream.has_ended()
+
+
+def test_the_grace_of_a_client_is_what_it_is_given(client: Pair, upstream: Pair) -> None:
+    (client_stream, far), (stream, _) = client, upstream
+    client_stream.client_gone = 0.0
+    far.close()
+
+    with pytest.raises(StreamError) as caught:
+        stream.receive(20.0, client_stream)
+
+    assert caught.value.side is Side.CLIENT
+
+
+def test_without_blocking_no_call_waits(client: Pair) -> None:
+    stream, _ = client
+    stream.stop_blocking()
+
+    with pytest.raises(StreamError) as caught:
+        stream.receive(0.0)
+
+    assert caught.value.timed_out
+    assert stream.receive_now() is None

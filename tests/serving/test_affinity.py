@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from atlas_pkg.balancing.lease import ANYWHERE, Affinity
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import Config, Forwarding, Routing, Sticky, UpstreamConfig
 from atlas_pkg.http1.message import Request
 from atlas_pkg.serving.generation import Generation
@@ -36,8 +37,15 @@ def read(
 ) -> Affinity:
     head = "\r\n".join([line, "Host: h", *fields, "", ""]).encode()
     request: Request = generation.parser.parse_request(head)
-    hop = generation.forwarder.build_hop(by, "http")
-    return generation.affinity.read(request, hop)
+    client = generation.forwarder.describe_client(by, "http")
+    if generation.affinity is None:  # nothing ties anybody to an upstream
+        return ANYWHERE
+    return generation.affinity.read(request, client)
+
+
+def mark(generation: Generation, affinity: Affinity, upstream: Upstream) -> bytes:
+    assert generation.affinity is not None
+    return generation.affinity.mark(affinity, upstream)
 
 
 def key(generation: Generation, *fields: str, **more: str) -> bytes:
@@ -45,8 +53,8 @@ def key(generation: Generation, *fields: str, **more: str) -> bytes:
 
 
 def test_without_hashes_and_cookies_nothing_is_looked_at() -> None:
-    assert read(build("round_robin"), "Cookie: atlas=x") is ANYWHERE
-    assert read(build("least_connections", hash_on="path")) is ANYWHERE
+    assert build("round_robin").affinity is None
+    assert build("least_connections", hash_on="path").affinity is None
 
 
 def test_the_client_is_known_by_its_address() -> None:
@@ -102,14 +110,14 @@ def test_a_cookie_is_hashed_in_the_case_of_its_name() -> None:
 def test_a_cookie_of_ours_names_its_upstream(strategy: str) -> None:
     generation = build(strategy, sticky=Sticky(secret="s"))
     b = generation.balancer.by_name["b"]
-    line = generation.affinity.mark(ANYWHERE, b).decode().rstrip()
+    line = mark(generation, ANYWHERE, b).decode().rstrip()
     cookie = line.removeprefix("Set-Cookie: ").partition(";")[0]
 
     found = read(generation, f"Cookie: x=1; {cookie}")
 
     assert found.sticky is b
-    assert generation.affinity.mark(found, b) == b""
-    assert generation.affinity.mark(found, generation.balancer.by_name["a"]).startswith(b"Set-")
+    assert mark(generation, found, b) == b""
+    assert mark(generation, found, generation.balancer.by_name["a"]).startswith(b"Set-")
 
 
 @pytest.mark.parametrize("cookie", ["atlas=b", "atlas=", "atlas", "b", "atlas=AAAA; atlas=BBBB"])
@@ -120,7 +128,7 @@ def test_a_forged_cookie_names_nobody(cookie: str) -> None:
 def test_without_sticky_sessions_no_answer_is_marked() -> None:
     generation = build()
 
-    assert generation.affinity.mark(ANYWHERE, generation.balancer.upstreams[0]) == b""
+    assert mark(generation, ANYWHERE, generation.balancer.upstreams[0]) == b""
 
 
 def test_a_secret_that_was_made_up_is_handed_on_to_the_next_generation() -> None:
@@ -129,5 +137,5 @@ def test_a_secret_that_was_made_up_is_handed_on_to_the_next_generation() -> None
     other = build("round_robin", sticky=Sticky())
     a = first.balancer.by_name["a"]
 
-    assert first.affinity.mark(ANYWHERE, a) == second.affinity.mark(ANYWHERE, a)
-    assert first.affinity.mark(ANYWHERE, a) != other.affinity.mark(ANYWHERE, a)
+    assert mark(first, ANYWHERE, a) == mark(second, ANYWHERE, a)
+    assert mark(first, ANYWHERE, a) != mark(other, ANYWHERE, a)

@@ -1,4 +1,4 @@
-"""Bytes from one socket to another, one way and both ways."""
+"""Bytes both ways between two connections."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from atlas_pkg.net.relay import Relay, Tunnel
 
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
+from atlas_pkg.net.tunnel import Tunnel
 
 
 @dataclass
@@ -49,12 +49,6 @@ def read_all(sock: socket.socket, count: int) -> bytes:
     return bytes(received)
 
 
-def copy(line: Line, count: int, timeout: float = 20.0) -> None:
-    Relay().copy(
-        line.near_upstream, line.near_client, count, read_timeout=timeout, write_timeout=timeout
-    )
-
-
 class Running(threading.Thread):
     """Runs a tunnel; `error` is what ended it, if not both sides."""
 
@@ -69,45 +63,6 @@ class Running(threading.Thread):
             self._tunnel.run()
         except StreamError as error:
             self.error = error
-
-
-@pytest.mark.parametrize("count", [1, 262_144, 3_000_000])
-def test_exactly_so_many_bytes_are_moved(count: int, line: Line) -> None:
-    data = bytes(range(256)) * (count // 256 + 1)
-    writing = threading.Thread(target=line.upstream.sendall, args=(data[:count] + b"more",))
-    received: list[bytes] = []
-    reading = threading.Thread(target=lambda: received.append(read_all(line.client, count)))
-    writing.start()
-    reading.start()
-
-    copy(line, count)
-    writing.join(20)
-    reading.join(20)
-
-    assert received == [data[:count]]
-    assert line.near_upstream.receive(20.0) == b"more"
-
-
-def test_input_that_ends_early_is_a_failure_of_its_side(line: Line) -> None:
-    line.upstream.sendall(b"half")
-    line.upstream.close()
-
-    with pytest.raises(StreamError) as caught:
-        copy(line, 8)
-
-    assert (caught.value.side, caught.value.timed_out) == (Side.UPSTREAM, False)
-    assert line.client.recv(9) == b"half"
-
-
-def test_input_that_stalls_is_a_failure_in_time(line: Line) -> None:
-    line.upstream.sendall(b"half")
-    began = time.monotonic()
-
-    with pytest.raises(StreamError) as caught:
-        copy(line, 8, 0.2)
-
-    assert (caught.value.side, caught.value.timed_out) == (Side.UPSTREAM, True)
-    assert time.monotonic() - began < 5
 
 
 def test_a_tunnel_carries_both_ways_and_ends_with_both(line: Line) -> None:
@@ -190,14 +145,13 @@ def test_a_side_that_does_not_read_leaves_the_other_way_open(line: Line) -> None
     line.upstream.settimeout(0.2)
     with pytest.raises(TimeoutError):  # nobody reads it: sooner or later no more fits
         line.upstream.sendall(b"x" * 100_000_000)
+    line.upstream.settimeout(20)
 
-    began = time.monotonic()
     for number in range(50):
         word = b"%03d" % number
         line.client.sendall(word)
         assert read_all(line.upstream, 3) == word
 
-    assert time.monotonic() - began < 2
     line.client.close()
     line.upstream.close()
     tunnel.join(20)
