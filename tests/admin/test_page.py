@@ -471,7 +471,7 @@ def test_an_exchange_is_told_in_words(tmp_path: Path) -> None:
         "head 10, choice 20, connect 5.0 (reused), wait 60, body 5.0 ms; client 192.0.2.7",
         "least_connections chose green : strategy, after slow start",
         "green chosen; 1 in flight / weight 1 = 1.00",
-        "left out: slow start: spared this time",
+        "left out: slow start: skipped this time",
         "blue left out: down: status 500",
         "others 480 down, 2 full",
         "Failed attempts: red (connect)",

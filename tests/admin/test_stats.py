@@ -31,6 +31,7 @@ def build_report(
         connections=7,
         connections_limit=4096,
         queue=2,
+        for_threads=0,
         upstreams=list(upstreams),
         reloads={"success": 2, "failure": 0},
         last_reload=None,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from atlas_pkg.control.board import Change
-
 from atlas_pkg.balancing.upstream import AdminState
 from atlas_pkg.control.overrides import (
     NO_OVERRIDES,
+    Change,
     Explain,
     Override,
     Overrides,
@@ -16,8 +15,8 @@ from atlas_pkg.control.overrides import (
 )
 from atlas_pkg.observing.tracer import Asking
 
-A = ("a", "192.0.2.1", 80)
-B = ("b", "192.0.2.2", 80)
+A = ("a", "192.0.2.1", 80, "default")
+B = ("b", "192.0.2.2", 80, "default")
 
 
 def test_at_first_nothing_is_said() -> None:

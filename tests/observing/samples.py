@@ -50,6 +50,7 @@ def build_process(upstreams: Iterable[UpstreamNow] = ()) -> ProcessStats:
         connections=7,
         connections_limit=4096,
         queue=2,
+        for_threads=0,
         upstreams=list(upstreams),
         reloads={"success": 2, "failure": 0},
         last_reload={"time": 0.0, "ok": True, "error": "", "generation": 3},

@@ -65,7 +65,8 @@ class Ends:
     ) -> Client:
         """A client on this end of a connection."""
         set_patience(ours, receive=0.02, send=0.02)
-        client = Client(Stream(ours, Side.CLIENT), "192.0.2.7", deadline, lane, Pool())
+        client = Client(Stream(ours, Side.CLIENT), "192.0.2.7", 75.0, lane, Pool())
+        client.deadline = deadline
         clients.add(client)
         return client
 
