@@ -68,8 +68,8 @@ class Scene:
             self.client = socket.create_connection(entrance.getsockname(), PATIENCE)
             ours, _ = entrance.accept()
         ours.settimeout(None)
-        stream = Stream(ours, Side.CLIENT)
-        client = Client(stream, "192.0.2.7", float("inf"), self.lane, self.lane.pool)
+        self._stream = Stream(ours, Side.CLIENT)
+        client = Client(self._stream, "192.0.2.7", float("inf"), self.lane, self.lane.pool)
         clients.add(client)
         clients.put_away(client, PARK)
 
@@ -89,8 +89,8 @@ class Scene:
             received += self.client.recv(65_536)
 
     def close(self) -> None:
-        for sock in (self.client, self.upstream):
-            sock.close()
+        for end in (self.client, self.upstream, self._stream, self.lane.pool):
+            end.close()
 
 
 @pytest.fixture
