@@ -144,4 +144,5 @@ class Clients:
 
 def _is_between_requests(client: Client) -> bool:
     """Has it been answered, and says nothing new? To be asked by its owner."""
-    return not (client.head_since or client.is_lingering or client.stream.is_readable())
+    stream = client.stream
+    return not (client.head_since or client.is_lingering or stream.buffered or stream.is_readable())
