@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_pkg.errors import ClientGone
 from atlas_pkg.http1.chunked import LAST_CHUNK, ChunkedDecoder
 from atlas_pkg.serving.lane import HAS_EPOLL
 from tests.http1.readers import encode_chunk
@@ -151,4 +154,22 @@ def test_a_bad_request_is_answered_by_the_lane() -> None:
 
     assert scene.read(b"\n").startswith(b"HTTP/1.1 400 ")
     assert scene.handed_over == 0
+    scene.close()
+
+
+def test_a_client_that_has_closed_its_sending_half_hears_an_answer_that_goes_on() -> None:
+    # Its grace counts from the last piece: the road waits for each piece anew.
+    scene = Scene()
+    scene.ask()
+    scene.client.shutdown(socket.SHUT_WR)
+    scene.answer(b"HTTP/1.1 200 OK\r\n\r\n")
+    (exchange,) = scene.lane._awaited.values()
+    timeouts = exchange.generation.config.timeouts
+    now = time.monotonic()
+    assert exchange.find_loss(now) is None
+
+    scene.answer(b"one more piece")
+
+    assert exchange.find_loss(now + timeouts.client_gone + 1) is None
+    assert isinstance(exchange.find_loss(now + 2 * timeouts.client_gone + 2), ClientGone)
     scene.close()
