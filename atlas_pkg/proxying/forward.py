@@ -131,6 +131,7 @@ class Proxy:
         if body.bulk >= SPLICE_FROM or (body.most is None and len(data) == RECEIVE_BYTES):
             return WAIT
         exchange.deadline = time.monotonic() + exchange.generation.config.timeouts.upstream_body
+        exchange.client_left_at = 0.0
         return AWAIT
 
     def _obtain(self, exchange: Exchange) -> Response | None:

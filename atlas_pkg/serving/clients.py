@@ -62,7 +62,7 @@ class Clients:
             following = self._finish(client)
         elif following is PARK and not (client.head_since or client.is_lingering):
             client.deadline = time.monotonic() + client.idle_limit
-            if self.is_draining and client.stream.is_silent():
+            if self.is_draining and _is_between_requests(client):
                 following = CLOSE
         if following is PARK:
             if client.lane is not None:
@@ -146,4 +146,6 @@ class Clients:
 
 def _is_between_requests(client: Client) -> bool:
     """Has it been answered, and says nothing new? For others than its owner that is a hint."""
-    return not (client.head_since or client.is_lingering) and client.stream.is_silent()
+    if client.head_since or client.is_lingering or client.stream.buffered:
+        return False
+    return client.stream.is_silent()

@@ -136,7 +136,8 @@ class Frontend:
         except Exception:
             # Whatever went wrong, it costs this client and not the thread.
             log.exception("serving failed; the client's connection is closed")
-        self._clients.put_away(exchange.client, following)
+        finally:
+            self._clients.put_away(exchange.client, following)
 
     def _serve(self, client: Client) -> None:
         """Serve a client from its first request to its last, in a thread of its own: the road."""

@@ -81,11 +81,12 @@ class Threads:
         """See to it that somebody is idle, if that is possible."""
         with self._lock:
             is_full = not self._idle and self._running >= self._most
-            if not self._idle and not is_full:
-                self._idle += 1
-                self._running += 1
-                threading.Thread(target=self._run, name="waiting", daemon=True).start()
-        if is_full:
+            is_short = not self._idle and not is_full
+            self._idle += is_short
+            self._running += is_short
+        if is_short:
+            threading.Thread(target=self._run, name="waiting", daemon=True).start()
+        elif is_full:
             self._throttle.write(
                 logging.WARNING,
                 "full",

@@ -168,7 +168,9 @@ def test_while_draining_one_between_two_requests_is_closed(ends: Ends) -> None:
     assert theirs.recv(1) == b""
 
 
-@pytest.mark.parametrize("sign", ["half a head", "a request", "lingering"])
+@pytest.mark.parametrize(
+    "sign", ["half a head", "a request", "a request that was read", "lingering"]
+)
 def test_while_draining_one_that_is_heard_waits_on(sign: str, ends: Ends) -> None:
     ends.clients.is_draining = True
     client, theirs = ends.make()
@@ -176,6 +178,8 @@ def test_while_draining_one_that_is_heard_waits_on(sign: str, ends: Ends) -> Non
         client.head_since = NOW
     elif sign == "lingering":
         client.is_lingering = True
+    elif sign == "a request that was read":
+        client.stream.buffered = b"GET / HTTP/1.1\r\n"
     else:
         theirs.send(b"GET / HTTP/1.1\r\n")
         wait_for_input(client)
