@@ -48,7 +48,7 @@ WORDS |= {"rate", "increase", "changes", "absent", "histogram_quantile"}
 UP = "up"
 TARGET_LABELS = {"job", "instance"}
 
-MOST_BYTES = 200 * 1024
+MOST_BYTES = 256 * 1024
 
 
 def alerts() -> dict[str, str]:

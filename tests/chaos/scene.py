@@ -12,6 +12,7 @@ a client hears beyond the exceptions is a fault of Atlas:
 from __future__ import annotations
 
 import random
+import re
 import signal
 import sys
 import threading
@@ -202,8 +203,9 @@ def play(folder: Path, seconds: float, *, seed: int) -> Figures:
                 figures.succeeded |= heard.succeeded
             figures.shares = _shares_afterwards(atlas)
             atlas.send_signal(signal.SIGUSR1)
-            for name in NAMES:
-                atlas.wait_for(f"upstream {name}: weight 1, 0 in flight, ready, up, breaker closed")
+            for name in NAMES:  # up, weight 1, nothing in flight
+                row = re.compile(rf"atlas: {name} +\S+ +up(, status 200)? +1 +0 ")
+                wait_until(lambda row=row: row.search(atlas.log), f"{name} to be well")  # type: ignore[misc]
             figures.log = atlas.log
     for patient in patients:
         figures.delivered.update(patient.delivered)
