@@ -113,7 +113,7 @@ def show_death(atlas: support.Atlas, admin: Admin) -> None:
     print("    " + atlas.wait_until_said("upstream two is down: connect refused"))
     admin.wait_until_metric('atlas_upstream_up{upstream="two"}', 0)
     metrics = admin.read_metrics()
-    failures = metrics['atlas_upstream_failures_total{upstream="two",reason="connect"}']
+    failures = metrics['atlas_upstream_failures_total{upstream="two",reason="connect-failed"}']
     support.expect(
         "as many retries as failures", failures, metrics['atlas_retries_total{upstream="two"}']
     )

@@ -24,7 +24,7 @@ import pytest
 from tests.toolkit import ROOT, find_program
 
 EXAMPLE = ROOT / "examples" / "monitoring"
-PAGES = [ROOT / "README.md", EXAMPLE / "README.md"]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/**/README.md"))]
 PORTS = ("8080", "9191", "3001", "3002", "3003")
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
