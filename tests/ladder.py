@@ -59,9 +59,7 @@ def rank_rooms(imports: dict[str, set[str]]) -> dict[str, int]:
     ranks: dict[str, int] = {}
     while len(ranks) < len(imports):
         ready = [
-            room
-            for room, others in imports.items()
-            if room not in ranks and others <= ranks.keys()
+            room for room, others in imports.items() if room not in ranks and others <= ranks.keys()
         ]
         if not ready:
             raise ValueError(f"these import each other: {sorted(imports.keys() - ranks.keys())}")
