@@ -355,7 +355,7 @@ def test_the_reference_has_the_tables_and_no_secret() -> None:
 
     assert "#interval = 10.0 " in text
     assert '#expect = "200-399"' in text
-    assert '#secret = ""\n' in text
+    assert '#secret = "" ' in text
 
 
 @pytest.mark.parametrize(
