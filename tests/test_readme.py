@@ -1,14 +1,17 @@
-"""The README tells the truth: its tables, its links, and the commands it gives.
+"""The READMEs tell the truth: their tables, their links, and the commands they give.
 
-The reference of the configuration is compared with the dataclasses, the list of what is missing
-with what the configuration refuses, the rooms with the files. The commands are run as they stand,
-in a copy of the project whose `.venv/bin/python` is the interpreter of the tests.
+What is missing is compared with what the configuration refuses, what happens on failures with the
+failure table, each room's page with its files and locks, the ladder and the learner's hour with the
+code. The commands are run as they stand, in a copy of the project whose `.venv/bin/python` is the
+interpreter of the tests. Those that take minutes are marked in the page, and only asked for
+`--help`; sessions that depend on one another are in `functional/test_monitoring_walkthrough.py`.
 
-`python -m tests.test_readme` writes the reference into the README anew.
+`python -m tests.ladder --write` and `python -m tests.config.reference` write what is out of date.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import re
@@ -22,24 +25,35 @@ from pathlib import Path
 
 import pytest
 
+from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.config import loader, model
-from tests.config import reference
-from tests.toolkit import Atlas, wait_until
+from atlas_pkg.serving.failures import FAILURES
+from tests import ladder
+from tests.config.reference import entries
+from tests.toolkit import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
-PAGES = [README, *sorted(ROOT.glob("examples/*/README.md"))]
+CODE_README = ROOT / "atlas_pkg" / "README.md"
+TESTS_README = ROOT / "tests" / "README.md"
+PAGES = [README, *sorted(ROOT.glob("[!.]*/**/README.md"))]
+ROOMS = sorted(path.parent for path in ROOT.glob("atlas_pkg/*/README.md"))
+
+# Sessions, in which one command needs the others: those are typed into a shell elsewhere.
+SESSIONS = sorted(ROOT.glob("examples/*/README.md"))
 
 LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`]+)`")
 
-TIME_LIMIT = 30.0
+# A block of commands, and whether a remark before it says that they take long.
+MARKED = re.compile(r"(<!--[^>]*--help -->\n\n)?^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+TIME_LIMIT = 50.0  # some commands load a lot of Python, on a machine that may be busy
 
 
-def section(title: str) -> str:
+def section(title: str, page: Path = README) -> str:
     """Return what stands between a heading and the next one of any level."""
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     found = re.search(
         rf"^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)", BLOCK.sub("", text), re.MULTILINE | re.DOTALL
     )
@@ -47,15 +61,21 @@ def section(title: str) -> str:
     return found[1]
 
 
-def rows(title: str) -> list[list[str]]:
-    """Return the cells of the table under a heading, without its head."""
-    lines = [line for line in section(title).splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+def rows(title: str, page: Path = README) -> list[list[str]]:
+    """Return the cells of the tables under a heading, without their heads."""
+    found: list[list[str]] = []
+    for line in section(title, page).splitlines():
+        cells = [cell.strip() for cell in line.removesuffix("|")[1:].split("|")]
+        if re.fullmatch(r"[|: -]+", line):
+            found.pop()  # what stands above it is a head
+        elif line.startswith("|"):
+            found.append(cells)
+    return found
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: Path = README) -> list[str]:
     """Return the code blocks of one language."""
-    text = README.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
     return [body for name, body in BLOCK.findall(text) if name == language]
 
 
@@ -67,17 +87,41 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_reference_is_that_of_the_dataclasses() -> None:
-    text = README.read_text(encoding="utf-8")
-
-    assert reference.REFERENCE.search(text)
-    assert text == reference.write_table(text), "run: python -m tests.test_readme"
+def test_readme_is_no_longer_than_a_reader_has_patience_for() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 310
 
 
 def test_what_is_missing_is_what_the_configuration_refuses() -> None:
-    reserved = [key for row in rows("What it does not do yet") for key in CODE.findall(row[1])]
+    reserved = [key for row in rows("What it does not do, and why") for key in CODE.findall(row[1])]
 
     assert sorted(reserved) == sorted(model.NOT_YET)
+
+
+def test_keys_that_are_shown_exist() -> None:
+    places = {entry.place for entry in entries()}
+    shown = [key for row in rows("What it can do") for key in CODE.findall(row[1])]
+    tables = {key.strip("[]") for key in shown if key.startswith("[")}
+    keys = {key for key in shown if re.fullmatch(r"[a-z_]+\.[a-z_]+", key)}
+
+    assert keys <= places
+    assert tables <= {place.partition(".")[0] for place in places}
+
+
+def test_every_strategy_is_shown() -> None:
+    shown = {text.strip('"') for row in rows("What it can do") for text in CODE.findall(row[2])}
+
+    assert set(STRATEGIES) <= shown
+
+
+def test_what_fails_is_told_as_the_failure_table_has_it() -> None:
+    told = {row[2].strip("`"): row for row in rows("When something fails") if len(row) == 4}
+
+    assert list(told) == [end.value for end in FAILURES]
+    for end, failure in FAILURES.items():
+        row = told[end.value]
+        assert bool(row[3]) == failure.reaches_breaker, row
+        if failure.status and not (failure.closes and failure.reaches_breaker):
+            assert str(failure.status) in row[1], row
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -94,35 +138,116 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert broken == []
 
 
-def test_every_room_is_listed_once_and_exists() -> None:
-    listed = [link for row in rows("The rooms") for link in LINK.findall(row[0])]
-    existing = {
-        path.relative_to(ROOT).as_posix()
-        for path in (ROOT / "atlas_pkg").rglob("*.py")
-        if not path.name.startswith("__")
-    }
+def test_every_page_can_be_reached_from_the_first() -> None:
+    found, waiting = {README}, [README]
+    while waiting:
+        page = waiting.pop()
+        for link in LINK.findall(page.read_text(encoding="utf-8")):
+            target = (page.parent / link.partition("#")[0]).resolve()
+            if target.name == "README.md" and target not in found:
+                found.add(target)
+                waiting.append(target)
+
+    assert found == set(PAGES)
+
+
+# The code's own pages
+
+
+def test_every_room_has_a_page() -> None:
+    folders = [path.parent for path in ROOT.glob("atlas_pkg/*/__init__.py")]
+
+    assert sorted(folders) == ROOMS
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_lists_its_files_once_each(room: Path) -> None:
+    text = (room / "README.md").read_text(encoding="utf-8")
+    head = text.partition("**Locks.**")[0]
+    listed = [link for row in head.splitlines() if row[:1] == "|" for link in LINK.findall(row)]
+    existing = [
+        path.relative_to(room).as_posix()
+        for path in room.rglob("*.*")
+        if path.suffix in {".py", ".html", ".css", ".js"} and path.name != "__init__.py"
+    ]
 
     assert sorted(listed) == sorted(existing)
 
 
-def test_every_example_is_listed() -> None:
-    linked = set(LINK.findall(section("Examples")))
+@pytest.mark.parametrize("room", ROOMS, ids=lambda room: room.name)
+def test_a_room_tells_its_promise_its_locks_and_what_it_leaves_to_others(room: Path) -> None:
+    text = (room / "README.md").read_text(encoding="utf-8")
+    locks = text.partition("**Locks.**")[2].partition("**What it does not do.**")[0]
+    with_locks = {
+        path.name
+        for path in room.rglob("*.py")
+        if re.search(r"threading\.(?:R?Lock|Condition)\(\)", path.read_text(encoding="utf-8"))
+    }
 
-    assert {page.relative_to(ROOT).as_posix() for page in PAGES[1:]} <= linked
+    assert "**Promise.**" in text
+    assert "**What it does not do.**" in text
+    assert set(re.findall(r"`(\w+\.py)`", locks)) == with_locks
+    about_itself = text.partition("\n## ")[0]
+    assert 20 <= len(about_itself.splitlines()) <= 45
+
+
+def test_the_ladder_and_the_size_of_the_hour_are_those_of_the_code() -> None:
+    page = CODE_README.read_text(encoding="utf-8")
+
+    assert ladder.LADDER.search(page)
+    assert ladder.SUM.search(page)
+    assert page == ladder.write_page(page), "run: python -m tests.ladder --write"
+
+
+def test_the_hour_is_one() -> None:
+    page = CODE_README.read_text(encoding="utf-8")
+    stops = ladder.read_hour(page)
+    lines, words = ladder.measure_hour(page)
+
+    assert sum(stop.minutes for stop in stops) == 60
+    assert all(stop.question.endswith((".", "?")) for stop in stops)
+    assert lines <= 2500
+    assert words <= 8000
 
 
 def test_glossary_is_in_order_and_has_the_words_of_the_code() -> None:
-    words = [row[0] for row in rows("Glossary")]
+    words = [row[0] for row in rows("Glossary", CODE_README)]
 
     assert words == sorted(words)
     assert {"exchange", "lease", "generation", "deadline", "pool", "app", "lane"} <= set(words)
 
 
-def test_learners_hour_has_sixty_minutes() -> None:
-    assert sum(int(row[0]) for row in rows("How to read the code")) == 60
+def test_places_where_something_is_decided_exist() -> None:
+    named = [
+        path
+        for row in rows("Where is it decided ...?", CODE_README)
+        for path in re.findall(r"`([\w/]+(?:\.py|/))`", row[1])
+    ]
+
+    assert named
+    assert [path for path in named if not (ROOT / "atlas_pkg" / path).exists()] == []
 
 
-@pytest.mark.parametrize("block", blocks("toml"))
+def test_every_test_that_is_named_exists() -> None:
+    named = set(re.findall(r"`([\w/]+\.py)::(test_\w+)`", TESTS_README.read_text(encoding="utf-8")))
+    missing = [f"{file}::{name}" for file, name in sorted(named) if not is_test(file, name)]
+
+    assert len(named) > 100
+    assert missing == []
+
+
+def is_test(file: str, name: str) -> bool:
+    path = ROOT / "tests" / file
+    if not path.exists():
+        return False
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.walk(tree))
+
+
+# Configurations and commands
+
+
+@pytest.mark.parametrize("block", [block for page in PAGES for block in blocks("toml", page)])
 def test_configurations_are_valid(block: str) -> None:
     loader.parse_config(block.encode(), Path("README.md"), environ={"ATLAS_TOKEN": "secret"})
 
@@ -163,10 +288,11 @@ def serving(command: str, folder: Path) -> Iterator[int]:
 
 
 def run_line(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run one line in a shell, as it was typed."""
+    """Run one line in a shell, as it was typed by somebody who runs no tests."""
     return subprocess.run(
         ["/bin/sh", "-c", line],
         cwd=folder,
+        env={name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")},
         capture_output=True,
         text=True,
         timeout=TIME_LIMIT,
@@ -174,14 +300,27 @@ def run_line(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def command_blocks() -> list[tuple[Path, str, bool]]:
+    """Every block of commands outside of sessions: its page, itself, and whether it takes long."""
+    return [
+        (page, block, bool(mark))
+        for page in PAGES
+        if page not in SESSIONS
+        for mark, block in MARKED.findall(page.read_text(encoding="utf-8"))
+    ]
+
+
 def is_run_elsewhere(line: str) -> bool:
-    """Is this the test command itself, an example's demo, or one that a test below runs?"""
-    others = ("python3 -m tests", "python3 -m venv", "curl ")
-    return line.startswith(others) or line.endswith("/demo.py")
+    """Is this the test command itself, or one that a test below runs?"""
+    return line == "python3 -m tests" or line.startswith("python3 -m venv")
 
 
-@pytest.mark.parametrize("block", blocks("sh"), ids=lambda block: block[:50].split("\n")[0])
-def test_commands_run(block: str, project: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "block", "takes_long"),
+    command_blocks(),
+    ids=lambda value: value[:50].split("\n")[0] if isinstance(value, str) else "",
+)
+def test_commands_run(page: Path, block: str, takes_long: bool, project: Path) -> None:
     for line in block.splitlines():
         if is_run_elsewhere(line):
             continue
@@ -189,15 +328,20 @@ def test_commands_run(block: str, project: Path) -> None:
             with serving(line, project) as port:
                 assert port
             continue
+        if takes_long:
+            line += " --help"
+        elif " -m pytest " in line:
+            line += " --collect-only"  # it is part of the suite, or left out of it on purpose
+        if line.startswith("python3 -m tests"):
+            line = line.replace("python3", ".venv/bin/python", 1)  # it would make an environment
 
         done = run_line(line, project)
 
-        assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"{page}: {line}\n{done.stdout}{done.stderr}"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_demo_answers_as_shown(project: Path) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
     first = blocks("sh")[0]
     found = re.search(r"\{ (.+) & (curl .+); \}", first)
     assert found is not None
@@ -207,31 +351,6 @@ def test_the_demo_answers_as_shown(project: Path) -> None:
         answer = run_line(ask.replace("8080", str(port)), project)
 
     assert answer.stdout == blocks("text")[0]
-
-
-def test_the_admin_address_answers_as_shown(tmp_path: Path) -> None:
-    if shutil.which("curl") is None:
-        pytest.skip("curl is not installed")
-    lines = [line for line in "".join(blocks("sh")).splitlines() if line.startswith("curl ")]
-    path = tmp_path / "atlas.toml"
-    text = "".join(blocks("toml")[:2]).replace("port = 8080", "port = 0")
-    path.write_text(text.replace("port = 9090", "port = 0"), encoding="utf-8")
-
-    with Atlas(path, env={"ATLAS_TOKEN": "secret"}) as atlas:
-        port = atlas.wait_for("admin address").rpartition(":")[2]
-        commands = [line.replace("9090", port).replace("$ATLAS_TOKEN", "secret") for line in lines]
-        wait_until(lambda: not run_line(f"{commands[0]} -f", tmp_path).returncode, "readiness")
-        answers = [run_line(f"{command} -f", tmp_path) for command in commands]
-
-    assert [answer.returncode for answer in answers] == [0] * len(lines), answers
-    assert len(lines) == 5
-
-
-def test_every_demo_named_here_exists(project: Path) -> None:
-    demos = [line for line in "".join(blocks("sh")).split() if line.endswith("/demo.py")]
-
-    assert demos
-    assert all((project / demo).exists() for demo in demos)
 
 
 @pytest.mark.slow
@@ -261,7 +380,3 @@ def test_first_command_works_on_a_machine_with_python_alone(project: Path, tmp_p
 
     assert status == 0
     assert said.read_text().endswith(blocks("text")[0])
-
-
-if __name__ == "__main__":
-    reference.main()

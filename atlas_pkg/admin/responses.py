@@ -4,7 +4,7 @@ For apps whose answers fit into memory, such as the admin app. A `Reply` is a va
 adds what every such answer has: its length, and fields that keep browsers from storing it, guessing
 its type or showing it inside a page of somebody else.
 
-Not done here: error answers of the proxy (`failures.py`), and anything that streams.
+Not done here: error answers of the proxy (`serving/failures.py`), and anything that streams.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The admin address: a front of its own, with the admin app and what it shows.
+"""The admin address: a frontend of its own, with the admin app and what it shows.
 
 A process that serves alone has it in threads of its own (`AdminPort`). Several worker processes
 have an admin process beside them (`serve_admin`), which serves no clients: so the supervisor keeps
-its one thread, and the page answers while workers are busy. It asks them through channels, where
+its one thread, and the page answers while they are busy. It asks them through channels, where
 what an administrator has said stays too, so it may itself die and be replaced.
 
 Few may talk to this port, and not for long: it has few threads and short patience of its own, and

@@ -8,7 +8,7 @@ to be asked for.
 
 Everything is frozen: threads share a configuration without a lock, and a reload swaps it whole.
 
-Checklist for a new key: the field here, the reference for users (`python -m tests.test_readme`
+Checklist for a new key: the field here, the reference for users (`python -m tests.config.reference`
 writes it, a test compares), and the code that obeys it. What nothing obeys yet is in `NOT_YET`.
 
 Not done here: reading a file (`loader.py`), comparing two configurations (`diff.py`).

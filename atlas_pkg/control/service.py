@@ -235,7 +235,7 @@ class Service:
 
         def has_ended() -> bool:
             nonlocal next_report
-            # Again each time: a client may just have been put back at the gate.
+            # Again each time: a client may just have been parked again.
             front.release_idle()
             if time.monotonic() >= next_report:
                 next_report += DRAIN_REPORT

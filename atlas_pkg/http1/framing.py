@@ -1,12 +1,10 @@
-"""Where a body ends: decided once from the fields, then decoded piece by piece.
+"""Where a body ends: decided once, from the fields.
 
 Most attacks on proxies make two parties disagree about the end of a message. So the decision is
 taken in one place, from one reading of the fields, and `Framing` carries it through the rest of
 the exchange. What Atlas sends on is framed anew from the decision, never copied.
 
-`ChunkedDecoder` takes bytes as they arrive and gives back the data in them. It holds at most one
-incomplete line, so memory stays small whatever the body's size. Extensions and trailers are
-checked, bounded and dropped (RFC 9112 §7.1.1 and §7.1.2 allow it).
+Not done here: reading the body (`body.py`), and its chunks (`chunked.py`).
 """
 
 from __future__ import annotations

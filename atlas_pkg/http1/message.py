@@ -5,7 +5,7 @@ framing and persistence once, and returns a `Request` or `Response` that holds t
 fields stay one block of bytes: those that a proxy must understand are read out (`Fields`), the
 rest is kept as it came, ready to be forwarded.
 
-Not done here: reading from sockets (`net/stream.py`), bodies (`framing.py`), and what the next
+Not done here: reading from sockets (`net/stream.py`), bodies (`body.py`), and what the next
 hop is told instead (`forwarding.py`).
 """
 

@@ -8,7 +8,8 @@ trying. The first that connects is taken and the others are closed: "happy eyeba
 
 Of a single address that costs what connecting with a timeout costs: one `connect`, one `poll`.
 
-Not done here: looking names up (`balancing/resolver.py`), keeping what was opened (`pool.py`).
+Not done here: looking names up (`balancing/resolver.py`), keeping what was opened
+(`balancing/pool.py`).
 """
 
 from __future__ import annotations

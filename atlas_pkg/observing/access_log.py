@@ -34,10 +34,10 @@ log = logging.getLogger("atlas.access")
 # Lines that may wait: two seconds of the fastest load, some 20 MB.
 MOST_WAITING = 100_000
 
-# Lines that are written at once: a tenth of a millisecond without the interpreter for workers.
+# Lines that are written at once: a tenth of a millisecond without the interpreter for the lane.
 PORTION = 1000
 
-# How long lines are left to gather: whenever the writer wakes, a worker has to stop.
+# How long lines are left to gather: whenever the writer wakes, the lane has to stop.
 GATHER = 0.2
 
 # How long `close` lets the writer finish.

@@ -52,7 +52,7 @@ NO_TIMES = Times()
 
 
 class Record:
-    """One exchange. Written by its worker, then handed to the observers, who only read it."""
+    """One exchange. Written by who serves it, then handed to the observers, who only read it."""
 
     __slots__ = (
         "address",

@@ -107,7 +107,7 @@ def _copy(ring: deque[Record]) -> list[Record]:
         try:
             return list(ring)
         except RuntimeError:
-            continue  # a worker has just appended
+            continue  # somebody has just appended
 
 
 def merge_timelines(parts: Iterable[list[Timeline]]) -> list[Timeline]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import random
 import sys
 import tempfile
@@ -11,8 +12,11 @@ from tests.chaos.scene import play
 
 
 def main(arguments: list[str]) -> int:
-    seconds = float(arguments[0]) if arguments else 60.0
-    seed = int(arguments[1]) if len(arguments) > 1 else random.randrange(1_000_000)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("seconds", type=float, nargs="?", default=60.0)
+    parser.add_argument("seed", type=int, nargs="?", default=random.randrange(1_000_000))
+    options = parser.parse_args(arguments)
+    seconds, seed = options.seconds, options.seed
     print(f"{seconds:g} s, seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         figures = play(Path(folder), seconds, seed=seed)

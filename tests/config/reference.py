@@ -1,13 +1,12 @@
 """Every key of the configuration for users, written from the dataclasses.
 
-`python -m tests.config.reference` writes it where users read it: the table in the README, and
-`examples/reference/atlas.toml`. Tests say when that is to be done again.
+`python -m tests.config.reference` writes it where users read it: `examples/reference/atlas.toml`. A
+test says when that is to be done again.
 """
 
 from __future__ import annotations
 
 import inspect
-import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,7 @@ from atlas_pkg.config.model import NOT_YET, Config
 from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-README = ROOT / "README.md"
 EXAMPLE = ROOT / "examples" / "reference" / "atlas.toml"
-
-REFERENCE = re.compile(
-    r"(<!-- reference:[^\n]*-->\n)(.*?)(<!-- end of the reference -->\n)", re.DOTALL
-)
 
 EXAMPLE_HEAD = """\
 # Every key of Atlas's configuration with its default.
@@ -70,24 +64,6 @@ def entries(table: Any = Config, where: str = "", *, is_live: bool = True) -> li
     return found
 
 
-def markdown_table(found: list[Entry]) -> str:
-    """Write the reference as a Markdown table."""
-    lines = ["| key | default | allowed | change | |", "| --- | --- | --- | --- | --- |"]
-    for entry in found:
-        change = "live" if entry.is_live else "restart"
-        key = entry.key
-        cells = (f"`{entry.place}`", f"`{entry.default}`", key.expected, change, key.note)
-        escaped = (cell.replace("|", "\\|") for cell in cells)
-        lines.append(f"| {' | '.join(escaped)} |")
-    return "\n".join(lines) + "\n"
-
-
-def write_table(readme: str) -> str:
-    """Put the present table in place of the one in `readme`."""
-    table = markdown_table(entries())
-    return REFERENCE.sub(lambda found: f"{found[1]}\n{table}\n{found[3]}", readme)
-
-
 def example_file() -> str:
     """Write the reference as a configuration that is all defaults."""
     tables = (_example_table(key) for key in keys_of(Config))
@@ -133,10 +109,9 @@ def _example_key(entry: Entry, mark: str) -> list[str]:
 
 
 def main() -> None:
-    """Write the reference anew, wherever it stands."""
+    """Write the reference anew."""
     EXAMPLE.parent.mkdir(exist_ok=True)
     EXAMPLE.write_text(example_file(), encoding="utf-8")
-    README.write_text(write_table(README.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

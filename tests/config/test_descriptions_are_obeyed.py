@@ -16,8 +16,8 @@ import pytest
 
 from atlas_pkg.config import diff, rules
 from atlas_pkg.config.loader import Reader
-from atlas_pkg.config.schema import Alias, Mark, build_key
-from tests.config.reference import Entry, entries, markdown_table
+from atlas_pkg.config.schema import Alias, Mark
+from tests.config.reference import entries
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,11 +410,3 @@ def test_the_reference_lists_inner_tables_key_by_key() -> None:
         ("probe.interval", "10.0", "a number (0.5 to 60)"),
         ("probe.path", '"/"', "a string"),
     ]
-
-
-def test_the_markdown_table_escapes_its_bars() -> None:
-    key = build_key(Annotated[str, rules.one_of("x|y"), "note"], "a", "x|y")
-
-    table = markdown_table([Entry("a", key, is_live=False)])
-
-    assert table.splitlines()[2] == '| `a` | `"x\\|y"` | "x\\|y" | restart | note |'

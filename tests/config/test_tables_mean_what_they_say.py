@@ -17,7 +17,7 @@ from atlas_pkg.config.model import (
     UpstreamConfig,
 )
 from atlas_pkg.config.rules import Statuses
-from tests.config.reference import entries, markdown_table
+from tests.config.reference import example_file
 from tests.config.samples import NAME, UPSTREAMS, mistakes, parse
 
 
@@ -351,11 +351,11 @@ def test_equal_checks_written_differently_are_no_change() -> None:
 
 
 def test_the_reference_has_the_tables_and_no_secret() -> None:
-    table = markdown_table(entries())
+    text = example_file()
 
-    assert "| `health_check.interval` | `10.0` |" in table
-    assert '| `upstreams.health_check.expect` | `"200-399"` |' in table
-    assert '| `sticky.secret` | `""` | a string | live |' in table
+    assert "#interval = 10.0 " in text
+    assert '#expect = "200-399"' in text
+    assert '#secret = "" ' in text
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
-"""The sessions in the READMEs, word for word: blocks of `console`, typed into a shell.
+"""The sessions in the READMEs: typed into a shell, in copies of what they need.
 
-A line that begins with `$ ` is a command, and what follows is what it says; `...` stands for
-anything. All blocks of a page are one session, in a copy of what it needs, on ports of its own.
-Commands that only look are given again until they say what they should, as a reader would do.
+Blocks of `console` are taken word for word. A line that begins with `$ ` is a command, and what
+follows is what it says; `...` stands for anything. All blocks of a page are one session, on ports
+of its own. Commands that only look are given again until they say what they should, as a reader
+would do.
+
+Blocks of `sh` in the other examples need several terminals, and hands that edit files in between.
+So they are only run, one after the other, with what serves in the background: all must succeed.
 """
 
 from __future__ import annotations
@@ -24,14 +28,19 @@ import pytest
 from tests.toolkit import ROOT, find_program
 
 EXAMPLE = ROOT / "examples" / "monitoring"
-PAGES = [ROOT / "README.md", EXAMPLE / "README.md"]
-PORTS = ("8080", "9191", "3001", "3002", "3003")
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/**/README.md"))]
+PORTS = ("8080", "9191", "3000", "3001", "3002", "3003", "3004")
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d{3}")
 
 # What programs in the background may say at any time, and shells of those that were killed.
 BACKGROUND = re.compile(r"^.*(?: listens on http|Terminated).*\n", re.MULTILINE)
+
+COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# What serves until it is ended: an Atlas, or an upstream at a port.
+SERVES = re.compile(r"python3? (atlas\.py|(?:-m http\.server|\S+/upstream\.py \w+) \d+)|^node ")
 
 # What changes nothing, so that it may be given twice.
 LOOKS = re.compile(r"(?:tail|grep|curl -s (?:--retry \S+ --retry-connrefused )?'?http)\b")
@@ -66,7 +75,7 @@ class Shell:
 
     def __init__(self, folder: Path) -> None:
         self._process = subprocess.Popen(
-            ["/bin/sh"],
+            [find_program("bash") or "/bin/sh"],
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -118,8 +127,10 @@ def shell(tmp_path: Path, ports: dict[str, str]) -> Iterator[Shell]:
     unwanted = shutil.ignore_patterns("__pycache__", ".*", "screenshots")
     for folder in ("atlas_pkg", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=unwanted)
-    path = tmp_path / "examples" / "monitoring" / "atlas.toml"
-    path.write_text(replace_ports(path.read_text(encoding="utf-8"), ports), encoding="utf-8")
+    for path in tmp_path.glob("examples/*/atlas.toml"):
+        path.write_text(replace_ports(path.read_text(encoding="utf-8"), ports), encoding="utf-8")
+    for name in ("LICENSE", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
     python = tmp_path / ".venv" / "bin" / "python"
     python.parent.mkdir(parents=True)
     python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n', encoding="utf-8")
@@ -147,6 +158,57 @@ def test_the_session_goes_as_shown(page: Path, shell: Shell, ports: dict[str, st
             assert LOOKS.match(command), f"$ {command}\n{said}"
             assert time.monotonic() < deadline, f"$ {command}\n{said}\nexpected:\n{expected}"
             time.sleep(0.1)
+
+
+class Background:
+    """What serves in other terminals; another one at its place takes the place."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+        self._taken: dict[str, str] = {}  # a variable with the process, by the port
+
+    def serve(self, command: str) -> None:
+        """Start what a reader would start in a terminal of its own."""
+        port = re.findall(r"\d{4,}", command)[-1] if "atlas.py" not in command else "atlas"
+        if port in self._taken:
+            self._shell.give(f"kill -9 ${self._taken[port]}; wait ${self._taken[port]}")
+        name = self._taken[port] = f"server{len(self._taken)}"
+        self._shell.give(f"{command} & {name}=$!")
+
+
+@pytest.mark.skipif(
+    any(find_program(name) is None for name in ("bash", "curl", "node")),
+    reason="bash, curl or Node is not installed",
+)
+@pytest.mark.parametrize(
+    "page",
+    [page for page in sorted(ROOT.glob("examples/*/README.md")) if not read_steps(page)],
+    ids=lambda page: page.parent.name,
+)
+def test_the_commands_of_the_example_succeed(
+    page: Path, shell: Shell, ports: dict[str, str]
+) -> None:
+    background = Background(shell)
+    shell.give("set -o pipefail")
+    for block in COMMANDS.findall(page.read_text(encoding="utf-8")):
+        text = replace_ports(block, ports)
+        lines = [text] if "<<" in text else text.splitlines()
+        for line in lines:
+            if line.endswith("/demo.py"):
+                continue  # test_examples.py runs it
+            if SERVES.search(line) and "&" not in line:
+                background.serve(line)
+                continue
+            deadline = time.monotonic() + TIME_LIMIT
+            # 141: an upstream may answer an upload that it does not read.
+            while not (said := shell.give(f"{line}\necho status $?")).endswith(
+                ("status 0\n", "status 141\n")
+            ):
+                assert "curl" in line, f"$ {line}\n{said}"
+                assert time.monotonic() < deadline, f"$ {line}\n{said}"
+                time.sleep(0.1)
+            if line.startswith("kill $"):  # what comes next may want its port
+                shell.give(f"wait {line.removeprefix('kill ')}")
 
 
 def test_the_example_shows_a_session() -> None:

@@ -8,6 +8,7 @@ run with status 1; nothing is written, so copy it into a test.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import random
 import subprocess
@@ -65,7 +66,9 @@ def run_random(seconds: int) -> int:
 
 def main(arguments: list[str]) -> int:
     """Fuzz for the number of seconds in `arguments`."""
-    seconds = int(arguments[0]) if arguments else 60
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("seconds", type=int, nargs="?", default=60)
+    seconds = parser.parse_args(arguments).seconds
     if importlib.util.find_spec("atheris"):
         return run_guided(seconds)
     return run_random(seconds)

@@ -9,6 +9,7 @@ a polite request failed, or when the polite client's p99 is over 100 ms.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from pathlib import Path
@@ -20,10 +21,16 @@ LATENCY_LIMIT = 0.1
 
 def main(arguments: list[str]) -> int:
     """Run a siege of as many seconds as `arguments` say."""
-    seconds = float(arguments[0]) if arguments else 120.0
+    parser = argparse.ArgumentParser(prog="python -m tests.hostile", description=__doc__)
+    parser.add_argument("seconds", type=float, nargs="?", default=120.0)
+    parser.add_argument("attacks", nargs="*", help="names of some of them; all if none is given")
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         outcome = besiege(
-            Path(folder), seconds, lambda line: print(line, flush=True), arguments[1:]
+            Path(folder),
+            options.seconds,
+            lambda line: print(line, flush=True),
+            options.attacks,
         )
     for name, outcomes in outcome.attacks.items():
         counts = ", ".join(f"{count} × {word}" for word, count in sorted(outcomes.items()))

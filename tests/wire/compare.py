@@ -12,6 +12,7 @@ could be configured to pass. `-v` lists the cases that Atlas or another proxy fa
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import sys
 from collections import Counter
@@ -45,6 +46,9 @@ def run(name: str, cases: list[Case]) -> dict[str, list[str]]:
 
 def main(arguments: list[str]) -> int:
     """Print the table; returns 1 if another proxy passes more cases of a rule than Atlas."""
+    parser = argparse.ArgumentParser(prog="python -m tests.wire.compare", description=__doc__)
+    parser.add_argument("-v", action="store_true", help="list the cases that somebody fails")
+    options = parser.parse_args(arguments)
     cases = [case for case in load_cases() if case.header.get("peers") != "no"]
     names = ["Atlas", *(name for name in ("nginx", "HAProxy") if find_program(name.lower()))]
     print(f"playing {len(cases)} cases through {', '.join(names)} ...", file=sys.stderr, flush=True)
@@ -68,7 +72,7 @@ def main(arguments: list[str]) -> int:
     print(
         f" all  {len(cases):5}" + "".join(f"{len(cases) - len(failures[name]):9}" for name in names)
     )
-    if "-v" in arguments:
+    if options.v:
         for name in names:
             print(f"\n{name} fails:")
             for case_name, problems in failures[name].items():
