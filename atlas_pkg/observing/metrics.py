@@ -24,7 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from atlas_pkg.errors import Stage
 from atlas_pkg.observing.record import End, Record
 
 # Upper bounds in seconds, each included. They are dense where a proxy's upstreams answer, and end
@@ -110,7 +109,7 @@ def _troubled(records: Sequence[Record]) -> list[Record]:
 
 
 def _failures_of(record: Record) -> Sequence[tuple[str, str]]:
-    """Each attempt that failed: its upstream, and its stage or how the exchange ended.
+    """Each attempt that failed: its upstream, and how it failed in the words of the access log.
 
     All but the last attempt were followed by a retry. Where the last failure is not among those
     that were noted, it came later than its attempt, or there was none.
@@ -121,6 +120,10 @@ def _failures_of(record: Record) -> Sequence[tuple[str, str]]:
     return failed
 
 
+_USUAL_FAILURES = (
+    *(End.CONNECT_FAILED, End.CONNECT_TIMEOUT),
+    *(End.UPSTREAM_FAILED, End.UPSTREAM_TIMEOUT, End.UPSTREAM_CUT),
+)
 REQUESTS = Counter(
     "atlas_requests_total",
     'Requests by the class of their answer; upstream "-" is Atlas itself.',
@@ -138,11 +141,11 @@ DURATIONS = Counter(
 )
 FAILURES = Counter(
     "atlas_upstream_failures_total",
-    'Failed attempts by their stage; upstream "-" is Atlas itself.',
+    'Failed attempts by how they failed; upstream "-" is Atlas itself.',
     "reason",
     _count_failures,
     # What fails now and then: attempts at an upstream, its answers, and the search for one.
-    (*(stage.value for stage in (Stage.CONNECT, Stage.SEND, Stage.HEAD)), End.UPSTREAM_CUT.value),
+    tuple(end.value for end in _USUAL_FAILURES),
     (End.NO_UPSTREAM.value,),
 )
 RETRIES = Counter(

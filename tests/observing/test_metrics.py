@@ -98,13 +98,13 @@ def test_a_tunnel_is_a_request_without_a_duration() -> None:
 
 def test_failed_attempts_and_retries_count_where_they_failed() -> None:
     record = make_record("c")
-    record.failures, record.retries = [("a", "connect"), ("b", "head")], 2
+    record.failures, record.retries = [("a", "connect-failed"), ("b", "upstream-failed")], 2
     gave_up = make_record("b", 502, end=End.UPSTREAM_FAILED)
-    gave_up.failures, gave_up.retries = [("a", "connect"), ("b", "head")], 1
+    gave_up.failures, gave_up.retries = [("a", "connect-failed"), ("b", "upstream-failed")], 1
 
     counted = count(record, gave_up)
 
-    assert counted[FAILURES.name] == {"a": {"connect": 2}, "b": {"head": 2}}
+    assert counted[FAILURES.name] == {"a": {"connect-failed": 2}, "b": {"upstream-failed": 2}}
     assert counted[RETRIES.name] == {"a": {"": 2}, "b": {"": 1}}
 
 
@@ -126,19 +126,19 @@ def test_an_answer_of_our_own_is_nobodys(end: End) -> None:
 
 def test_a_failure_after_the_last_attempt_had_been_answered_is_counted_too() -> None:
     record = make_record("b", 200, end=End.UPSTREAM_CUT)
-    record.failures, record.retries = [("a", "connect")], 1
+    record.failures, record.retries = [("a", "connect-failed")], 1
 
     counted = count(record)
 
-    assert counted[FAILURES.name] == {"a": {"connect": 1}, "b": {"upstream-cut": 1}}
+    assert counted[FAILURES.name] == {"a": {"connect-failed": 1}, "b": {"upstream-cut": 1}}
     assert counted[RETRIES.name] == {"a": {"": 1}}
 
 
 def test_a_failed_attempt_is_not_counted_again_for_its_end() -> None:
     record = make_record("a", 504, end=End.CONNECT_TIMEOUT)
-    record.failures = [("a", "connect")]
+    record.failures = [("a", "connect-failed")]
 
-    assert count(record)[FAILURES.name] == {"a": {"connect": 1}}
+    assert count(record)[FAILURES.name] == {"a": {"connect-failed": 1}}
 
 
 # Threads
@@ -150,7 +150,7 @@ def test_eight_threads_lose_nothing() -> None:
 
     def work(number: int) -> None:
         records = [make_record(f"u{number % 3}"), make_record("shared", 502, 0.5)]
-        records[1].failures = [("shared", "head")]
+        records[1].failures = [("shared", "upstream-failed")]
         barrier.wait()
         for _ in range(rounds):
             counters.note(records)
@@ -167,7 +167,7 @@ def test_eight_threads_lose_nothing() -> None:
     counted = counters.snapshot()
     assert requests(counted, "-", "5xx") == 0
     assert requests(counted, "shared", "5xx") == 8 * rounds
-    assert counted[FAILURES.name]["shared"] == {"head": 8 * rounds}
+    assert counted[FAILURES.name]["shared"] == {"upstream-failed": 8 * rounds}
     assert counted[DURATIONS.name]["shared"]["sum"] == 8 * rounds * 0.5
     assert [requests(counted, f"u{n}", "2xx") for n in range(3)] == [
         3 * rounds,
@@ -195,7 +195,7 @@ def test_the_number_of_names_is_bounded() -> None:
 
 def test_snapshots_of_several_processes_are_added_up() -> None:
     failed = make_record("b", 502, end=End.UPSTREAM_FAILED)
-    failed.failures, failed.retries = [("a", "connect"), ("b", "send")], 1
+    failed.failures, failed.retries = [("a", "connect-failed"), ("b", "upstream-failed")], 1
     one, other = Counters(), Counters()
     for record in (make_record("a", 200, 0.5), failed):
         one.note([record])
@@ -291,7 +291,7 @@ def parse(text: str) -> Samples:
 def test_the_text_says_what_was_counted() -> None:
     counters = Counters()
     record = make_record("a", 502, 0.02, End.UPSTREAM_FAILED)
-    record.failures, record.retries = [("a", "connect"), ("b", "head")], 1
+    record.failures, record.retries = [("a", "connect-failed"), ("b", "upstream-failed")], 1
     record.body_in, record.body_out = 5, 123_456_789_012
     counters.note([record])
 
@@ -300,8 +300,8 @@ def test_the_text_says_what_was_counted() -> None:
     assert found["atlas_requests_total", (("code_class", "5xx"), ("upstream", "-"))] == 1
     assert found["atlas_retries_total", (("upstream", "a"),)] == 1
     assert (
-        found["atlas_upstream_failures_total", (("reason", "head"), ("upstream", "b"))]
-        == found["atlas_upstream_failures_total", (("reason", "connect"), ("upstream", "a"))]
+        found["atlas_upstream_failures_total", (("reason", "upstream-failed"), ("upstream", "b"))]
+        == found["atlas_upstream_failures_total", (("reason", "connect-failed"), ("upstream", "a"))]
         == 1
     )
     assert found["atlas_bytes_total", (("direction", "in"),)] == 5
@@ -360,7 +360,7 @@ def test_series_are_there_before_the_first_request() -> None:
 def test_usual_failures_are_there_before_the_first_one() -> None:
     counters = Counters()
     record = make_record("gone", 502, end=End.UPSTREAM_FAILED)
-    record.failures = [("gone", "head")]
+    record.failures = [("gone", "upstream-failed")]
     counters.note([record])
 
     found = parse(render_prometheus(counters.snapshot(), build_process([build_now("new")])))
@@ -370,11 +370,20 @@ def test_usual_failures_are_there_before_the_first_one() -> None:
         for (name, labels), value in found.items()
         if name == "atlas_upstream_failures_total"
     }
-    usual = dict.fromkeys(("connect", "send", "head", "upstream-cut"), 0)
+    usual = dict.fromkeys(
+        (
+            "connect-failed",
+            "connect-timeout",
+            "upstream-failed",
+            "upstream-timeout",
+            "upstream-cut",
+        ),
+        0,
+    )
     assert failures == {
         **{("new", reason): value for reason, value in usual.items()},
         ("-", "no-upstream"): 0,
-        **{("gone", reason): int(reason == "head") for reason in usual},
+        **{("gone", reason): int(reason == "upstream-failed") for reason in usual},
     }
 
 
