@@ -171,6 +171,7 @@ def _serve_alone(
     if config.listen.pin:
         hold_to_one_cpu()
     bury_orphans()
+    logs.write_in_background()
     service = Service(config, seen, options=options)
     port = None
     if admin is not None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module may import from its own rank and from lower ones. A room is ranked as a whole.
 RANKS = (
-    {"errors", "choice", "logs"},
+    {"errors", "choice", "line_writer", "logs"},
     {"config"},
     {"net"},
     {"http1"},
@@ -78,6 +78,7 @@ BACKGROUND_THREAD = {
     "atlas_pkg/balancing/health.py": 1,
     "atlas_pkg/control/reload.py": 1,
     "atlas_pkg/observing/access_log.py": 1,
+    "atlas_pkg/logs.py": 1,
 }
 
 FEWEST_DOCSTRING_LINES = 4

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import logging
+import os
+import re
+import select
+import sys
+import time
+from collections.abc import Iterator
 
 import pytest
 
+from atlas_pkg import logs
 from atlas_pkg.logs import Throttle
+from tests.toolkit import wait_until
 
 log = logging.getLogger("atlas.test")
 
@@ -71,3 +81,96 @@ def test_the_memory_for_causes_is_bounded(
 
     assert len(caplog.messages) == 5000
     assert len(throttle._causes) <= 1000
+
+
+# Standard error
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[logging.Logger, int]]:
+    """A logger whose standard error is a small pipe, and the end to read from."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        handler = logs._StandardError()
+        logger = logging.getLogger("atlas.pipe")
+        monkeypatch.setattr(logger, "handlers", [handler])
+        monkeypatch.setattr(logger, "propagate", False)
+        logger.setLevel(logging.INFO)
+        yield logger, reader
+        os.close(reader)  # whoever is still writing is free
+        handler.close()
+
+
+def write_in_background(logger: logging.Logger) -> None:
+    (handler,) = logger.handlers
+    assert isinstance(handler, logs._StandardError)
+    handler.write_in_background()
+
+
+def read_all(reader: int) -> str:
+    """What is in the pipe by now."""
+    os.set_blocking(reader, False)
+    text = b""
+    with contextlib.suppress(BlockingIOError):
+        while data := os.read(reader, 65536):
+            text += data
+    return text.decode()
+
+
+def test_lines_lost_by_a_slow_reader_are_counted_and_told(
+    pipe: tuple[logging.Logger, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger, reader = pipe
+    monkeypatch.setattr(logs, "MOST_WAITING", 100)
+    write_in_background(logger)
+
+    for number in range(20_000):
+        logger.info("line %d of many that nobody reads", number)
+    text = ""
+
+    def are_all_told() -> bool:
+        nonlocal text
+        text += read_all(reader)
+        lost = sum(map(int, re.findall(r"(\d+) lines of this log were lost", text)))
+        return 0 < lost == 20_000 - text.count("that nobody reads")
+
+    wait_until(are_all_told, "each line, or its loss, to be told")
+
+
+def test_without_a_thread_a_stalled_reader_costs_half_a_second_once(
+    pipe: tuple[logging.Logger, int],
+) -> None:
+    logger, reader = pipe
+
+    began = time.monotonic()
+    for number in range(2000):
+        logger.info("line %d", number)
+    assert time.monotonic() - began < 5
+    read_all(reader)
+    logger.info("the reader is back")
+
+    assert re.search(r"the reader is back\n.*\d+ lines of this log were lost", read_all(reader))
+
+
+def test_closing_writes_what_waits(pipe: tuple[logging.Logger, int]) -> None:
+    logger, reader = pipe
+    write_in_background(logger)
+
+    logger.info("last words")
+    logger.handlers[0].close()
+
+    assert read_all(reader) == "last words\n"
+
+
+def test_closing_does_not_wait_for_ever(pipe: tuple[logging.Logger, int]) -> None:
+    logger, _ = pipe
+    write_in_background(logger)
+    for number in range(2000):
+        logger.info("line %d that nobody reads", number)
+
+    began = time.monotonic()
+    logger.handlers[0].close()
+
+    assert time.monotonic() - began < 5

@@ -80,6 +80,7 @@ def serve_admin(settings: Admin, about: About, ends: Sequence[End]) -> Serve:
 
     def serve(_: int, listener: socket.socket, orders: Orders) -> bool:
         logs.set_process("admin")
+        logs.write_in_background()
         overrides = OverridesHolder(recall_overrides(ends))
         asker = Asker(ends)
 

@@ -33,6 +33,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import NoReturn
 
+from atlas_pkg import logs
 from atlas_pkg.control.channel import Bell, open_bell
 
 log = logging.getLogger("atlas.supervisor")
@@ -263,6 +264,7 @@ class Supervisor:
             log.exception("this worker process ends")
             raise
         finally:
+            logs.close()
             # Not up through the frames of the supervisor, which are a copy here.
             os._exit(status)
 

@@ -62,6 +62,7 @@ def build_worker_life(
 
     def live(number: int, listener: socket.socket, orders: Orders) -> bool:
         logs.set_process(f"worker {number}")
+        logs.write_in_background()
         if config.listen.pin:
             hold_to_one_cpu(number - 1)
         service = Service(

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg.errors import StartError
+from atlas_pkg.line_writer import PORTION
 from atlas_pkg.observing import access_log
-from atlas_pkg.observing.access_log import PORTION, AccessLog
+from atlas_pkg.observing.access_log import AccessLog
 from atlas_pkg.observing.record import Record
 from tests.toolkit import wait_until
 
@@ -93,7 +94,7 @@ def test_a_line_is_there_soon_and_after_a_rest_too(tmp_path: Path, open_log: Ope
     log = open_log(path)
 
     for number in range(3):
-        wait_until(lambda: log._is_resting, "the writer to rest")
+        wait_until(lambda: log._writer.is_resting, "the writer to rest")
         log.note([make_record(number)])
         wait_until(lambda: len(numbers(path.read_text())) == number + 1, "the line")  # noqa: B023
 
@@ -213,7 +214,7 @@ def test_rotation_closes_the_old_file(tmp_path: Path, open_log: OpenLog) -> None
 
     for _ in range(10):  # some before the writer has taken over the one before
         log.reopen()
-    wait_until(lambda: log._next is None and log._is_resting, "the new file")
+    wait_until(lambda: log._next is None and log._writer.is_resting, "the new file")
 
     assert len(list(Path("/dev/fd").iterdir())) == before
 
