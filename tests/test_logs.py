@@ -104,7 +104,7 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[logging.Logger, int]
 
 
 def write_in_background(logger: logging.Logger) -> None:
-    (handler,) = logger.handlers
+    handler = logger.handlers[0]  # behind it pytest has put its own
     assert isinstance(handler, logs._StandardError)
     handler.write_in_background()
 

@@ -1,4 +1,4 @@
-"""Whoever reads the log may stop reading, or leave: Atlas serves on, and ends when it is told to."""
+"""Whoever reads the log may stop reading, or leave: Atlas serves on, and ends when told to."""
 
 from __future__ import annotations
 
