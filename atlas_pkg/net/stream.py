@@ -38,6 +38,11 @@ CLIENT_GONE = 3.0
 _WATCH_INTERVAL = 1.0
 _HANG_UP = getattr(select, "POLLRDHUP", 0)
 
+# Keep-alive of TCP for connections that may be silent for hours: asked after a minute, a peer that
+# does not answer is given up a minute later. Routers that forget silent connections hear of them,
+# too; few do so within a minute. Where a system does not know one of these, its own value stays.
+_KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
+
 # The kernel takes at most 1024 parts in one call (IOV_MAX).
 _MOST_PARTS = 1000
 
@@ -244,6 +249,20 @@ class Stream:
     def stop_blocking(self) -> None:
         """From now on no call on this connection waits, `send` and `receive` included."""
         self._sock.setblocking(False)
+
+    def keep_alive(self) -> None:
+        """Have the kernel find out whether the other machine is still there while all is silent.
+
+        One that lost its power or its network never closes anything. Reading and waiting then
+        meets a broken connection.
+        """
+        try:
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in _KEEP_ALIVE:
+                if hasattr(socket, name):
+                    self._sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        except OSError:
+            return  # it has ended already, or is no TCP connection
 
     def shut_down(self) -> None:
         """End both directions at once, waking whoever waits on them."""

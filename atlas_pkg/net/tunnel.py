@@ -3,7 +3,8 @@
 A tunnel moves bytes until both sides have ended. It runs in one thread that waits on both sockets
 and writes without blocking, because two sides that each wait for the other to read would otherwise
 wait for ever. A bulk transfer goes through a kernel pipe. The end of input on one side is passed
-on as such (a half-close), not as the end of the tunnel.
+on as such (a half-close), not as the end of the tunnel. A machine that vanishes without an end is
+found out by TCP's keep-alive.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class Tunnel:
     def __init__(self, client: Stream, upstream: Stream, idle_limit: float) -> None:
         for stream in (client, upstream):
             stream.stop_blocking()  # one that does not read must not stop the other way
+            stream.keep_alive()  # silence may last for hours, and tell nothing
         self._up = _Direction(client, upstream)
         self._down = _Direction(upstream, client)
         self._idle_limit = idle_limit

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -240,3 +241,37 @@ def test_many_tunnels_end_at_once_without_a_trace(
 
     wait_until(lambda: not upstream.connected, "the tunnels to end")
     wait_until(lambda: atlas.descriptors <= before + 8, "descriptors to be given back")
+
+
+def keep_alive_timers(port: int) -> list[float]:
+    """Seconds until the kernel asks the peers of connections from `port` whether they are there."""
+    timers = []
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        columns = line.split()
+        if columns[1].endswith(f":{port:04X}") and columns[3] == "01":  # established
+            kind, when = columns[5].split(":")
+            if kind == "02":
+                timers.append(int(when, 16) / 100)
+    return timers
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="the kernel shows no timers")
+def test_peers_that_vanish_are_noticed_on_both_sides(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    peers = []
+
+    def serve_raw(conversation: Conversation) -> None:
+        conversation.read_head()
+        peers.append(conversation.sock.getpeername()[1])
+        conversation.send(SWITCHED)
+        conversation.wait_for_end()
+
+    upstream = upstreams.enter_context(Upstream(serve_raw))
+    atlas = start(build_config(upstream.table()))
+
+    with switch(atlas):
+        # What is ours of both connections.
+        for port in (atlas.port, peers[0]):
+            (timer,) = wait_until(lambda: keep_alive_timers(port), "a keep-alive timer")  # noqa: B023
+            assert timer <= 60
