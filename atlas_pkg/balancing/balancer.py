@@ -245,7 +245,28 @@ class Balancer:
         return self._lend(upstream, ticket)
 
     def _lend(self, upstream: Upstream, ticket: int | None) -> Lease:
-        return Lease(upstream, ticket, on_release=self._release, on_settle=self._settle)
+        return Lease(
+            upstream,
+            ticket,
+            on_begin=self._note_head,
+            on_release=self._release,
+            on_settle=self._settle,
+        )
+
+    def _note_head(self, upstream: Upstream, ticket: int) -> int:
+        """An answer has begun, which ends a trial; returns the ticket for its end."""
+        if upstream.breaker is None or upstream.breaker.reopens_at is None:
+            return ticket  # the usual case, for which no lock is needed
+        with self.lock:
+            breaker = upstream.breaker
+            following = breaker.pass_head(ticket) if breaker is not None else ticket
+            has_closed = following != ticket
+            if has_closed:
+                self._ramp.begin(upstream, self._clock())
+                self._changed()
+        if has_closed:
+            log.warning("upstream %s: circuit breaker closed", upstream.name)
+        return following
 
     def _release(
         self, upstream: Upstream, ticket: int | None, outcome: Outcome = Outcome.NONE

@@ -3,8 +3,10 @@
 *Closed* lets every attempt through and counts failures in a row. So many of them *open* it: nobody
 is sent there for a while. Then it is *half-open*: a few attempts are let through as trials. One
 that succeeds closes the breaker; one that fails opens it again for twice as long, up to a limit.
-Only a request that succeeds ends the doubling: a passed probe closes the breaker as well, but
-probes ask for one path, and that one may work while the others fail.
+A trial need not be over for that: the head of its answer closes the breaker, since its body may be
+a stream without an end. Only a request that succeeds to its end also ends the doubling: a passed
+probe closes the breaker as well, but probes ask for one path, and that one may work while the
+others fail.
 
 Attempts are under way while all that happens. A result counts only if nothing was decided since
 its attempt began, so `begin` hands out the number of the present *round*, and every opening and
@@ -97,6 +99,15 @@ class Breaker:
         self._doublings = min(self._doublings + 1, _MOST_DOUBLINGS)
         self._begin_round(now + min(duration, self._settings.max_open_for))
         return True
+
+    def pass_head(self, began_in: int) -> int:
+        """Take note that an answer has begun: a trial has passed, and closes the breaker.
+
+        Returns the round in which the attempt's end counts.
+        """
+        if began_in == self._round and self._close():
+            return self._round
+        return began_in
 
     def abandon(self, began_in: int) -> None:
         """Take note that an attempt ended without a verdict, by the client's fault for one."""

@@ -40,6 +40,9 @@ NOBODY: frozenset[Upstream] = frozenset()
 # Is told of an end: upstream, ticket, outcome.
 Listener = Callable[[Upstream, int | None, Outcome], None]
 
+# Is told that an answer has begun: upstream, ticket. Returns the ticket for its end.
+BeginListener = Callable[[Upstream, int], int]
+
 
 class Lease:
     """An upstream reserved for one attempt. Whoever holds it calls `release` once.
@@ -48,23 +51,31 @@ class Lease:
     without a breaker are one object, which never changes.
     """
 
-    __slots__ = ("_on_release", "_on_settle", "_ticket", "release", "upstream")
+    __slots__ = ("_on_begin", "_on_release", "_on_settle", "_ticket", "release", "upstream")
 
     def __init__(
         self,
         upstream: Upstream,
         ticket: int | None,
         *,
+        on_begin: BeginListener,
         on_release: Listener,
         on_settle: Listener,
     ) -> None:
         self.upstream = upstream
         self._ticket = ticket
+        self._on_begin = on_begin
         self._on_release = on_release
         self._on_settle = on_settle
         # `release(outcome)` gives the upstream back and says how it did. Bound ahead, since every
         # request pays for it.
         self.release: Callable[..., None] = partial(on_release, upstream, ticket)
+
+    def note_head(self) -> None:
+        """Say that an answer has begun, of which the end may be long in coming."""
+        if self._ticket is not None:
+            self._ticket = self._on_begin(self.upstream, self._ticket)
+            self.release = partial(self._on_release, self.upstream, self._ticket)
 
     def settle(self, outcome: Outcome) -> None:
         """Say how the upstream did, and keep it: it may be hours until a tunnel ends."""

@@ -57,6 +57,11 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
     else:
         exchange.response_body = Body(framing, onward)
         piece = head + next_piece(exchange)
+        if exchange.lease is not None:  # not whole yet, and perhaps without an end
+            if response.status in generation.failure_statuses:
+                exchange.lease.settle(FAILURE)
+            else:
+                exchange.lease.note_head()
     exchange.has_started = True
     if exchange.record is not None:
         exchange.record.status = response.status

@@ -374,6 +374,26 @@ def test_a_tunnel_that_settles_a_trial_closes_the_breaker_and_says_so(
     assert a.in_flight == 0
 
 
+def test_the_head_of_a_trials_answer_closes_the_breaker_and_its_end_counts_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = Clock()
+    settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
+    balancer = Balancer(settings, clock=clock)
+    a = balancer.by_name["a"]
+    fail(balancer, a, 2)
+    clock.now += 10.0
+
+    lease = balancer.lease(Affinity(sticky=a))
+    lease.note_head()
+
+    assert caplog.messages[-1] == "upstream a: circuit breaker closed"
+    assert take(balancer, 4).count("a") == 2
+    lease.release(Outcome.FAILURE)
+    fail(balancer, a, 1)
+    assert caplog.messages[-1] == "upstream a: circuit breaker open for 20 s"
+
+
 def test_an_administrator_takes_upstreams_out_and_in() -> None:
     balancer = Balancer(build_settings(build_config("a"), build_config("b")))
     a = balancer.by_name["a"]

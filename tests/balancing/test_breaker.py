@@ -267,6 +267,21 @@ class BreakerMachine(RuleBasedStateMachine):
         if closes:
             self.decide(None)
 
+    @rule(target=attempts, attempt=consumes(attempts))
+    def pass_head(self, attempt: Attempt) -> Attempt:
+        closes = attempt in self.counting and attempt.is_trial
+
+        following = Attempt(
+            self.breaker.pass_head(attempt.began_in), attempt.is_trial and not closes
+        )
+
+        if attempt in self.counting:
+            self.counting.remove(attempt)
+            if closes:
+                self.decide(None)
+            self.counting.add(following)
+        return following
+
     @rule(attempt=consumes(attempts))
     def fail(self, attempt: Attempt) -> None:
         counts = attempt in self.counting

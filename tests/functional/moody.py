@@ -6,6 +6,7 @@ import threading
 
 from tests.fakes import PATIENCE, Conversation, Request, Upstream, build_answer
 
+STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
 
 
@@ -13,9 +14,9 @@ class Moody(Upstream):
     """Answers with its name, unless its `mood` is another one than "well".
 
     "held": after `let_go` only, or "held, then reset"; "reset", "closed": without an answer, or
-    "reset at once" without having read the body; "cut": in the middle of a body; "silent": never;
-    a status: with that. Probes of /health are answered with `health` whatever the mood, and are
-    not counted.
+    "reset at once" without having read the body; "cut": in the middle of a body; "stream": with the
+    beginning of a body, and after `let_go` with a reset; "silent": never; a status: with that.
+    Probes of /health are answered with `health` whatever the mood, and are not counted.
     """
 
     def __init__(self, name: str, *, mood: str = "well", port: int = 0) -> None:
@@ -65,6 +66,11 @@ class Moody(Upstream):
                 return False
             case "cut":
                 conversation.send(CUT)
+                conversation.reset()
+                return False
+            case "stream":
+                conversation.send(STREAM)
+                self._turns.acquire(timeout=PATIENCE)
                 conversation.reset()
                 return False
             case "silent":

@@ -219,6 +219,31 @@ def test_the_breaker_opens_tries_and_closes(a: Moody, b: Moody, start: Start) ->
     assert atlas.count("circuit breaker closed") == 1
 
 
+def test_a_trial_is_over_with_the_head_of_its_answer(a: Moody, b: Moody, start: Start) -> None:
+    atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=BREAKER))
+    a.mood = "reset"
+    assert ask(atlas, 20) == {"502": 3, "B": 17}
+
+    a.mood = "stream"
+    with contextlib.ExitStack() as stack:
+
+        def is_tried() -> bool:
+            client = stack.enter_context(atlas.client())
+            client.send_head()
+            return client.read_head().get("Transfer-Encoding") == "chunked"
+
+        wait_until(is_tried, "a trial that does not end")
+        atlas.wait_for("upstream A: circuit breaker closed")
+        a.mood = "well"
+        assert ask(atlas, 10) == {"A": 5, "B": 5}
+
+        # What becomes of its body counts as it always does.
+        a.mood = "reset"
+        assert ask(atlas, 4) == {"502": 2, "B": 2}
+        a.let_go()
+        atlas.wait_for("upstream A: circuit breaker open for 0.4 s", times=2)
+
+
 def test_only_the_statuses_that_are_listed_count(a: Moody, b: Moody, start: Start) -> None:
     breaker = {**BREAKER, "open_for": 60.0, "statuses": [502, 503]}
     atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
