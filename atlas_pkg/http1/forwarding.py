@@ -19,7 +19,7 @@ from collections.abc import Callable
 from atlas_pkg.config.model import Forwarding
 from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
 from atlas_pkg.http1.memo import Memo
-from atlas_pkg.http1.message import Request, Response
+from atlas_pkg.http1.message import OWN_NAME, Request, Response
 
 # Methods whose requests are expected to have a body: an upstream may answer 411 where one comes
 # without any length, so an absent body is said to be empty (RFC 9110 §8.6).
@@ -196,7 +196,7 @@ class Forwarder:
         """Via names the version in which the message came to us (RFC 9110 §7.6.3)."""
         if not self._via:
             return b""
-        return b"Via: 1.1 atlas\r\n" if minor else b"Via: 1.0 atlas\r\n"
+        return b"Via: 1.%d %b\r\n" % (1 if minor else 0, OWN_NAME)
 
     def _request_id_line(self, request: Request, client: ClientInfo, request_id: bytes) -> bytes:
         """X-Request-Id: the client's own where it is believed or not our business, else ours."""

@@ -29,6 +29,12 @@ from atlas_pkg.http1.memo import Memo
 
 _NO_FIELDS = Fields(b"\r\n", 0)
 
+# As whom Atlas signs the messages that it passes on, in `Via` (RFC 9110 §7.6.3), and how often a
+# request may have come by already. Eight in a row is more than anybody builds; one that goes in a
+# circle comes by until somebody runs out of connections.
+OWN_NAME = b"atlas"
+MOST_PASSAGES = 8
+
 # Upstreams are bounded by the bytes of their head; a count keeps the work on it small.
 MAX_RESPONSE_FIELDS = 1000
 
@@ -202,6 +208,8 @@ class MessageParser:
             fields.framing = frame_request(
                 notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
             )
+        if block.count(OWN_NAME) >= MOST_PASSAGES and _count_passages(fields) >= MOST_PASSAGES:
+            raise MalformedMessage("the request goes in a circle", status=508)
         # True for nearly every request: then only the request line is left to be judged.
         fields.is_common = (
             bool(hosts) and fields.framing is not CHUNKED and b"expect" not in notable
@@ -235,6 +243,12 @@ def check_host(host: bytes) -> None:
             ipaddress.IPv6Address(match[1].decode("ascii"))
         except ValueError:
             raise MalformedMessage("the Host field is not a valid IPv6 address") from None
+
+
+def _count_passages(fields: Fields) -> int:
+    """How often a request has come through an Atlas, as far as `Via` tells."""
+    entries = b",".join(fields.values(b"via")).split(b",")
+    return sum(entry.split()[1:2] == [OWN_NAME] for entry in entries)
 
 
 def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:

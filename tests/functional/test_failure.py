@@ -489,3 +489,29 @@ def test_thirty_bad_answers_do_not_stop_the_next_good_one(
     atlas = start(build_config(bad.table(), good.table(), routing=ROUND_ROBIN))
 
     assert [atlas.get().status for _ in range(60)] == [502, 200] * 30
+
+
+def test_a_request_that_goes_in_a_circle_ends_with_508(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    atlases: list[Atlas] = []
+
+    def lead_back(conversation: Conversation) -> None:
+        request = conversation.read_head()
+        if request is None:
+            return
+        upstream.count()
+        lines = [request.line, *(f"{name}: {value}" for name, value in request.fields)]
+        with atlases[0].client() as client:
+            client.send("\r\n".join([*lines, "", ""]).encode())
+            answer = client.read_answer()
+        conversation.send(build_answer(answer.body, status=f"{answer.status} Whatever"))
+
+    upstream = upstreams.enter_context(Upstream(lead_back))
+    atlases.append(start(build_config(upstream.table())))
+
+    answer = atlases[0].get()
+
+    assert (answer.status, upstream.requests) == (508, 8)
+    assert answer.text == "508 Loop Detected: the request goes in a circle\n"
+    atlases[0].wait_for("refused with 508: the request goes in a circle")

@@ -175,3 +175,36 @@ def test_malformed_answer_is_the_upstreams_fault(head: bytes) -> None:
         answer(head)
 
     assert caught.value.stage is Stage.HEAD
+
+
+# Requests that go in a circle (RFC 9110 §7.6.3)
+
+
+def passed_by(*vias: bytes) -> bytes:
+    lines = b"".join(b"Via: %b\r\n" % via for via in vias)
+    return b"GET / HTTP/1.1\r\nHost: a\r\n%b\r\n" % lines
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        passed_by(*[b"1.1 atlas"] * 8),
+        passed_by(b"1.1 edge, 1.1 atlas,1.0 atlas", *[b"HTTP/1.1 atlas (Atlas)"] * 6),
+        passed_by(*[b"1.1 atlas"] * 60),
+    ],
+)
+def test_a_request_that_came_by_eight_times_is_refused_with_508(head: bytes) -> None:
+    assert refusal(head) == 508
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        passed_by(*[b"1.1 atlas"] * 7),
+        passed_by(*[b"1.1 atlas.example"] * 9),
+        passed_by(*[b"1.1 edge (atlas)"] * 9),
+        b"GET / HTTP/1.1\r\nHost: a\r\nCookie: %b\r\n\r\n" % (b"1.1 atlas, " * 9),
+    ],
+)
+def test_one_that_came_by_less_often_or_by_others_is_not(head: bytes) -> None:
+    assert request(head).target == b"/"
