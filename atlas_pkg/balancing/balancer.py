@@ -255,11 +255,11 @@ class Balancer:
 
     def _note_head(self, upstream: Upstream, ticket: int) -> int:
         """An answer has begun, which ends a trial; returns the ticket for its end."""
-        if upstream.breaker is None or upstream.breaker.reopens_at is None:
+        breaker = upstream.breaker
+        if breaker is None or breaker.reopens_at is None:
             return ticket  # the usual case, for which no lock is needed
         with self.lock:
-            breaker = upstream.breaker
-            following = breaker.pass_head(ticket) if breaker is not None else ticket
+            following = breaker.pass_head(ticket)
             has_closed = following != ticket
             if has_closed:
                 self._ramp.begin(upstream, self._clock())

@@ -68,8 +68,11 @@ class HttpService:
         self._observers = observers
         self._throttle = Throttle(log)
 
-    def wait(self, exchange: Exchange, copier: Copier) -> Next:
-        """Serve from wherever `exchange` has come, until its client says nothing more. Blocks."""
+    def wait(self, exchange: Exchange, copier: Copier) -> Next | Exchange:
+        """Serve from wherever `exchange` has come, until its client says nothing more. Blocks.
+
+        Where there is a lane, a further exchange that may take long is not begun but returned.
+        """
         client = exchange.client
         while True:
             exchange.copier = copier
@@ -87,6 +90,8 @@ class HttpService:
                 return exchange.following
             found = self.read(client)
             if isinstance(found, Next):
+                return found
+            if self._has_lane and found.may_take_long:
                 return found
             exchange = found
 

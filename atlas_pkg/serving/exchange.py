@@ -21,6 +21,7 @@ from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.choice import Choice
 from atlas_pkg.errors import ClientGone, Stage, UpstreamError
 from atlas_pkg.http1.body import Body
+from atlas_pkg.http1.framing import CHUNKED
 from atlas_pkg.http1.message import Request, Response
 from atlas_pkg.net.copy import Copier
 from atlas_pkg.observing.record import Record, Times
@@ -180,6 +181,21 @@ class Exchange:
         if now - self.client_left_at < timeouts.client_gone and not self._clients.is_cut:
             return None
         return ClientGone("closed its connection")
+
+    @property
+    def may_take_long(self) -> bool:
+        """Could it keep a thread for as long as somebody likes? All that is slow about it is what
+        is left to connect, where neither an upload nor an answer is under way.
+        """
+        if self.has_started or self.rest:
+            return True
+        if not self.request.has_body:
+            return False
+        body, framing = self.request_body, self.request.framing
+        if body is not None and body.is_done:
+            return False
+        left = None if framing is CHUNKED else framing.length - (body.moved if body else 0)
+        return left is None or left > len(self.client.stream.buffered)
 
     def make_request_id(self) -> bytes:
         """The id that is sent on unless the request has one that is kept (UUID 4, RFC 9562)."""

@@ -21,7 +21,7 @@ from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.errors import StreamError
 from atlas_pkg.net.copy import Copier
 from atlas_pkg.observing.observers import Observers
-from atlas_pkg.serving.client import CLOSE, PARK, Client, Next
+from atlas_pkg.serving.client import CLOSE, PARK, TAKEN, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Exchange
@@ -132,7 +132,12 @@ class Frontend:
         """Serve from where the lane has stopped; in a thread that may wait."""
         following: Next = CLOSE
         try:
-            following = self._http.wait(exchange, copier)
+            found = self._http.wait(exchange, copier)
+            if isinstance(found, Next):
+                following = found
+            else:
+                following = TAKEN
+                self._threads.put(found)  # it stands in line as all others do
         except Exception:
             # Whatever went wrong, it costs this client and not the thread.
             log.exception("serving failed; the client's connection is closed")
@@ -148,7 +153,10 @@ class Frontend:
         try:
             while self._clients.put_away(client, following) is PARK:
                 found = self._wait_for_request(client)
-                following = found if isinstance(found, Next) else self._http.wait(found, copier)
+                if not isinstance(found, Next):
+                    found = self._http.wait(found, copier)
+                assert isinstance(found, Next)
+                following = found
         except Exception:
             log.exception("serving failed; the client's connection is closed")
             self._clients.close(client.stream)

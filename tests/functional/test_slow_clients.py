@@ -84,7 +84,7 @@ def test_at_the_limit_of_threads_work_stands_in_line_and_others_are_served(
     atlas = start(
         build_config(
             upstream.table(),
-            listen={"max_threads": 2},
+            listen={"max_threads": 3},
             timeouts={"queue": 2.0},
             admin=ADMIN,
         )
@@ -119,6 +119,36 @@ def test_at_the_limit_of_threads_work_stands_in_line_and_others_are_served(
     assert [answer.status for answer in answers] == [503] * 3
     assert [answer.get("Retry-After") for answer in answers] == ["5"] * 3
     assert admin.ask("/-/ready")[0] == 200
+
+
+@pytest.mark.engines("lane")
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_dripping_uploads_do_not_keep_others_from_new_connections(
+    framing: str, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(named("A", delay=0.1))
+    atlas = start(
+        build_config(
+            upstream.table(),
+            listen={"max_threads": 8},
+            pool={"idle": 0},
+            timeouts={"queue": 30.0},
+        )
+    )
+    head = {"Content_Length": "100"} if framing == "length" else {"Transfer_Encoding": "chunked"}
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            client = stack.enter_context(atlas.client())
+            # Each comes behind a request that needs a thread only to connect.
+            client.send_head()
+            client.send_head("POST", **head)
+            client.send(b"1" if framing == "length" else b"5\r\n1")
+        atlas.wait_for("6 threads are at work (listen.max_threads = 8)")
+
+        durations = [duration for _ in range(4) for duration in ask(atlas, 5)]
+
+    assert statistics.median(durations) < 1.0  # and none has waited for `queue`
 
 
 def _answered(clients: list[Client], before: list[Client]) -> list[Client]:

@@ -87,10 +87,11 @@ class Scene:
     @property
     def handed_over(self) -> int:
         """How many exchanges would now be a thread's."""
-        return len(self._frontend._threads._line)
+        return self._frontend._threads.standing
 
     def close(self) -> None:
-        under_way = [exchange for _, exchange in self._frontend._threads._line]
+        threads = self._frontend._threads
+        under_way = [exchange for _, exchange in (*threads._line, *threads._long_line)]
         for exchange in [*under_way, *self.lane._awaited.values()]:
             exchange.let_go(Outcome.NONE)
         for end in (self.client, self.upstream, self._stream, self.lane.pool):

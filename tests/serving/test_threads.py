@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from atlas_pkg.config.model import Timeouts
+from atlas_pkg.config.model import Limits, Timeouts
+from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.net.copy import Copier
 from atlas_pkg.serving import threads
 from atlas_pkg.serving.exchange import Exchange
@@ -156,7 +157,7 @@ def test_that_all_are_at_work_is_said_once(
         has_begun(work, 10)
 
     messages = [record.getMessage() for record in caplog.records]
-    assert messages == ["2 threads are at work (listen.max_threads); others wait"]
+    assert messages == ["2 threads are at work (listen.max_threads = 2); others wait"]
 
 
 def line_up(pool: Threads, *line: Exchange) -> float:
@@ -190,7 +191,7 @@ def test_one_whose_answer_has_begun_stands_on(ends: Ends) -> None:
 
     assert list(pool.take_overdue(now + 11.0)) == [first, last]
 
-    assert [exchange for _, exchange in pool._line] == [begun]
+    assert [exchange for _, exchange in pool._long_line] == [begun]
     assert pool.waiting == 1
 
 
@@ -223,3 +224,36 @@ def test_taking_and_serving_at_once_serves_each_one_time(ends: Ends, start: Star
     wait_until(lambda: len(work.begun) + len(overdue) >= 300, "each to be taken")
 
     assert sorted(map(id, work.begun + overdue)) == sorted(map(id, line))
+
+
+def test_what_may_take_long_leaves_a_quarter_to_others(ends: Ends, start: Start) -> None:
+    pool, work = start(8)
+    line = exchanges(ends, 12)
+    for exchange in line[:10]:
+        exchange.has_started = True  # an answer is under way
+
+    for exchange in line:
+        pool.put(exchange)
+    has_begun(work, 8)
+    wait_until(lambda: pool.waiting == 4, "the others to stand in line")
+
+    assert set(map(id, work.begun)) == set(map(id, [*line[:6], *line[10:]]))
+    work.may_end.set()
+    has_begun(work, 12)
+    assert work.begun[8:] == line[6:10]
+    assert pool.waiting == 0
+
+
+def test_an_upload_of_which_all_has_arrived_is_short(ends: Ends) -> None:
+    client = ends.make()[0]
+    exchange = build_exchange(client, ends.clients, build_generation())
+    exchange.request = MessageParser(Limits()).parse_request(
+        b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n"
+    )
+
+    found = []
+    for arrived in (b"", b"ab", b"abc", b"abcGET"):
+        client.stream.buffered = arrived
+        found.append(exchange.may_take_long)
+
+    assert found == [True, True, False, False]
