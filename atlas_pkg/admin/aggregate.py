@@ -31,7 +31,7 @@ from atlas_pkg.balancing.upstream import DEFAULT_GROUP
 from atlas_pkg.control.overrides import Change, OverridesHolder
 from atlas_pkg.control.report import DRAINING, SERVING, STARTING, ProcessReport
 from atlas_pkg.observing.event_log import Events, merge_errors
-from atlas_pkg.observing.metrics import Snapshot, merge
+from atlas_pkg.observing.metrics import Departures, Snapshot, fold, merge
 from atlas_pkg.observing.process_stats import STATES, Reload, UpstreamNow, is_usable
 from atlas_pkg.observing.prometheus import render_prometheus
 from atlas_pkg.observing.rates import Rates
@@ -65,6 +65,7 @@ class Aggregate:
         self._lock = threading.Lock()
         self._last: dict[int, ProcessReport] = {}
         self._gone: Snapshot = merge([])
+        self._departures = Departures()  # of upstreams that only dead processes have known
         # The ticking thread's own: who answered last, and how many reloads there were.
         self._pids: set[int] = set()
         self._reloads = {"success": 0, "failure": 0}
@@ -154,10 +155,20 @@ class Aggregate:
                 if before is not None and before["pids"] != report["pids"]:
                     self._gone = merge([self._gone, before["counted"]])
                 self._last[place] = report
+            if reports:
+                self._retire({item["name"] for report in reports for item in report["upstreams"]})
             counted = [self._gone, *(report["counted"] for report in self._last.values())]
         whole = merge_reports(reports)
         whole["counted"] = merge(counted)
         return reports, whole
+
+    def _retire(self, present: set[str]) -> None:
+        """Count on together, too, whom dead processes have known. Caller holds the lock."""
+        counted = {name for upstreams in self._gone.values() for name in upstreams}
+        if gone := self._departures.find_gone(counted, present, time.monotonic()):
+            self._gone = merge([self._gone])  # a copy: others may be reading the old one
+            for upstreams in self._gone.values():
+                fold(upstreams, gone)
 
     def _run(self) -> None:
         due = time.monotonic()

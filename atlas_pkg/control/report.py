@@ -95,6 +95,8 @@ class Reporter:
         tracer = self._observing.tracer
         upstreams = _describe_upstreams(generation, self._front.idle_connections())
         counts, last = self.reloads.read()
+        counters = self._observing.counters
+        counters.retire({upstream["name"] for upstream in upstreams}, time.monotonic())
         for_threads = self._front.waiting
         return ProcessReport(
             version=atlas_pkg.__version__,
@@ -110,7 +112,7 @@ class Reporter:
             reloads=counts,
             last_reload=last,
             process=read_process(),
-            counted=self._observing.counters.snapshot(),
+            counted=counters.snapshot(),
             errors=self._observing.errors.lines(),
             wanted=tracer.wanted(),
             timelines=tracer.timelines() if explains else [],

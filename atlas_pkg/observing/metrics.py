@@ -8,9 +8,10 @@ Every request is counted, so counting must cost little. Exchanges come here many
 (`observers.py`), and one lock, taken once for all of them, keeps the counters exact. Durations are
 kept as a histogram, from which quantiles are estimated as Prometheus does it.
 
-Upstreams that leave the configuration keep their counters until the program ends, since a counter
-that vanishes looks like a restart. So that no chain of reloads fills the memory, the names are
-bounded; those beyond the bound share one. Not done here: what is no count but a state
+Upstreams that leave the configuration keep their counters for five minutes, for whoever looks what
+the last scrape brought. Then their counts go over to one series, `GONE`: no chain of reloads fills
+memory and dashboards, and no sum over all upstreams ever falls. The names are bounded all the same;
+those beyond the bound share one. Not done here: what is no count but a state
 (`process_stats.py`), and differences over time (`rates.py`).
 """
 
@@ -20,7 +21,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter as Tally
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -46,6 +47,12 @@ ALL = ""
 # Names of upstreams that are told apart, and the name that all others share.
 MOST_NAMES = 2000
 OTHER_NAME = "_other"
+
+# The name under which those are counted on who left so long ago, in seconds.
+GONE = "-gone-"
+GONE_AFTER = 300.0
+
+_NO_UPSTREAMS = frozenset((ALL, NOBODY, OTHER_NAME, GONE))
 
 # Ends that are failures of ours or of an upstream.
 _FAILURES = frozenset(End) - {End.DONE, End.TUNNEL, End.REFUSED, End.CLIENT_GONE}
@@ -171,10 +178,27 @@ COUNTERS = (REQUESTS, DURATIONS, FAILURES, RETRIES, BYTES)
 Snapshot = dict[str, dict[str, dict[str, float]]]
 
 
+class Departures:
+    """Who is counted and no longer configured, and since when. For one thread at a time."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def find_gone(self, counted: Collection[str], present: Collection[str], now: float) -> set[str]:
+        """Who of those that are `counted` has not been `present` for `GONE_AFTER`."""
+        absent = set(counted) - set(present) - _NO_UPSTREAMS
+        self._since = {name: self._since.get(name, now) for name in absent}
+        return {name for name, since in self._since.items() if now - since >= GONE_AFTER}
+
+
 class Counters:
     """Counts exchanges. Thread-safe."""
 
     def __init__(self) -> None:
+        # Guards the departures, and that nobody copies what is just going over to `GONE`. Taken
+        # before the other one.
+        self._going = threading.Lock()
+        self._departures = Departures()
         # Guards what follows, and what is in it.
         self._lock = threading.Lock()
         self._counted: list[tuple[Counter, dict[str, dict[str, float]]]] = [
@@ -199,14 +223,28 @@ class Counters:
     def snapshot(self) -> Snapshot:
         """Return all counters as they are now."""
         found: Snapshot = {}
-        for row, counted in self._counted:
-            with self._lock:
-                upstreams = list(counted.items())
-            found[row.name] = copies = {}
-            for upstream, labels in upstreams:
-                with self._lock:  # anew for each: a thousand of them would keep others waiting
-                    copies[upstream] = dict(labels)
+        with self._going:
+            for row, counted in self._counted:
+                with self._lock:
+                    upstreams = list(counted.items())
+                found[row.name] = copies = {}
+                for upstream, labels in upstreams:
+                    with self._lock:  # anew for each: a thousand would keep others waiting
+                        copies[upstream] = dict(labels)
         return found
+
+    def retire(self, present: Collection[str], now: float) -> None:
+        """Count those on together who left long ago; `present` are the upstreams of now."""
+        with self._going:
+            with self._lock:
+                counted = {name for _, upstreams in self._counted for name in upstreams}
+            gone = self._departures.find_gone(counted, present, now)
+            if not gone:
+                return
+            with self._lock:
+                self._names -= gone
+                for _, upstreams in self._counted:
+                    fold(upstreams, gone)
 
     def _begin(self, counted: dict[str, dict[str, float]], upstream: str) -> dict[str, float]:
         """The values of an upstream that is met for the first time. Caller holds the lock."""
@@ -216,6 +254,14 @@ class Counters:
             else:
                 self._names.add(upstream)
         return counted.setdefault(upstream, defaultdict(int))
+
+
+def fold(upstreams: dict[str, dict[str, float]], gone: set[str]) -> None:
+    """Have `GONE` take over what was counted for those in `gone`."""
+    for name in gone & upstreams.keys():
+        together = upstreams.setdefault(GONE, defaultdict(int))
+        for label, amount in upstreams.pop(name).items():
+            together[label] = together.get(label, 0) + amount
 
 
 def merge(snapshots: Iterable[Snapshot]) -> Snapshot:

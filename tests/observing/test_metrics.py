@@ -20,6 +20,7 @@ from atlas_pkg.observing.metrics import (
     COUNTERS,
     DURATIONS,
     FAILURES,
+    GONE,
     MOST_NAMES,
     OTHER_NAME,
     REQUESTS,
@@ -191,6 +192,40 @@ def test_the_number_of_names_is_bounded() -> None:
 
 
 # Several processes
+
+
+def test_those_who_left_long_ago_are_counted_on_together() -> None:
+    counters = Counters()
+    counters.note([make_record("a", took=0.5), make_record("b", 502), make_record("c")])
+
+    def sums() -> dict[str, dict[str, float]]:
+        return {
+            row: {
+                label: sum(labels.get(label, 0) for labels in upstreams.values())
+                for labels in upstreams.values()
+                for label in labels
+            }
+            for row, upstreams in counters.snapshot().items()
+        }
+
+    before = sums()
+    counters.retire(["a"], 1000.0)
+    counters.retire(["a", "c"], 1200.0)  # it has come back
+    counters.retire(["a"], 1250.0)
+    counters.retire(["a"], 1299.0)
+    assert set(counters.snapshot()["atlas_requests_total"]) == {"a", "b", "c"}
+    counters.retire(["a"], 1300.0)
+    assert set(counters.snapshot()["atlas_requests_total"]) == {"a", GONE, "c"}
+    counters.retire(["a"], 1550.0)
+
+    counted = counters.snapshot()
+    assert {name for upstreams in counted.values() for name in upstreams} == {"", "a", GONE}
+    assert (requests(counted, GONE, "5xx"), requests(counted, GONE, "2xx")) == (1, 1)
+    assert sums() == before
+
+    # One that returns begins anew, and so does what comes home late.
+    counters.note([make_record("b")])
+    assert requests(counters.snapshot(), "b", "2xx") == 1
 
 
 def test_snapshots_of_several_processes_are_added_up() -> None:
