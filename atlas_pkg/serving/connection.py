@@ -17,6 +17,7 @@ import re
 import time
 from typing import Protocol
 
+from atlas_pkg.config.model import Config
 from atlas_pkg.errors import ClientError, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request, refused_request
@@ -67,6 +68,7 @@ class HttpService:
         self._app = app
         self._observers = observers
         self._throttle = Throttle(log)
+        self._has_hinted = False
 
     def wait(self, exchange: Exchange, copier: Copier) -> Next | Exchange:
         """Serve from wherever `exchange` has come, until its client says nothing more. Blocks.
@@ -262,6 +264,8 @@ class HttpService:
             if exchange.response_body is not None:
                 record.body_out = exchange.response_body.moved
         log_failure(self._throttle, exchange.client.address, exchange.request.line, error, failure)
+        if isinstance(error, UpstreamError) and error.stage is Stage.CONNECT:
+            self._hint(exchange.generation.config)
         exchange.is_complete = True
         if failure.end is End.CLIENT_GONE:
             # A reset frees at once what a client that does not read has left in our kernel.
@@ -274,6 +278,17 @@ class HttpService:
                 exchange.following = FINISH
             exchange.client.is_sending |= failure.closes
             exchange.answer(failure.status, failure.reason)
+
+    def _hint(self, config: Config) -> None:
+        """Say once what keeps clients from meeting an upstream that is gone, if nothing does."""
+        is_checked = any(upstream.health_check is not None for upstream in config.upstreams)
+        if self._has_hinted or is_checked or config.routing.retries or len(config.upstreams) < 2:
+            return
+        self._has_hinted = True
+        log.info(
+            "clients see that an upstream is unreachable: with routing.retries = 1 another one is "
+            "asked instead, and [health_check] takes it out of rotation"
+        )
 
     def _send_failure(self, exchange: Exchange) -> None:
         """Send what is left of an answer to an error. Blocks."""

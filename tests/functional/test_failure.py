@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import toolkit
 from tests.fakes import Conversation, Upstream, answering, black_hole, build_answer, named, silent
 from tests.functional.conftest import Start
 from tests.toolkit import (
@@ -127,6 +128,46 @@ def test_a_refused_connection_is_502_at_once_and_logged_once(a: Upstream, start:
     assert duration < 5
     atlas.wait_for("upstream dead connect: connection refused")
     assert atlas.count("upstream dead") == 2  # its line at the start and one warning
+
+
+@pytest.mark.parametrize(
+    ("more", "hints"),
+    [
+        ({}, 1),
+        ({"routing": {"retries": 1, **ROUND_ROBIN}}, 0),
+        ({"health_check": {"interval": 60.0}}, 0),
+    ],
+    ids=["neither", "retries", "health check"],
+)
+def test_the_first_unreachable_upstream_hints_at_what_helps(
+    more: dict[str, dict[str, object]], hints: int, a: Upstream, start: Start
+) -> None:
+    dead = [
+        {"name": name, "address": "127.0.0.1", "port": closed_port(), "backup": backup}
+        for name, backup in (("dead", False), ("spare", True))
+    ]
+    atlas = start(build_config(*dead, **more))
+
+    answers = {atlas.get().status for _ in range(4)}
+    atlas.reload(build_config(*dead, a.table(), **more))  # what was logged is there by now
+
+    assert answers <= {502, 503}
+    assert atlas.count("routing.retries = 1") == hints
+
+
+def test_with_the_readmes_own_file_a_dead_server_costs_no_request(
+    a: Upstream, start: Start
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("### The same with your own file")[2]
+    text = section.partition("```toml\n")[2].partition("```")[0]
+    lanes = f'lanes = {toolkit.LANES}\naddress = "127.0.0.1"'
+    text = text.replace("port = 8080", f"port = 0\n{lanes}")
+    text = text.replace("3001", str(a.port)).replace("3002", str(closed_port()))
+    atlas = start(text)
+
+    answers = [atlas.get() for _ in range(20)]
+
+    assert {answer.status for answer in answers} == {200}
 
 
 def test_an_upstream_stopped_by_a_signal_is_504_and_serves_again(
