@@ -202,12 +202,12 @@ class Upstream:
 
 
 @contextlib.contextmanager
-def black_hole() -> Iterator[int]:
+def black_hole(address: str = "127.0.0.1") -> Iterator[int]:
     """A port on which connecting takes for ever.
 
     The backlog is full, so the kernel drops what comes, as a machine that is gone would.
     """
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as hole, contextlib.ExitStack() as stack:
+    with socket.create_server((address, 0), backlog=0) as hole, contextlib.ExitStack() as stack:
         for _ in range(4):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)

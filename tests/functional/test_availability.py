@@ -152,6 +152,30 @@ def test_an_upstream_that_a_reload_adds_serves_after_its_first_passed_probe(
     assert atlas.count("upstream A is ") == 0
 
 
+@pytest.mark.parametrize("way", ["others", "renamed"])
+def test_a_reload_that_replaces_all_upstreams_costs_no_request(
+    way: str, a: Moody, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    may_answer = threading.Event()
+
+    def serve(conversation: Conversation) -> None:
+        while request := conversation.read_head():
+            if request.target == "/health":
+                may_answer.wait(20)
+            conversation.send(build_answer(b"B"))
+
+    b = upstreams.enter_context(Upstream(serve, name="B"))
+    upstreams.callback(may_answer.set)
+    new = b.table() if way == "others" else {**b.table(), "name": "C"}
+    old = a.table() if way == "others" else b.table()
+    check = {"health_check": {**CHECK, "timeout": 20.0, "interval": 20.0}}
+    atlas = start(build_config(old, **check))
+
+    atlas.reload(build_config(new, **check))
+
+    assert ask(atlas, 10) == {"B": 10}  # and no probe has been answered
+
+
 def test_checks_of_one_upstream_are_laid_over_those_of_all(
     a: Moody, b: Moody, start: Start
 ) -> None:
