@@ -22,6 +22,9 @@ from atlas_pkg.net.stream import Stream
 # Larger reads cost less per byte: 0.86 s of CPU per GB with 64 KB, 0.41 s with 256 KB.
 BUFFER_BYTES = 256 * 1024
 
+# A body of which nothing comes for so long is one that trickles, such as a stream of events.
+QUIET_AFTER = 0.01
+
 
 class Body(Protocol):
     """What is moved; see `http1/body.py`, which this room must not know."""
@@ -63,8 +66,10 @@ class Copier:
         read_timeout: float,
         write_timeout: float,
         heeds_sink: bool = False,
+        until_quiet: bool = False,
     ) -> bool:
-        """Move what is left of `body`; False if `heeds_sink` and `sink` has something to say.
+        """Move what is left of `body`; False if `heeds_sink` and `sink` has something to say, or if
+        `until_quiet` and nothing comes for a moment, where that is no bulk transfer.
 
         Blocks. Raises `StreamError` for the side that fails (that `sink` leaves is noticed while
         waiting for `source`), and what the body raises.
@@ -85,6 +90,8 @@ class Copier:
                     if not self._splice(body, source, sink, timeouts, heeds_sink=heeds_sink):
                         return False
                     continue
+                elif until_quiet and not source.is_readable_within(QUIET_AFTER):
+                    return False
                 else:
                     parts = self._read(body, source, sink, read_timeout)
                 if not heeds_sink:

@@ -173,10 +173,14 @@ class Stream:
 
     def is_readable(self) -> bool:
         """Is there something to read at once: bytes, the end of input, or an error?"""
+        return self.is_readable_within(0)
+
+    def is_readable_within(self, timeout: float) -> bool:
+        """Is there something to read, now or within `timeout`?"""
         if self._readiness is None:
             self._readiness = select.poll()
             self._readiness.register(self._sock, select.POLLIN)
-        return bool(self._readiness.poll(0))
+        return bool(self._readiness.poll(timeout * 1000))
 
     def wait_until_readable(
         self, timeout: float, other: Stream | None = None, *, heeds_other: bool = False

@@ -72,8 +72,10 @@ class Proxy:
                 self._switch(exchange, response)
                 return DONE
             piece = begin_response(exchange, response)
-        stream_response(exchange, piece)
-        return DONE
+        if stream_response(exchange, piece):
+            return DONE
+        self._prolong(exchange)
+        return AWAIT
 
     def ask(self, exchange: Exchange) -> Step:
         """Send the request, as far as that takes no waiting. Never waits."""
@@ -130,9 +132,14 @@ class Proxy:
         # A read that fills the buffer is the sign of a bulk transfer.
         if body.bulk >= SPLICE_FROM or (body.most is None and len(data) == RECEIVE_BYTES):
             return WAIT
+        self._prolong(exchange)
+        return AWAIT
+
+    @staticmethod
+    def _prolong(exchange: Exchange) -> None:
+        """Some of a body has come: the next piece has as much time again."""
         exchange.deadline = time.monotonic() + exchange.generation.config.timeouts.upstream_body
         exchange.client_left_at = 0.0
-        return AWAIT
 
     def _obtain(self, exchange: Exchange) -> Response | None:
         """Ask upstreams until one answers; None where the lane is to await that. Blocks."""

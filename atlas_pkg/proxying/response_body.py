@@ -99,16 +99,18 @@ def end_of_input(exchange: Exchange) -> bytes:
     return piece
 
 
-def stream_response(exchange: Exchange, piece: bytes) -> None:
+def stream_response(exchange: Exchange, piece: bytes) -> bool:
     """Send `piece` and all that is still to come of the answer. Blocks.
 
-    Meanwhile the request goes on, if the upstream has answered before it had read all of it.
+    False where there is a lane and the answer only trickles: then the lane can go on with it, else
+    a stream of events without an end would keep a thread once its client had been slow. Meanwhile
+    the request goes on, if the upstream has answered before it had read all of it.
     Raises `ClientGone` and `UpstreamError`.
     """
     connection, body, response = exchange.connection, exchange.response_body, exchange.response
     if exchange.is_complete or connection is None or body is None or response is None:
         exchange.send(piece)
-        return
+        return True
     timeouts, upload = exchange.generation.config.timeouts, None
     if exchange.request_body is not None and not (
         exchange.request_body.is_through or exchange.is_deaf
@@ -117,12 +119,13 @@ def stream_response(exchange: Exchange, piece: bytes) -> None:
     try:
         if piece:
             exchange.send(piece)
-        exchange.copier.copy(
+        is_whole = exchange.copier.copy(
             body,
             connection.stream,
             exchange.client.stream,
             read_timeout=timeouts.upstream_body,
             write_timeout=timeouts.client_write,
+            until_quiet=upload is None and exchange.client.lane is not None,
         )
     except StreamError as error:
         if error.side is Side.CLIENT:
@@ -133,7 +136,9 @@ def stream_response(exchange: Exchange, piece: bytes) -> None:
     finally:
         if upload is not None:
             upload.stop()
-    finish_response(exchange, response, body.moved)
+    if is_whole:
+        finish_response(exchange, response, body.moved)
+    return is_whole
 
 
 def finish_response(exchange: Exchange, response: Response, size: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import statistics
+import threading
 import time
 
 import pytest
 
-from tests.fakes import named
+from tests.fakes import Conversation, Upstream, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import DEADLINE, Atlas, Client, Threads, build_config, wait_until
@@ -149,6 +150,43 @@ def test_dripping_uploads_do_not_keep_others_from_new_connections(
         durations = [duration for _ in range(4) for duration in ask(atlas, 5)]
 
     assert statistics.median(durations) < 1.0  # and none has waited for `queue`
+
+
+@pytest.mark.engines("lane")
+def test_a_stream_whose_client_has_caught_up_holds_no_thread(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    burst, goes_on = 3000, threading.Event()
+    chunk = b"1000\r\n" + 4096 * b"x" + b"\r\n"
+
+    def serve(conversation: Conversation) -> None:
+        conversation.read_head()
+        conversation.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(burst):  # more than all buffers on the way hold
+            conversation.send(chunk)
+        goes_on.wait(3 * DEADLINE)
+        conversation.send(chunk + b"0\r\n\r\n")
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    upstreams.callback(goes_on.set)
+    # Two for answers under way. That of four streams is not over when its client has caught up.
+    atlas = start(build_config(upstream.table(), listen={"max_threads": 3}))
+
+    def catch_up(client: Client) -> None:
+        body = client.read_body(client.read_head())
+        received = 0
+        while received < burst * len(chunk[6:-2]):
+            received += len(next(body))
+
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(atlas.client()) for _ in range(4)]
+        for client in clients:
+            client.send_head()
+        atlas.wait_for("2 threads are at work (listen.max_threads = 3)")
+        threads = Threads()
+        for client in clients:
+            threads.start(catch_up, client)
+        threads.join()
 
 
 def _answered(clients: list[Client], before: list[Client]) -> list[Client]:
