@@ -90,7 +90,7 @@ class Copier:
                     if not self._splice(body, source, sink, timeouts, heeds_sink=heeds_sink):
                         return False
                     continue
-                elif until_quiet and not source.is_readable_within(QUIET_AFTER):
+                elif until_quiet and not source.is_readable(QUIET_AFTER):
                     return False
                 else:
                     parts = self._read(body, source, sink, read_timeout)

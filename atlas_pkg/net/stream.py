@@ -171,12 +171,8 @@ class Stream:
         if sent < sum(map(len, parts)):
             self.send(memoryview(b"".join(parts))[sent:], timeout)
 
-    def is_readable(self) -> bool:
-        """Is there something to read at once: bytes, the end of input, or an error?"""
-        return self.is_readable_within(0)
-
-    def is_readable_within(self, timeout: float) -> bool:
-        """Is there something to read, now or within `timeout`?"""
+    def is_readable(self, timeout: float = 0.0) -> bool:
+        """Is there something to read (bytes, the end, an error), now or within `timeout`?"""
         if self._readiness is None:
             self._readiness = select.poll()
             self._readiness.register(self._sock, select.POLLIN)
