@@ -178,6 +178,11 @@ def _are_distinct(pairs: Iterable[tuple[str, str]]) -> bool:
     return len(names) == len(set(names))
 
 
+def _fold_name(name: str) -> str:
+    """The same for all names that an application may take for one: `X_A` and `X.A` for `X-A`."""
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
 class Statuses:
     """Status codes written as "200-299,304"; equal where they hold the same codes. Immutable."""
 
@@ -253,11 +258,11 @@ FIELD_VALUE = _rule(
 )
 SETTABLE = _rule(
     "a field that neither frames a message nor belongs to one connection",
-    lambda name: name.lower() not in _OWN_FIELDS,
+    lambda name: _fold_name(name) not in _OWN_FIELDS,
 )
 REMOVABLE = _rule(
     "a field other than Host and those that frame a message or belong to one connection",
-    lambda name: name.lower() not in _KEPT_FIELDS,
+    lambda name: _fold_name(name) not in _KEPT_FIELDS,
 )
 DISTINCT_NAMES = _rule("a table that names each field once, in whatever case", _are_distinct)
 HASH_ON = _rule(

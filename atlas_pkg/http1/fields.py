@@ -4,12 +4,18 @@ Most fields only pass through. So a block is never split into lines on the commo
 expression validates it whole, a second finds the notable names, and what is kept are the slices
 between those that end here.
 
+Applications that are told of fields as variables (CGI, WSGI, Rack) cannot tell `X_Forwarded_For`
+from `X-Forwarded-For`. So a notable name counts only as it is spelt here, and whatever differs from
+it in nothing but `-`, `_` and `.` is dropped.
+
 A `Fields` never changes once it is built, and clients repeat themselves: parsed blocks are
 remembered by their bytes, in a memo of bounded size. Whether the values make sense together is
 judged where the message is known (`message.py`, `framing.py`).
 """
 
 from __future__ import annotations
+
+import re
 
 from atlas_pkg.errors import MalformedMessage
 from atlas_pkg.http1 import syntax
@@ -21,17 +27,24 @@ _PROTECTED = frozenset((b"content-length", b"transfer-encoding", b"host", b"expe
 _NO_OPTIONS: frozenset[bytes] = frozenset()
 _OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade"))
 
+# What forwarding sets, and what says the same in other words; so does every other X-Forwarded-*.
+_SET_ANEW = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"))
+_CLAIMS = frozenset((b"forwarded", b"x-real-ip"))
+
 
 class Fields:
     """One block of fields, parsed. Immutable; shared between threads.
 
     `block` begins with CRLF and ends with CRLF, as `kept`, which leaves out what ends at this hop
     (RFC 9110 §7.6.1), what is framed anew (Content-Length) and what forwarding sets itself.
+    `claims` are the lines that say for whom a request came, in other words than forwarding sets:
+    to be believed of a trusted proxy only.
     """
 
     __slots__ = (
         "_origin",
         "block",
+        "claims",
         "connection",
         "framing",
         "host",
@@ -42,18 +55,26 @@ class Fields:
         "upgrade",
     )
 
-    def __init__(self, block: bytes, limits_fields: int) -> None:
+    def __init__(
+        self,
+        block: bytes,
+        limits_fields: int,
+        notable_lines: re.Pattern[bytes] = syntax.NOTABLE_IN_REQUESTS,
+    ) -> None:
         if not syntax.FIELD_BLOCK.fullmatch(block):
             raise MalformedMessage(_explain_bad_block(block))
         if block.count(b"\r\n") - 1 > limits_fields:
             raise MalformedMessage("too many fields", status=431)
         self.block = block
-        self.notable, self.kept = notable, _ = _read_notable(block)
+        self.notable, self.kept, self.claims = _read_notable(block, notable_lines)
+        notable = self.notable
         self.connection = _NO_OPTIONS
         if b"connection" in notable:
             self.connection = frozenset(syntax.split_list(notable[b"connection"]))
-            if named := self.connection - _PROTECTED - _OPTIONS:
+            named = frozenset(map(syntax.fold_name, self.connection)) - _PROTECTED - _OPTIONS
+            if named:
                 self.kept = without(self.kept, named)
+                self.claims = without(self.claims, named)
                 for name in named:
                     notable.pop(name, None)
         self.host = notable[b"host"][0] if b"host" in notable else None
@@ -88,27 +109,40 @@ class Fields:
 
 
 def without(block: bytes, names: frozenset[bytes]) -> bytes:
-    """Build `block` anew without the fields in `names` (lower case)."""
+    """Build `block` anew without the fields in `names` (folded), however they are spelt."""
     lines = block.split(b"\r\n")
-    return b"\r\n".join(line for line in lines if line.partition(b":")[0].lower() not in names)
+    return b"\r\n".join(
+        line for line in lines if syntax.fold_name(line.partition(b":")[0]) not in names
+    )
 
 
-def _read_notable(block: bytes) -> tuple[dict[bytes, list[bytes]], bytes]:
-    """Values of the notable fields by lower-case name, and the block without them (Host stays)."""
+def _read_notable(
+    block: bytes, notable_lines: re.Pattern[bytes]
+) -> tuple[dict[bytes, list[bytes]], bytes, bytes]:
+    """Values of the notable fields by lower-case name, the block without them (Host stays), claims.
+
+    A look-alike is nobody's field, and is only left out.
+    """
     notable: dict[bytes, list[bytes]] = {}
     kept: list[bytes] = []
+    claims = b""
     at = 0
-    for match in syntax.NOTABLE_FIELD.finditer(block):
+    for match in notable_lines.finditer(block):
         found, value = match.groups()
-        name = found.lower() if found else b""  # empty: a look-alike, which is dropped
-        notable.setdefault(name, []).append(value.strip(b" \t"))
+        name = found.lower() if found else b""
         if name != b"host":
             kept.append(block[at : match.start() + 1])
             at = match.end() + 1
+        if not name or name != syntax.fold_name(name):
+            continue
+        if name in _CLAIMS or (name.startswith(b"x-forwarded-") and name not in _SET_ANEW):
+            claims += block[match.start() + 1 : match.end() + 1]
+        else:
+            notable.setdefault(name, []).append(value.strip(b" \t"))
     if not kept:
-        return notable, block
+        return notable, block, claims
     kept.append(block[at:])
-    return notable, b"".join(kept)
+    return notable, b"".join(kept), claims
 
 
 def _read_keep_alive_timeout(values: list[bytes]) -> int | None:

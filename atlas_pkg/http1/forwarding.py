@@ -20,6 +20,7 @@ from atlas_pkg.config.model import Forwarding
 from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
 from atlas_pkg.http1.memo import Memo
 from atlas_pkg.http1.message import OWN_NAME, Request, Response
+from atlas_pkg.http1.syntax import SEPARATOR, fold_name
 
 # Methods whose requests are expected to have a body: an upstream may answer 411 where one comes
 # without any length, so an absent body is said to be empty (RFC 9110 §8.6).
@@ -68,7 +69,7 @@ class Forwarder:
         responses_without = (*settings.remove_response_fields, *dict(settings.set_response_fields))
         self._request_remover = _build_remover(requests_without)
         self._response_remover = _build_remover(responses_without)
-        self._not_ours = frozenset(name.lower().encode("ascii") for name in requests_without)
+        self._not_ours = frozenset(fold_name(name.encode("ascii")) for name in requests_without)
         self._set_on_requests = _build_lines(settings.set_request_fields)
         self._set_on_responses = _build_lines(settings.set_response_fields)
 
@@ -113,6 +114,8 @@ class Forwarder:
         core, host = self._build_core(request, fallback_host)
         parts = [core, self._request_id_line(request, client, request_id)]
         parts.append(self._set_on_requests + self._via_line(request.minor))
+        if client.is_trusted:
+            parts.append(self._claims(request))
         parts.extend(self._forwarded_lines(request, client, host))
         parts.append(b"\r\n")
         return b"".join(parts)
@@ -214,12 +217,19 @@ class Forwarder:
         theirs = request.fields.notable.get(b"x-request-id")
         return theirs[0] if theirs else b""
 
+    def _claims(self, request: Request) -> bytes:
+        """What a trusted proxy says of its client beyond what we would: passed as it came."""
+        lines = b"\n" + request.fields.claims
+        if self._request_remover is not None:
+            lines = self._request_remover.sub(b"", lines)
+        return lines[1:]
+
     def _forwarded_lines(self, request: Request, client: ClientInfo, host: bytes) -> list[bytes]:
-        """X-Forwarded-*: passed as they came, appended to, or set anew."""
-        values = {name: request.fields.notable.get(name, []) for name in _FORWARDED}
+        """What is told of the client: a trusted proxy's word, and what we add to it or set."""
+        values: dict[bytes, list[bytes]] = {name: [] for name in _FORWARDED}
+        if client.is_trusted:
+            values = {name: request.fields.notable.get(name, []) for name in _FORWARDED}
         if self._x_forwarded:
-            if not client.is_trusted:
-                values = {name: [] for name in _FORWARDED}
             before = [value for value in values[b"x-forwarded-for"] if value]
             values[b"x-forwarded-for"] = [b", ".join([*before, client.address])]
             values[b"x-forwarded-proto"] = values[b"x-forwarded-proto"][:1] or [client.scheme]
@@ -271,8 +281,12 @@ def _build_lines(fields: tuple[tuple[str, str], ...]) -> bytes:
 
 
 def _build_remover(names: tuple[str, ...]) -> re.Pattern[bytes] | None:
-    """An expression matching the lines of the fields to remove, or None where there are none."""
+    """An expression for the lines of the fields to remove, or None where there are none.
+
+    With each go all that an application might take for it (`syntax.SEPARATOR`).
+    """
     if not names:
         return None
-    alternatives = "|".join(re.escape(name) for name in names)
-    return re.compile(rf"(?i)(?<=\n)(?:{alternatives}):[^\r]*\r\n".encode("latin-1"))
+    folded = [fold_name(name.encode("latin-1")) for name in names]
+    alternatives = b"|".join(SEPARATOR.join(map(re.escape, name.split(b"-"))) for name in folded)
+    return re.compile(rb"(?i)(?<=\n)(?:" + alternatives + rb"):[^\r]*\r\n")

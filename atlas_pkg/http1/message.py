@@ -217,7 +217,7 @@ class MessageParser:
         return fields
 
     def _build_response_fields(self, block: bytes) -> Fields:
-        fields = Fields(block, MAX_RESPONSE_FIELDS)
+        fields = Fields(block, MAX_RESPONSE_FIELDS, syntax.NOTABLE_IN_ANSWERS)
         notable = fields.notable
         fields.framing = frame_response(
             notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])

@@ -42,22 +42,29 @@ FIELD_BLOCK = re.compile(rb"\r\n(?:[" + TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\
 
 FIELD_NAME = re.compile(rb"[" + TCHAR + rb"]++")
 
-# The fields a proxy must understand: framing, persistence, routing and what it sets itself.
-NOTABLE_NAMES = (
-    b"host",
+# What stands in a name as one character for CGI, WSGI and Rack: all become `_` there.
+SEPARATOR = rb"[\-_.]"
+
+# Fields that end at this hop or are framed anew, whoever sent them.
+_HOP_NAMES = (
     b"connection",
     b"content-length",
     b"transfer-encoding",
-    b"expect",
     b"upgrade",
     b"keep-alive",
     b"proxy-connection",
     b"te",
     b"trailer",
-    b"x-forwarded-for",
-    b"x-forwarded-proto",
-    b"x-forwarded-host",
+)
+
+# And those by which a request is routed, or which say for whom it came.
+_REQUEST_NAMES = (
+    *_HOP_NAMES,
+    b"host",
+    b"expect",
     b"x-request-id",
+    b"forwarded",
+    b"x-real-ip",
 )
 
 
@@ -67,18 +74,39 @@ def _lookalike(letters: bytes) -> bytes:
     return gap + gap.join(bytes([letter]) for letter in letters) + gap
 
 
-# Group 1 is a notable name, or else empty for a look-alike such as `Transfer_Encoding`, which
-# some servers take for the real one. Group 2 is the value with its white space. The look-ahead
-# holds the first letters of the names: most fields are passed over after one byte.
-NOTABLE_FIELD = re.compile(
-    rb"\n(?=[^ABDFGI-JL-OQ-SV-WY-Zabdfgi-jl-oq-sv-wy-z])(?i:("
-    + rb"|".join(NOTABLE_NAMES)
-    + rb")|"
-    + _lookalike(b"transferencoding")
-    + rb"|"
-    + _lookalike(b"contentlength")
-    + rb"):([^\r]*+)\r"
+def _notable(first_letters: bytes, names: tuple[bytes, ...], more: bytes) -> re.Pattern[bytes]:
+    """Build an expression for the lines of the fields `names`, and of those that `more` matches.
+
+    Group 1 is the name, however its parts are joined, or else empty for a look-alike such as
+    `-Transfer-Encoding`, which some servers take for the real one. Group 2 is the value with its
+    white space. The look-ahead holds the first letters of the names: most fields are passed over
+    after one byte.
+    """
+    others = bytes(
+        letter for letter in range(ord("A"), ord("Z") + 1) if letter not in first_letters
+    )
+    spelt = [name.replace(b"-", SEPARATOR) for name in names]
+    return re.compile(
+        rb"\n(?=[^"
+        + others
+        + others.lower()
+        + rb"])(?i:("
+        + rb"|".join(spelt)
+        + more
+        + rb")|"
+        + _lookalike(b"transferencoding")
+        + rb"|"
+        + _lookalike(b"contentlength")
+        + rb"):([^\r]*+)\r"
+    )
+
+
+NOTABLE_IN_REQUESTS = _notable(
+    b"CEFHKPTUX",
+    _REQUEST_NAMES,
+    rb"|x" + SEPARATOR + rb"forwarded" + SEPARATOR + rb"[" + TCHAR + rb"]*+",
 )
+NOTABLE_IN_ANSWERS = _notable(b"CKPTU", _HOP_NAMES, b"")
 
 # Content-Length, RFC 9110 §8.6: ASCII digits and nothing else. `int()` would take `+5` and `0_5`.
 DIGITS = re.compile(rb"[0-9]++")
@@ -108,6 +136,14 @@ CHUNK_START = re.compile(rb"[0-9A-Fa-f]++(?:[ \t;\r]|\Z)")
 
 # A line end that is not CRLF, or a NUL: refused as soon as it is seen, RFC 9112 §2.2.
 BAD_LINE_END = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+
+
+_JOINED_OTHERWISE = bytes.maketrans(b"_.", b"--")
+
+
+def fold_name(name: bytes) -> bytes:
+    """The same for all names that an application may take for one (`SEPARATOR`)."""
+    return name.lower().translate(_JOINED_OTHERWISE)
 
 
 def split_list(values: list[bytes]) -> list[bytes]:

@@ -42,6 +42,10 @@ WSGI_UPSTREAM = """
 import hashlib
 
 def app(environ, start_response):
+    if environ["PATH_INFO"] == "/environ":
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        told = [f"{name}={environ[name]}" for name in sorted(environ) if name.startswith("HTTP_")]
+        return ["\\n".join(told).encode()]
     body = environ["wsgi.input"].read()
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [hashlib.sha256(body).hexdigest().encode() if body else b"hello"]
@@ -155,6 +159,27 @@ def test_an_application_server_is_served(
         client.send_head("POST", Transfer_Encoding="chunked")
         client.send(b"5\r\nhello\r\n0\r\n\r\n")
         assert client.read_answer().text == hashlib.sha256(b"hello").hexdigest()
+
+
+def test_an_application_is_not_told_by_a_client_whom_it_serves(gunicorn: int, start: Start) -> None:
+    forwarding = {"remove_request_fields": ["X-Remote-User"]}
+    atlas = start(build_config(table(gunicorn), forwarding=forwarding))
+
+    with atlas.client() as client:
+        client.send(
+            b"GET /environ HTTP/1.1\r\nHost: a\r\nX_Forwarded_For: 6.6.6.6\r\n"
+            b"X-Forwarded_Port: 1\r\nX_Remote_User: admin\r\nX-Real_IP: 6.6.6.6\r\n"
+            b"X-Real-IP: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nX-Forwarded-Ssl: on\r\n\r\n"
+        )
+        told = client.read_answer().text.splitlines()
+
+    assert told == [
+        "HTTP_HOST=a",
+        "HTTP_VIA=1.1 atlas",
+        "HTTP_X_FORWARDED_FOR=127.0.0.1",
+        "HTTP_X_FORWARDED_HOST=a",
+        "HTTP_X_FORWARDED_PROTO=http",
+    ]
 
 
 @pytest.mark.parametrize("name", ["nginx", "http_server"])

@@ -99,6 +99,11 @@ def _take_body(request: Request, rest: bytes) -> tuple[bytes, bytes]:
     return rest[:length], rest[length:]
 
 
+def _fold(name: bytes) -> bytes:
+    """What CGI, WSGI and Rack make of a name, but for the case."""
+    return re.sub(rb"[_.]", b"-", name.lower())
+
+
 def _expected_fields(head: bytes, request: Request) -> list[tuple[bytes, bytes]]:
     """The fields of a head that are to be sent on, found in the plainest way there is."""
     pairs = []
@@ -106,7 +111,7 @@ def _expected_fields(head: bytes, request: Request) -> list[tuple[bytes, bytes]]
         name, _, value = line.partition(b":")
         pairs.append((name.lower(), value.strip(b" \t")))
     named = {
-        member.strip(b" \t").lower()
+        _fold(member.strip(b" \t"))
         for name, value in pairs
         if name == b"connection"
         for member in value.split(b",")
@@ -115,7 +120,10 @@ def _expected_fields(head: bytes, request: Request) -> list[tuple[bytes, bytes]]
     kept = [
         pair
         for pair in pairs
-        if pair[0] not in gone and re.sub(rb"[^a-z]", b"", pair[0]) not in _LOOKALIKES
+        if _fold(pair[0]) not in gone
+        and not re.fullmatch(rb"forwarded|x-real-ip|x-forwarded-.*", _fold(pair[0]))
+        and (_fold(pair[0]) != b"x-request-id" or pair[0] == b"x-request-id")
+        and re.sub(rb"[^a-z]", b"", pair[0]) not in _LOOKALIKES
     ]
     hosts = [value for name, value in kept if name == b"host"]
     host = request.host if request.host is not None else b"fallback"

@@ -41,6 +41,12 @@ def test_most_fields_are_kept_as_they_came() -> None:
         b"transfer.encoding: chunked",
         b"-Content-Length: 5",
         b"Content-Length-: 5",
+        b"X_Forwarded_For: 6.6.6.6",
+        b"X-Forwarded_Proto: https",
+        b"X.Forwarded-Port: 1",
+        b"x_request_id: 1",
+        b"Keep_Alive: 5",
+        b"Proxy.Connection: close",
         b"C0ntent-Length1: 5".replace(b"0", b"o"),
     ],
 )
@@ -61,6 +67,40 @@ def test_connection_takes_what_it_names() -> None:
 
     assert got.kept == b"\r\nZ: 3\r\nXY: 5\r\n"
     assert got.connection == {b"x", b"y", b"close"}
+
+
+def test_connection_takes_what_an_application_would_take_for_it() -> None:
+    got = fields(b"Connection: X-User", b"X_User: 1", b"x.user: 2", b"X-Users: 3")
+
+    assert got.kept == b"\r\nX-Users: 3\r\n"
+
+
+def test_a_connection_field_cannot_take_framing_by_another_spelling() -> None:
+    got = fields(b"Connection: content_length", b"Content-Length: 5")
+
+    assert got.notable[b"content-length"] == [b"5"]
+
+
+def test_look_alikes_are_not_read() -> None:
+    got = fields(b"X_Forwarded_For: 6.6.6.6", b"X_Request_Id: 1", b"Keep_Alive: timeout=5")
+
+    assert got.notable == {}
+    assert got.keep_alive_timeout is None
+
+
+@pytest.mark.parametrize(
+    "line", [b"Forwarded: for=a", b"X-Real-IP: a", b"X-Forwarded-Port: 1", b"x-forwarded-ssl: on"]
+)
+def test_claims_are_put_aside(line: bytes) -> None:
+    got = fields(b"A: b", line, b"C: d")
+
+    assert (got.kept, got.claims) == (b"\r\nA: b\r\nC: d\r\n", line + b"\r\n")
+
+
+def test_answers_keep_what_only_requests_are_asked_for() -> None:
+    lines = b"\r\nX-Request-Id: 1\r\nX-Forwarded-Host: a\r\nExpect: b\r\n"
+
+    assert Fields(lines, 100, syntax.NOTABLE_IN_ANSWERS).kept == lines
 
 
 def test_connection_cannot_take_what_frames_or_routes() -> None:

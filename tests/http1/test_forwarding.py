@@ -118,6 +118,48 @@ def test_what_a_trusted_proxy_claims_is_kept() -> None:
     }
 
 
+PROXY_SETTINGS = Forwarding(trusted_proxies=(ipaddress.ip_network("192.0.2.0/24"),), via=False)
+CLAIMS = (
+    b"Forwarded: for=1.2.3.4\r\nX-Real-IP: 1.2.3.4\r\nX-Forwarded-Port: 443\r\n"
+    b"X-Forwarded-Prefix: /a\r\nX-Forwarded-Ssl: on\r\nX-Forwarded-Server: b\r\n"
+)
+
+
+@pytest.mark.parametrize("settings", [BARE, Forwarding(via=False)])
+def test_whatever_a_stranger_claims_is_dropped(settings: Forwarding) -> None:
+    plain = b"GET / HTTP/1.1\r\nHost: a\r\n"
+
+    assert forward(plain + CLAIMS + b"\r\n", settings) == forward(plain + b"\r\n", settings)
+
+
+def test_whatever_a_trusted_proxy_claims_is_kept() -> None:
+    head = forward(b"GET / HTTP/1.1\r\nHost: a\r\n" + CLAIMS + b"\r\n", PROXY_SETTINGS)
+
+    assert CLAIMS in head
+
+
+def test_what_a_trusted_proxy_claims_is_removed_where_that_is_asked_for() -> None:
+    settings = Forwarding(
+        trusted_proxies=PROXY_SETTINGS.trusted_proxies,
+        remove_request_fields=("X-Forwarded-Port",),
+    )
+
+    head = forward(b"GET / HTTP/1.1\r\nHost: a\r\n" + CLAIMS + b"\r\n", settings)
+
+    assert b"X-Forwarded-Port" not in head
+    assert b"X-Forwarded-Ssl: on\r\n" in head
+
+
+@pytest.mark.parametrize("name", [b"X_Remote_User", b"x-remote_user", b"X.Remote-User"])
+@pytest.mark.parametrize("removed", ["X-Remote-User", "x_remote_user"])
+def test_with_a_removed_field_goes_what_is_taken_for_it(name: bytes, removed: str) -> None:
+    settings = Forwarding(x_forwarded=False, via=False, remove_request_fields=(removed,))
+
+    head = forward(b"GET / HTTP/1.1\r\nHost: a\r\n" + name + b": admin\r\n\r\n", settings)
+
+    assert head == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
 def test_fields_are_set_and_removed() -> None:
     settings = Forwarding(
         x_forwarded=False,

@@ -37,6 +37,10 @@ CONFIGS = {
     "quick": _PLAIN + _QUICK,
     "limited": _PLAIN + _LIMITED,
     "full": "",
+    "removing": _PLAIN + 'remove_request_fields = ["X-Remote-User"]\n',
+    "setting": _PLAIN
+    + 'set_request_fields = { X-Team = "blue" }\nset_response_fields = { X-Lane = "7" }\n'
+    + 'remove_response_fields = ["X-Secret"]\n',
     "trusting": '[forwarding]\ntrusted_proxies = ["127.0.0.0/8"]\nvia = false\n',
 }
 
