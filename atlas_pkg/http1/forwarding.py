@@ -35,6 +35,11 @@ _FORWARDED = {
 _COOKIE_LINE = re.compile(rb"(?i)(?<=\n)(cookie:[ \t]*)([^\r]*)\r\n")
 _HOST_LINE = re.compile(rb"(?i)(?<=\n)host:[^\r]*\r\n")
 
+# An address, or one with a port: only in brackets is an IPv6 address followed by one.
+_FORWARDED_FOR = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+(?=:[0-9]+\Z)|[0-9A-Fa-f:.]+))(?::[0-9]{1,5})?"
+)
+
 _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
 
 
@@ -179,9 +184,8 @@ class Forwarder:
             return client.address
         appended = b",".join(request.fields.notable.get(b"x-forwarded-for", [])).split(b",")
         for entry in reversed(appended):
-            try:
-                ip = ipaddress.ip_address(entry.strip(b" \t").decode("latin-1"))
-            except ValueError:
+            ip = _parse_forwarded_for(entry.strip(b" \t"))
+            if ip is None:
                 break  # from here on it is anybody's text
             if not any(ip in network for network in self._trusted_proxies):
                 return str(ip).encode("ascii")
@@ -240,6 +244,25 @@ class Forwarder:
             if name not in self._not_ours
             for value in values[name]
         ]
+
+
+def _parse_forwarded_for(
+    entry: bytes,
+) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Read one entry of X-Forwarded-For, with a port or brackets as some proxies write them.
+
+    An IPv4 address written as IPv6 is that IPv4 address. None for anything else.
+    """
+    match = _FORWARDED_FOR.fullmatch(entry)
+    if match is None:
+        return None
+    try:
+        ip = ipaddress.ip_address((match[1] or match[2]).decode("ascii"))
+    except ValueError:
+        return None
+    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped
+    return ip
 
 
 def build_interim_head(response: Response) -> bytes:

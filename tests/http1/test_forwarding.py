@@ -160,6 +160,38 @@ def test_with_a_removed_field_goes_what_is_taken_for_it(name: bytes, removed: st
     assert head == b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
+@pytest.mark.parametrize(
+    ("appended", "address"),
+    [
+        (b"203.0.113.7", b"203.0.113.7"),
+        (b"203.0.113.7:51008", b"203.0.113.7"),
+        (b"[2001:db8::1]", b"2001:db8::1"),
+        (b"[2001:DB8::1]:443", b"2001:db8::1"),
+        (b"2001:db8::1", b"2001:db8::1"),
+        (b"::ffff:203.0.113.7", b"203.0.113.7"),
+        (b"[::ffff:203.0.113.7]:1", b"203.0.113.7"),
+        (b"203.0.113.7:51008, 192.0.2.9:80", b"203.0.113.7"),
+        (b"203.0.113.7, ::ffff:192.0.2.9", b"203.0.113.7"),
+        (b"203.0.113.7, unknown", b"192.0.2.1"),
+        (b"203.0.113.7:", b"192.0.2.1"),
+        (b"203.0.113.7:123456", b"192.0.2.1"),
+        (b"203.0.113.7:1:2", b"192.0.2.1"),
+        (b"[203.0.113.7]", b"203.0.113.7"),
+        (b"[2001:db8::1", b"192.0.2.1"),
+        (b"fe80::1%eth0 x", b"192.0.2.1"),
+        (b"", b"192.0.2.1"),
+    ],
+)
+def test_entries_of_trusted_proxies_are_read(appended: bytes, address: bytes) -> None:
+    forwarder = Forwarder(PROXY_SETTINGS)
+    head = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: " + appended + b"\r\n\r\n"
+    request = MessageParser(Limits()).parse_request(head)
+
+    client = forwarder.describe_client("192.0.2.1", "http")
+
+    assert forwarder.client_address(request, client) == address
+
+
 def test_fields_are_set_and_removed() -> None:
     settings = Forwarding(
         x_forwarded=False,
