@@ -81,7 +81,13 @@ class Request:
     @property
     def expects_continue(self) -> bool:
         """Does the client wait for 100 (Continue) before its body? (RFC 9110 §10.1.1)"""
-        return self.minor == 1 and b"expect" in self.fields.notable and self.has_body
+        expectations = self.fields.notable.get(b"expect")
+        return (
+            expectations is not None
+            and self.minor == 1
+            and self.has_body
+            and b"100-continue" in syntax.split_list(expectations)
+        )
 
     @property
     def upgrade(self) -> bytes:
