@@ -36,13 +36,20 @@ class Body:
     )
 
     def __init__(
-        self, framing: Framing, onward: Framing, *, limit: int = 0, max_trailer_fields: int = 100
+        self,
+        framing: Framing,
+        onward: Framing,
+        *,
+        limit: int = 0,
+        max_trailer_fields: int = 100,
+        is_answer: bool = False,
     ) -> None:
         """`framing` is the sender's, `onward` is ours. Over `limit` bytes, if any, is an error."""
         self._decoder = None
         self._left: int | None = framing.length  # None: as many as come
         if framing.kind is BodyKind.CHUNKED:
-            self._decoder, self._left = ChunkedDecoder(max_trailer_fields), None
+            self._decoder = ChunkedDecoder(max_trailer_fields, may_be_padded=is_answer)
+            self._left = None
         elif framing.kind is BodyKind.UNTIL_CLOSE:
             self._left = None
         self._is_chunked_onward = onward.kind is BodyKind.CHUNKED

@@ -1,7 +1,8 @@
 """The chunked transfer coding (RFC 9112 §7.1): decoded piece by piece, whatever the cuts.
 
 Decoding is strict, since a chunk line that two parties read differently is how requests are
-smuggled. Extensions are discarded. Trailers are held to the rules of fields, and dropped.
+smuggled. Only blanks behind a size are let pass in answers: embedded servers pad it with them, and
+an answer smuggles no request. Extensions are discarded. Trailers are held to the rules of fields, and dropped.
 """
 
 from __future__ import annotations
@@ -36,9 +37,18 @@ class ChunkedDecoder:
     `remaining` is how many bytes of the current chunk are still to come. Not thread-safe.
     """
 
-    __slots__ = ("_max_trailer_fields", "_part", "_pending", "_trailers", "remaining")
+    __slots__ = (
+        "_max_trailer_fields",
+        "_may_be_padded",
+        "_part",
+        "_pending",
+        "_trailers",
+        "remaining",
+    )
 
-    def __init__(self, max_trailer_fields: int = 100) -> None:
+    def __init__(self, max_trailer_fields: int = 100, *, may_be_padded: bool = False) -> None:
+        """`may_be_padded`: blanks may stand between a chunk's size and its line end."""
+        self._may_be_padded = may_be_padded
         self._part = _Part.SIZE
         self._pending = b""
         self._trailers = (0, 0)  # fields and bytes seen so far
@@ -129,6 +139,8 @@ class ChunkedDecoder:
     def _take_size(self, line: bytes) -> None:
         if len(line) > MAX_CHUNK_LINE:
             raise MalformedMessage("a chunk line is too long")
+        if self._may_be_padded:
+            line = line.rstrip(b" \t")
         match = syntax.CHUNK_LINE.fullmatch(line)
         if match is None:
             raise MalformedMessage("a chunk size or extension is malformed")

@@ -40,6 +40,8 @@ _FORWARDED_FOR = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+(?=:[0-9]+\Z)|[0-9A-Fa-f:.]+))(?::[0-9]{1,5})?"
 )
 
+_UPGRADES = b"Connection: Upgrade\r\n"
+
 _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
 
 
@@ -175,6 +177,10 @@ class Forwarder:
         elif fields.framing.kind is BodyKind.LENGTH and response.status != 204:
             # HEAD and 304 tell the length of the body that they leave out (RFC 9110 §8.6).
             parts.append(b"Content-Length: %d\r\n" % fields.framing.length)
+        if response.status == 426 and fields.upgrade:
+            # It says what the client should upgrade to (RFC 9110 §15.5.22).
+            parts.append(b"Upgrade: %b\r\n" % fields.upgrade)
+            persistence = persistence[:-2] + b", Upgrade\r\n" if persistence else _UPGRADES
         parts += (persistence, self._via_line(response.minor), self._set_on_responses, b"\r\n")
         return b"".join(parts)
 

@@ -33,8 +33,9 @@ HOST = re.compile(
     rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})++|\[([0-9A-Fa-f:.]++)\])(?::[0-9]*+)?"
 )
 
-# status-line, RFC 9112 §4: three digits, 100 to 599; the phrase and its space may be missing.
-STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?")
+# status-line, RFC 9112 §4: three digits, from 100 on; the phrase and its space may be missing.
+# What a status of 600 and more means is for the client to say (RFC 9110 §15).
+STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*+))?")
 
 # A whole block of fields, RFC 9112 §5, beginning with the CRLF that ends the first line. A name
 # stands directly before its colon; a value holds HTAB, SP, visible ASCII and 0x80-0xFF.

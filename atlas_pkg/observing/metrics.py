@@ -80,8 +80,8 @@ class Counter:
 
 def _count_requests(author: str, records: Sequence[Record]) -> Iterator[_Growth]:
     for status, number in Tally([record.status for record in records]).items():
-        kind = status // 100
-        yield author, CODE_CLASSES[kind if kind < 6 else 0], number
+        kind = min(status // 100, 5)  # one beyond 599 counts as those (RFC 9110 §15)
+        yield author, CODE_CLASSES[kind], number
 
 
 def _count_durations(author: str, records: Sequence[Record]) -> Iterator[_Growth]:

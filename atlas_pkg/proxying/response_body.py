@@ -55,7 +55,7 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
         piece, stream.buffered = head + stream.buffered, b""
         finish_response(exchange, response, framing.length)
     else:
-        exchange.response_body = Body(framing, onward)
+        exchange.response_body = Body(framing, onward, is_answer=True)
         piece = head + next_piece(exchange)
         if exchange.lease is not None:  # not whole yet, and perhaps without an end
             if response.status in generation.failure_statuses:
