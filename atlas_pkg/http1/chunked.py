@@ -2,7 +2,8 @@
 
 Decoding is strict, since a chunk line that two parties read differently is how requests are
 smuggled. Only blanks behind a size are let pass in answers: embedded servers pad it with them, and
-an answer smuggles no request. Extensions are discarded. Trailers are held to the rules of fields, and dropped.
+an answer smuggles no request. Extensions are discarded. Trailers are held to the rules of fields,
+and dropped.
 """
 
 from __future__ import annotations

@@ -297,7 +297,7 @@ def _framing_lines(request: Request) -> bytes:
         lines = b"Transfer-Encoding: chunked\r\n"
     elif framing.kind is BodyKind.LENGTH:
         lines = b"Content-Length: %d\r\n" % framing.length
-    elif request.method in _METHODS_WITH_BODY:
+    elif request.method in _METHODS_WITH_BODY and not request.upgrade:
         lines = b"Content-Length: 0\r\n"
     if request.expects_continue:
         lines += b"Expect: 100-continue\r\n"

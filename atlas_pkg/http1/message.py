@@ -57,6 +57,7 @@ class Request:
         "minor",
         "onward",
         "target",
+        "upgrade",
     )
 
     def __init__(self, method: bytes, target: bytes, minor: int, fields: Fields) -> None:
@@ -70,6 +71,8 @@ class Request:
         self.has_body = framing is CHUNKED or framing.length > 0
         self.line = b""  # the request line as received, for logs
         self.onward: bytes | None = None
+        # The protocols that the client offers to switch to; empty if none (RFC 9110 §7.8).
+        self.upgrade = b""
         connection = fields.connection
         if not connection:
             self.keep_alive = minor == 1
@@ -77,6 +80,8 @@ class Request:
             self.keep_alive = b"close" not in connection and (
                 minor == 1 or b"keep-alive" in connection
             )
+            if fields.upgrade and minor == 1 and b"upgrade" in connection:
+                self.upgrade = fields.upgrade
 
     @property
     def expects_continue(self) -> bool:
@@ -88,20 +93,6 @@ class Request:
             and self.has_body
             and b"100-continue" in syntax.split_list(expectations)
         )
-
-    @property
-    def upgrade(self) -> bytes:
-        """The protocols that the client offers to switch to; empty if none (RFC 9110 §7.8).
-
-        An upgrade of a request with a body is ignored, as the RFC allows, and so is h2c: HTTP/2 in
-        a tunnel would carry requests past everything that Atlas checks.
-        """
-        fields = self.fields
-        if not fields.upgrade or self.minor == 0 or b"upgrade" not in fields.connection:
-            return b""
-        if self.framing.kind is not BodyKind.NONE or b"h2c" in fields.upgrade.lower():
-            return b""
-        return fields.upgrade
 
 
 class Response:
@@ -216,6 +207,8 @@ class MessageParser:
             )
         if block.count(OWN_NAME) >= MOST_PASSAGES and _count_passages(fields) >= MOST_PASSAGES:
             raise MalformedMessage("the request goes in a circle", status=508)
+        if fields.upgrade:
+            fields.upgrade = _without_h2c(fields.upgrade)
         # True for nearly every request: then only the request line is left to be judged.
         fields.is_common = (
             bool(hosts) and fields.framing is not CHUNKED and b"expect" not in notable
@@ -237,6 +230,15 @@ def refused_request(head: bytes) -> Request:
     request.line = head[: head.find(b"\r\n")]
     request.keep_alive = False
     return request
+
+
+def _without_h2c(protocols: bytes) -> bytes:
+    """Take h2c out of a list of protocols.
+
+    HTTP/2 in a tunnel would carry requests past everything that Atlas checks.
+    """
+    members = [member.strip(b" \t") for member in protocols.split(b",")]
+    return b", ".join(one for one in members if one and one.lower() != b"h2c")
 
 
 def check_host(host: bytes) -> None:

@@ -63,6 +63,7 @@ _REQUEST_NAMES = (
     *_HOP_NAMES,
     b"host",
     b"expect",
+    b"http2-settings",
     b"x-request-id",
     b"forwarded",
     b"x-real-ip",

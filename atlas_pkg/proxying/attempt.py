@@ -13,7 +13,7 @@ from atlas_pkg.balancing.pool import FRESH, UpstreamConnection, open_connection
 from atlas_pkg.errors import ClientGone, Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.forwarding import build_interim_head
-from atlas_pkg.http1.message import Response
+from atlas_pkg.http1.message import Request, Response
 from atlas_pkg.proxying.request_body import send_body, take_first
 from atlas_pkg.proxying.retry import IDEMPOTENT
 from atlas_pkg.serving.exchange import Exchange
@@ -87,6 +87,9 @@ def read_response(exchange: Exchange) -> Response:
                 response = find_response(exchange, connection)
         except StreamError as error:
             raise translate(error, Stage.HEAD, exchange, connection) from None
+        if response.status == _SWITCHING and not is_sent(exchange):
+            # What is left of the body would be taken for the other protocol, by whoever reads it.
+            raise UpstreamError(Stage.HEAD, "switched protocols before it had read the request")
         if response.status >= 200 or response.status == _SWITCHING:
             return response
         _pass_on_interim(exchange, response)
@@ -111,10 +114,19 @@ def find_response(exchange: Exchange, connection: UpstreamConnection) -> Respons
         return None
     request = exchange.request
     response = generation.parser.parse_response(data[:end], request.method)
-    if response.status == _SWITCHING and not (request.upgrade and response.fields.upgrade):
+    if response.status == _SWITCHING and not _is_asked_for(response, request):
         raise UpstreamError(Stage.HEAD, "switched protocols without being asked")
     stream.buffered = data[end:]
     return response
+
+
+def _is_asked_for(response: Response, request: Request) -> bool:
+    """Does a 101 switch to what the client has offered, in whatever version? (RFC 9110 §7.8)"""
+    offered, chosen = (
+        {protocol.partition(b"/")[0] for protocol in syntax.split_list([protocols])}
+        for protocols in (request.upgrade, response.fields.upgrade)
+    )
+    return bool(chosen) and chosen <= offered
 
 
 def translate(

@@ -152,6 +152,8 @@ def finish_response(exchange: Exchange, response: Response, size: int) -> None:
     exchange.connection = exchange.lease = None
     exchange.is_complete = True
     is_whole = exchange.request_body is None or is_sent(exchange)
+    if exchange.request.upgrade:
+        is_whole = False  # who knows which protocol the upstream expects there now
     if response.keep_alive and not connection.stream.buffered and is_whole:
         exchange.client.pool.checkin(
             connection, generation.config.pool, response.fields.keep_alive_timeout

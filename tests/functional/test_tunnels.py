@@ -15,7 +15,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
-from tests.fakes import Conversation, Upstream
+from tests.fakes import Conversation, Upstream, named
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Client, build_config, wait_until
 
@@ -275,3 +275,17 @@ def test_peers_that_vanish_are_noticed_on_both_sides(
         for port in (atlas.port, peers[0]):
             (timer,) = wait_until(lambda: keep_alive_timers(port), "a keep-alive timer")  # noqa: B023
             assert timer <= 60
+
+
+def test_a_connection_over_which_an_upgrade_was_refused_is_not_used_again(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(named("a"))
+    atlas = start(build_config(upstream.table()))
+
+    with atlas.client() as client:
+        assert client.get(Upgrade="raw", Connection="Upgrade").text == "a"
+        assert client.get().text == "a"
+        assert client.get().text == "a"
+
+    assert upstream.accepted == 2
