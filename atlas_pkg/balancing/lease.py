@@ -31,6 +31,7 @@ class Affinity(NamedTuple):
 
     key: bytes = b""  # what it is known by; equal keys land together with the hashes
     sticky: Upstream | None = None  # the upstream that it belongs to
+    is_due: bool = False  # its cookie is to be renewed
 
 
 # A client that may be sent anywhere, and nobody tried yet.

@@ -6,6 +6,10 @@ configuration; a request then costs a look into a dictionary. The value depends 
 the key alone: a reload, another order in the file or another machine with the same
 `sticky.secret` changes nothing.
 
+A cookie with a `max_age` also holds when it was set, and is set anew once half its time has gone:
+else a client that comes every day would lose its upstream nevertheless. That time is not signed,
+since whoever changes it only loses or keeps a cookie of his own.
+
 The cookie is between Atlas and the client, so it is taken out of what upstreams receive, and the
 other cookies stay as they are, byte for byte. Cookies end at ";" even inside quotes: RFC 6265
 §4.1.1 has no way to write one into a value.
@@ -16,7 +20,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-from collections.abc import Iterable, Iterator, Sequence
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from atlas_pkg.config.model import Sticky
 
@@ -28,6 +34,10 @@ _PURPOSE = b"atlas sticky upstream\x00"
 
 _BLANKS = b" \t"
 
+# Between what stands for the upstream and the time at which the cookie was set, in seconds.
+_BEFORE_TIME = b"."
+_TIME = re.compile(rb"[0-9]{1,12}")
+
 
 class StickySessions:
     """The cookies of one configuration. Immutable, shared between threads.
@@ -36,30 +46,48 @@ class StickySessions:
     start. `names` are those of all upstreams, whatever their state.
     """
 
-    def __init__(self, settings: Sticky, secret: bytes, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        settings: Sticky,
+        secret: bytes,
+        names: Iterable[str],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._settings = settings
         self._secret = secret
+        self._clock = clock
         self._cookie = settings.cookie.encode("ascii")
         self._names = {self.token_for(name): name for name in names}
         self._attributes = _build_attributes(settings)
 
     def token_for(self, name: str) -> bytes:
-        """Build the cookie's value for the upstream `name`."""
+        """Build what stands for the upstream `name` in the cookie's value."""
         digest = hmac.digest(self._secret, _PURPOSE + name.encode(), hashlib.sha256)
         return base64.urlsafe_b64encode(digest[:_TOKEN_BYTES])
 
     def find(self, cookie_values: Sequence[bytes]) -> bytes | None:
-        """Find our cookie in the values of a request's Cookie fields, or None.
+        """Find our cookie's value in the values of a request's Cookie fields, or None.
 
         A client may hold several, of other paths for instance: one that names an upstream of
         this configuration comes first.
         """
         found = [token for value in cookie_values for token in read_cookie(value, self._cookie)]
-        return next((token for token in found if token in self._names), found[0] if found else None)
+        ours = (value for value in found if self.match(value) is not None)
+        return next(ours, found[0] if found else None)
 
-    def match(self, token: bytes) -> str | None:
-        """Return the name of the upstream that `token` stands for; None for a forged or old one."""
-        return self._names.get(token)
+    def match(self, value: bytes) -> str | None:
+        """Return the name of the upstream that `value` stands for; None for a forged or old one."""
+        return self._names.get(value.partition(_BEFORE_TIME)[0])
+
+    def is_due(self, value: bytes) -> bool:
+        """Is a cookie with this value to be set anew, since half its time has gone?"""
+        if not self._settings.max_age:
+            return False
+        set_at = value.partition(_BEFORE_TIME)[2]
+        if not _TIME.fullmatch(set_at):
+            return True  # it was set by a configuration without `max_age`
+        return not 0 <= self._clock() - int(set_at) < self._settings.max_age / 2
 
     def without_own_cookie(self, value: bytes) -> bytes:
         """Take our cookie out of the value of a Cookie field; b"" when nothing else is in it."""
@@ -74,7 +102,10 @@ class StickySessions:
 
     def set_cookie(self, name: str) -> bytes:
         """Build the value of the Set-Cookie field that keeps a client with the upstream `name`."""
-        return self._cookie + b"=" + self.token_for(name) + self._attributes
+        value = self.token_for(name)
+        if self._settings.max_age:
+            value += _BEFORE_TIME + b"%d" % self._clock()
+        return self._cookie + b"=" + value + self._attributes
 
 
 def read_cookie(value: bytes, name: bytes) -> Iterator[bytes]:

@@ -76,6 +76,8 @@ class Forwarder:
         responses_without = (*settings.remove_response_fields, *dict(settings.set_response_fields))
         self._request_remover = _build_remover(requests_without)
         self._response_remover = _build_remover(responses_without)
+        # Takes out what is set, and nothing else.
+        self._response_setter = _build_remover(tuple(dict(settings.set_response_fields)))
         self._not_ours = frozenset(fold_name(name.encode("ascii")) for name in requests_without)
         self._set_on_requests = _build_lines(settings.set_request_fields)
         self._set_on_responses = _build_lines(settings.set_response_fields)
@@ -166,10 +168,7 @@ class Forwarder:
 
     def _frame_response(self, response: Response, framing: Framing, persistence: bytes) -> bytes:
         fields = response.fields
-        kept = fields.kept
-        if self._response_remover is not None:
-            kept = self._response_remover.sub(b"", kept)
-        parts = [b"HTTP/1.1 %d %b" % (response.status, response.reason), kept]
+        parts = [b"HTTP/1.1 %d %b" % (response.status, response.reason), self._kept(response)]
         if framing.kind is BodyKind.LENGTH:
             parts.append(b"Content-Length: %d\r\n" % framing.length)
         elif framing.kind is BodyKind.CHUNKED:
@@ -183,6 +182,37 @@ class Forwarder:
             persistence = persistence[:-2] + b", Upgrade\r\n" if persistence else _UPGRADES
         parts += (persistence, self._via_line(response.minor), self._set_on_responses, b"\r\n")
         return b"".join(parts)
+
+    def build_interim_head(self, response: Response) -> bytes:
+        """Build a 1xx answer to pass on (RFC 9110 §15.2): its fields, and nothing of ours."""
+        reason = response.reason or _INTERIM_REASONS.get(response.status, b"")
+        return b"HTTP/1.1 %d %b%b\r\n" % (response.status, reason, self._kept(response))
+
+    def build_switching_head(self, response: Response, mark: bytes = b"") -> bytes:
+        """Build the 101 (Switching Protocols) that turns the connection into a tunnel.
+
+        `mark` is the sticky cookie's line, or empty.
+        """
+        return b"HTTP/1.1 101 %b%bConnection: Upgrade\r\nUpgrade: %b\r\n%b%b\r\n" % (
+            response.reason or b"Switching Protocols",
+            self._kept(response),
+            response.fields.upgrade,
+            self._set_on_responses,
+            mark,
+        )
+
+    def dress_answer(self, answer: bytes) -> bytes:
+        """Put the fields that are set on answers on one that Atlas has made itself."""
+        if not self._set_on_responses or self._response_setter is None:
+            return answer
+        head, _, body = answer.partition(b"\r\n\r\n")
+        head = self._response_setter.sub(b"", head + b"\r\n")
+        return b"".join((head, self._set_on_responses, b"\r\n", body))
+
+    def _kept(self, response: Response) -> bytes:
+        """What is passed on of an answer's fields."""
+        kept = response.fields.kept
+        return self._response_remover.sub(b"", kept) if self._response_remover else kept
 
     def client_address(self, request: Request, client: ClientInfo) -> bytes:
         """The client's own address, as far as those in between can be trusted."""
@@ -269,21 +299,6 @@ def _parse_forwarded_for(
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         return ip.ipv4_mapped
     return ip
-
-
-def build_interim_head(response: Response) -> bytes:
-    """Build a 1xx answer to pass on (RFC 9110 §15.2): its fields, and nothing of ours."""
-    reason = response.reason or _INTERIM_REASONS.get(response.status, b"")
-    return b"HTTP/1.1 %d %b%b\r\n" % (response.status, reason, response.fields.kept)
-
-
-def build_switching_head(response: Response) -> bytes:
-    """Build the 101 (Switching Protocols) that turns the connection into a tunnel."""
-    return b"HTTP/1.1 101 %b%bConnection: Upgrade\r\nUpgrade: %b\r\n\r\n" % (
-        response.reason or b"Switching Protocols",
-        response.fields.kept,
-        response.fields.upgrade,
-    )
 
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -12,7 +12,6 @@ import time
 from atlas_pkg.balancing.pool import FRESH, UpstreamConnection, open_connection
 from atlas_pkg.errors import ClientGone, Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
-from atlas_pkg.http1.forwarding import build_interim_head
 from atlas_pkg.http1.message import Request, Response
 from atlas_pkg.proxying.request_body import send_body, take_first
 from atlas_pkg.proxying.retry import IDEMPOTENT
@@ -208,7 +207,7 @@ def _pass_on_interim(exchange: Exchange, response: Response) -> None:
         exchange.awaits_continue = False
     if exchange.request.minor == 1:
         exchange.has_sent = True
-        exchange.send(build_interim_head(response))
+        exchange.send(exchange.generation.forwarder.build_interim_head(response))
 
 
 def _judge_incomplete(data: bytes, limit: int) -> None:

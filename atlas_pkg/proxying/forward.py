@@ -16,7 +16,6 @@ import time
 
 from atlas_pkg.balancing.lease import SUCCESS, Lease
 from atlas_pkg.errors import Stage, StreamError, UpstreamError
-from atlas_pkg.http1.forwarding import build_switching_head
 from atlas_pkg.http1.message import Response
 from atlas_pkg.net.splice import SPLICE_FROM
 from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
@@ -181,7 +180,10 @@ class Proxy:
         assert connection is not None
         assert lease is not None
         exchange.start(101)
-        exchange.send(build_switching_head(response))
+        generation, mark = exchange.generation, b""
+        if generation.affinity is not None:
+            mark = generation.affinity.mark(exchange.affinity, connection.upstream)
+        exchange.send(generation.forwarder.build_switching_head(response, mark))
         if exchange.record is not None:
             exchange.record.end = End.TUNNEL
         lease.settle(SUCCESS)  # it may be hours until the tunnel ends

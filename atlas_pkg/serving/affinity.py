@@ -39,16 +39,17 @@ class AffinityReader:
     def read(self, request: Request, client: ClientInfo) -> Affinity:
         """What the balancer is told of whoever sent this request."""
         key = self._key(request, client) if self._hashes else b""
-        upstream = None
+        upstream, is_due = None, False
         if self._sticky is not None:
-            token = self._sticky.find(request.fields.values(b"cookie"))
-            name = self._sticky.match(token) if token is not None else None
+            value = self._sticky.find(request.fields.values(b"cookie"))
+            name = self._sticky.match(value) if value is not None else None
             upstream = self._balancer.by_name.get(name) if name is not None else None
-        return Affinity(key, upstream)
+            is_due = value is not None and self._sticky.is_due(value)
+        return Affinity(key, upstream, is_due)
 
     def mark(self, affinity: Affinity, upstream: Upstream) -> bytes:
         """The Set-Cookie line for an answer of `upstream`; empty if the client knows it already."""
-        if self._sticky is None or affinity.sticky is upstream:
+        if self._sticky is None or (affinity.sticky is upstream and not affinity.is_due):
             return b""
         return b"Set-Cookie: %b\r\n" % self._sticky.set_cookie(upstream.name)
 

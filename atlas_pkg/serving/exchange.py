@@ -133,7 +133,7 @@ class Exchange:
             accept=self.request.fields.get(b"accept") or b"",
             persistence=self.persistence(),
         )
-        self.answer_whole(status, answer)
+        self.answer_whole(status, self.generation.forwarder.dress_answer(answer))
 
     def answer_whole(self, status: int, answer: bytes) -> None:
         """Send an answer made by Atlas, without its body where only the head was asked for.

@@ -19,7 +19,7 @@ SECRET = b"0123456789abcdef"
 
 
 def sessions(*names: str, settings: Sticky = SETTINGS, secret: bytes = SECRET) -> StickySessions:
-    return StickySessions(settings, secret, names or ("a", "b"))
+    return StickySessions(settings, secret, names or ("a", "b"), clock=lambda: 1000.5)
 
 
 def test_the_token_is_a_shortened_hmac_of_the_name() -> None:
@@ -133,7 +133,7 @@ def test_nothing_of_ours_is_left_and_nothing_of_others_is_lost(pairs: list[bytes
         (Sticky(), b"; Path=/; HttpOnly; SameSite=Lax"),
         (
             Sticky(path="/shop", max_age=3600, same_site="Strict"),
-            b"; Path=/shop; HttpOnly; SameSite=Strict; Max-Age=3600",
+            b".1000; Path=/shop; HttpOnly; SameSite=Strict; Max-Age=3600",
         ),
         (Sticky(secure=True, same_site="None"), b"; Path=/; HttpOnly; SameSite=None; Secure"),
     ],
@@ -142,6 +142,36 @@ def test_the_cookie_is_set_with_its_attributes(settings: Sticky, attributes: byt
     sticky = sessions(settings=settings)
 
     assert sticky.set_cookie("a") == b"atlas=" + sticky.token_for("a") + attributes
+
+
+@pytest.mark.parametrize(
+    ("time", "is_due"),
+    [
+        (b".1000", False),
+        (b".951", False),
+        (b".950", True),
+        (b".0", True),
+        (b".2000", True),
+        (b"", True),
+        (b".", True),
+        (b".-1", True),
+        (b".1e3", True),
+        (b".1" + 5000 * b"0", True),
+    ],
+)
+def test_a_cookie_is_renewed_once_half_its_time_has_gone(time: bytes, is_due: bool) -> None:
+    sticky = sessions(settings=Sticky(max_age=100))
+    value = sticky.token_for("a") + time
+
+    assert sticky.match(value) == "a"
+    assert sticky.is_due(value) is is_due
+
+
+def test_a_cookie_of_the_session_is_never_renewed() -> None:
+    sticky = sessions()
+
+    assert not sticky.is_due(sticky.token_for("a"))
+    assert not sticky.is_due(sticky.token_for("a") + b".0")
 
 
 def test_what_is_set_is_found_again_under_its_name() -> None:

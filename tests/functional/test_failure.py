@@ -556,3 +556,18 @@ def test_a_request_that_goes_in_a_circle_ends_with_508(
     assert (answer.status, upstream.requests) == (508, 8)
     assert answer.text == "508 Loop Detected: the request goes in a circle\n"
     atlases[0].wait_for("refused with 508: the request goes in a circle")
+
+
+def test_fields_are_set_on_answers_of_atlas_itself(start: Start) -> None:
+    fields = '[forwarding.set_response_fields]\nX-Lane = "7"\nContent-Type = "text/x-ours"\n'
+    atlas = start(build_config() + fields)
+
+    with atlas.client() as client:
+        answer = client.get()
+        client.send(b"nonsense\r\n\r\n")
+        refused = client.read_answer()
+
+    assert (answer.status, refused.status) == (503, 400)
+    for own in (answer, refused):
+        assert (own.get("X-Lane"), own.get("Content-Type")) == ("7", "text/x-ours")
+        assert own.get("Content-Length") == str(len(own.body))

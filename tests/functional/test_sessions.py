@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import Upstream, echoing_fields, named
+from tests.fakes import Conversation, Upstream, echoing_fields, named
 from tests.functional.conftest import Start
 from tests.functional.moody import Moody
 from tests.toolkit import Answer, Atlas, build_config
@@ -244,3 +244,44 @@ def test_a_secret_from_the_environment_is_shared(
     with Atlas(path, env=env).wait_until_listening() as other:
         assert len(ask(other, cookie, 6)) == 1
     assert "SECRET_OF_TEST" not in os.environ
+
+
+def test_the_cookie_is_on_an_answer_that_switches_protocols(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def switch(conversation: Conversation) -> None:
+        conversation.read_head()
+        conversation.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\nConnection: Upgrade\r\n\r\n"
+        )
+        conversation.wait_for_end()
+
+    upstream = upstreams.enter_context(Upstream(switch))
+    atlas = start(config(upstream.table()))
+
+    with atlas.client() as client:
+        client.send_head("GET", "/", Upgrade="raw", Connection="Upgrade")
+        answer = client.read_head()
+        cookie = cookie_of(answer)
+    with atlas.client() as client:
+        client.send_head("GET", "/", Upgrade="raw", Connection="Upgrade", Cookie=cookie)
+        again = client.read_head()
+
+    assert (answer.status, len(cookie.removeprefix("atlas="))) == (101, 24)
+    assert (again.status, again.get("Set-Cookie")) == (101, "")
+
+
+def test_the_cookie_is_renewed_once_half_its_time_has_gone(
+    abc: list[Upstream], start: Start
+) -> None:
+    atlas = start(config(abc[0].table(), sticky={"max_age": 3600, **STICKY}))
+    cookie = cookie_of(atlas.get())
+    token, _, set_at = cookie.partition(".")
+    older = f"{token}.{int(set_at) - 1900}"
+
+    fresh, renewed, untimed = (atlas.get(Cookie=one) for one in (cookie, older, token))
+
+    assert fresh.get("Set-Cookie") == ""
+    for answer in (renewed, untimed):
+        assert cookie_of(answer).startswith(token + ".")
+        assert int(cookie_of(answer).partition(".")[2]) >= int(set_at)

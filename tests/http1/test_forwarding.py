@@ -7,11 +7,7 @@ import ipaddress
 import pytest
 
 from atlas_pkg.config.model import Forwarding, Limits
-from atlas_pkg.http1.forwarding import (
-    Forwarder,
-    build_interim_head,
-    build_switching_head,
-)
+from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE
 from atlas_pkg.http1.message import MessageParser
 
@@ -247,7 +243,10 @@ def test_interim_answer_keeps_its_fields_but_no_framing() -> None:
 
     response = MessageParser(Limits()).parse_response(head, b"GET")
 
-    assert build_interim_head(response) == b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    assert (
+        Forwarder(BARE).build_interim_head(response)
+        == b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+    )
 
 
 def test_switching_answer_keeps_its_upgrade() -> None:
@@ -255,6 +254,6 @@ def test_switching_answer_keeps_its_upgrade() -> None:
 
     response = MessageParser(Limits()).parse_response(head, b"GET")
 
-    assert build_switching_head(response) == (
+    assert Forwarder(BARE).build_switching_head(response) == (
         b"HTTP/1.1 101 OK\r\nX: y\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     )
