@@ -51,6 +51,7 @@ class Fields:
         "is_common",
         "keep_alive_timeout",
         "kept",
+        "lacks_date",
         "notable",
         "upgrade",
     )
@@ -84,6 +85,7 @@ class Fields:
             self.keep_alive_timeout = _read_keep_alive_timeout(notable[b"keep-alive"])
         self.framing = NO_BODY
         self.is_common = False
+        self.lacks_date = False  # an answer that Atlas has to date (RFC 9110 §6.6.1)
         self._origin: tuple[bytes, bytes] | None = None
 
     def origin(self) -> tuple[bytes, bytes]:

@@ -40,6 +40,8 @@ _FORWARDED_FOR = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+(?=:[0-9]+\Z)|[0-9A-Fa-f:.]+))(?::[0-9]{1,5})?"
 )
 
+_MAX_FORWARDS_LINE = re.compile(rb"(?i)(?<=\n)max-forwards:[^\r]*\r\n")
+
 _UPGRADES = b"Connection: Upgrade\r\n"
 
 _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
@@ -79,6 +81,8 @@ class Forwarder:
         # Takes out what is set, and nothing else.
         self._response_setter = _build_remover(tuple(dict(settings.set_response_fields)))
         self._not_ours = frozenset(fold_name(name.encode("ascii")) for name in requests_without)
+        # Whether answers may have a Date of ours is left to whoever sets or removes it.
+        self.dates = "date" not in map(str.lower, responses_without)
         self._set_on_requests = _build_lines(settings.set_request_fields)
         self._set_on_responses = _build_lines(settings.set_response_fields)
 
@@ -144,6 +148,10 @@ class Forwarder:
             kept = _HOST_LINE.sub(b"", kept)
             if b"host" not in self._not_ours:
                 parts.append(b"\r\nHost: " + host)
+        if request.hops_left is not None:
+            kept = _MAX_FORWARDS_LINE.sub(b"", kept) + b"Max-Forwards: %d\r\n" % (
+                request.hops_left - 1
+            )
         parts.append(kept)
         if request.framing is not NO_BODY or request.method in _METHODS_WITH_BODY:
             parts.append(_framing_lines(request))

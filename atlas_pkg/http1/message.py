@@ -39,6 +39,10 @@ MOST_PASSAGES = 8
 MAX_RESPONSE_FIELDS = 1000
 
 
+# The methods whose requests count down who passes them on (RFC 9110 §7.6.2).
+_COUNTED = frozenset((b"TRACE", b"OPTIONS"))
+
+
 class Request:
     """One request's head, decided. `target` is in the form that is sent on (RFC 9112 §3.2).
 
@@ -50,6 +54,7 @@ class Request:
         "fields",
         "framing",
         "has_body",
+        "hops_left",
         "host",
         "keep_alive",
         "line",
@@ -71,6 +76,8 @@ class Request:
         self.has_body = framing is CHUNKED or framing.length > 0
         self.line = b""  # the request line as received, for logs
         self.onward: bytes | None = None
+        # How many more may pass it on; None: it does not say (RFC 9110 §7.6.2).
+        self.hops_left: int | None = None
         # The protocols that the client offers to switch to; empty if none (RFC 9110 §7.8).
         self.upgrade = b""
         connection = fields.connection
@@ -143,6 +150,8 @@ class MessageParser:
             request = Request(method, target, minor, fields)
             if not fields.is_common or minor == 0 or not target.startswith(b"/"):
                 _settle_request(request)
+            if method in _COUNTED:
+                request.hops_left = _read_max_forwards(fields)
         except MalformedMessage as error:
             raise ClientError(error.status, error.reason) from None
         request.line = line
@@ -218,6 +227,7 @@ class MessageParser:
     def _build_response_fields(self, block: bytes) -> Fields:
         fields = Fields(block, MAX_RESPONSE_FIELDS, syntax.NOTABLE_IN_ANSWERS)
         notable = fields.notable
+        fields.lacks_date = b"\ndate:" not in fields.kept.lower()
         fields.framing = frame_response(
             notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
         )
@@ -239,6 +249,17 @@ def _without_h2c(protocols: bytes) -> bytes:
     """
     members = [member.strip(b" \t") for member in protocols.split(b",")]
     return b", ".join(one for one in members if one and one.lower() != b"h2c")
+
+
+def _read_max_forwards(fields: Fields) -> int | None:
+    """How many more may pass a request on; raises `MalformedMessage`."""
+    values = fields.values(b"max-forwards")
+    if not values:
+        return None
+    if len(set(values)) > 1 or not syntax.DIGITS.fullmatch(values[0]):
+        raise MalformedMessage("Max-Forwards is not a number")
+    digits = values[0].lstrip(b"0") or b"0"
+    return int(digits) if len(digits) < 10 else 10**9  # for Python, which converts no endless ones
 
 
 def check_host(host: bytes) -> None:
@@ -294,7 +315,7 @@ def _settle_request(request: Request) -> None:
         raise MalformedMessage("the request target is neither a path nor an http URL")
     check_host(match[1])
     request.host = match[1]
-    rest = match[2].partition(b"#")[0]
+    rest = match[2]
     if not rest and request.method == b"OPTIONS":
         request.target = b"*"
     else:

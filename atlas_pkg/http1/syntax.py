@@ -21,8 +21,9 @@ TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 # is any run without a space here and is judged once the version is known to be ours.
 REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]++) ([^ ]++) HTTP/([0-9])\.([0-9])")
 
-# request-target, RFC 9112 §3.2: visible ASCII only; anything else must arrive percent-encoded.
-TARGET = re.compile(rb"[\x21-\x7e]++")
+# request-target, RFC 9112 §3.2: visible ASCII only; anything else must arrive percent-encoded. A
+# fragment is none of it (RFC 3986 §3.5): some servers cut it off, others do not.
+TARGET = re.compile(rb"[\x21\x22\x24-\x7e]++")
 
 # Absolute form, RFC 9112 §3.2.2: scheme, authority, and the rest that is sent on.
 ABSOLUTE_TARGET = re.compile(rb"(?i:https?)://([^/?#]*+)(.*+)")

@@ -62,6 +62,10 @@ class Proxy:
         lane = exchange.client.lane
         if lane is not None and exchange.connection is not None:
             lane.ignore(exchange.connection)
+        if exchange.request.hops_left == 0:
+            exchange.answer_last()
+            exchange.send_rest()
+            return DONE
         piece = b""
         if exchange.response_body is None:
             response = self._obtain(exchange)
@@ -79,6 +83,9 @@ class Proxy:
     def ask(self, exchange: Exchange) -> Step:
         """Send the request, as far as that takes no waiting. Never waits."""
         request = exchange.request
+        if request.hops_left == 0:
+            exchange.answer_last()
+            return WAIT if exchange.rest else DONE
         if request.has_body:
             begin_body(exchange)
             if exchange.awaits_continue or not exchange.client.stream.buffered:

@@ -9,6 +9,10 @@ A body that ends early raises an error and is never ended cleanly (RFC 9112 §8)
 
 from __future__ import annotations
 
+import email.utils
+import functools
+import time
+
 from atlas_pkg.balancing.lease import FAILURE, SUCCESS
 from atlas_pkg.errors import ClientGone, MalformedMessage, Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1.body import Body
@@ -40,6 +44,8 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
     head = response.onward.get(persistence) if onward is framing else None
     if head is None:
         head = generation.forwarder.build_response_head(response, onward, persistence)
+    if response.fields.lacks_date and generation.forwarder.dates:
+        head = head[:-2] + _date_line(int(time.time()))
     if generation.affinity is not None:
         mark = generation.affinity.mark(exchange.affinity, connection.upstream)
         head = head[:-2] + mark + b"\r\n"
@@ -166,6 +172,12 @@ def finish_response(exchange: Exchange, response: Response, size: int) -> None:
         generation.balancer.end_retry()
     if exchange.record is not None:
         exchange.record.body_out = size
+
+
+@functools.lru_cache(maxsize=1)
+def _date_line(now: int) -> bytes:
+    """The Date of an answer (RFC 9110 §6.6.1) and the end of its head; the same for a second."""
+    return b"Date: %b\r\n\r\n" % email.utils.formatdate(now, usegmt=True).encode("ascii")
 
 
 def _look_for_more(stream: Stream) -> None:

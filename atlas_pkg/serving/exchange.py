@@ -27,7 +27,7 @@ from atlas_pkg.net.copy import Copier
 from atlas_pkg.observing.record import Record, Times
 from atlas_pkg.serving.client import FINISH, PARK, Client, Next
 from atlas_pkg.serving.clients import Clients
-from atlas_pkg.serving.failures import build_answer
+from atlas_pkg.serving.failures import build_answer, build_last_answer
 from atlas_pkg.serving.generation import Generation
 
 # Whether a client is still there is not asked before its answer takes so long.
@@ -117,7 +117,8 @@ class Exchange:
     def send_rest(self) -> None:
         """Send what the client has not taken yet. Blocks. Raises `StreamError`."""
         rest, self.rest = self.rest, b""
-        self.send(rest)
+        if rest:
+            self.send(rest)
 
     def start(self, status: int) -> None:
         """The final answer is about to be sent: from here on a failure can only cut it."""
@@ -134,6 +135,13 @@ class Exchange:
             persistence=self.persistence(),
         )
         self.answer_whole(status, self.generation.forwarder.dress_answer(answer))
+
+    def answer_last(self) -> None:
+        """Answer what nobody may pass on any more. Never waits, as `answer_whole`."""
+        if self.request.has_body:
+            self.following = FINISH  # it would be read as a request
+        answer = build_last_answer(self.request, self.persistence())
+        self.answer_whole(200, self.generation.forwarder.dress_answer(answer))
 
     def answer_whole(self, status: int, answer: bytes) -> None:
         """Send an answer made by Atlas, without its body where only the head was asked for.

@@ -27,10 +27,14 @@ from atlas_pkg.errors import (
     StreamError,
     UpstreamError,
 )
+from atlas_pkg.http1.fields import without
+from atlas_pkg.http1.message import Request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.observing.record import End
 
 log = logging.getLogger("atlas.failures")
+
+_SECRETS = frozenset((b"cookie", b"authorization", b"proxy-authorization"))
 
 # In whole seconds, with every 503 of ours: when it is worth asking again.
 RETRY_AFTER = 5
@@ -120,6 +124,24 @@ def log_failure(
         )
     else:
         throttle.write(failure.level, str(error), "%d for %s: %s", failure.status, line, error)
+
+
+def build_last_answer(request: Request, persistence: bytes) -> bytes:
+    """Answer a request that nobody may pass on any more, as its last recipient (RFC 9110 §7.6.2).
+
+    TRACE tells what has arrived, but nothing that a script must not read (§9.3.8).
+    """
+    body = b""
+    if request.method == b"TRACE":
+        body = request.line + without(request.fields.block, _SECRETS) + b"\r\n"
+    kind = b"Content-Type: message/http\r\n" if body else b""
+    return b"HTTP/1.1 200 OK\r\nDate: %b\r\n%bContent-Length: %d\r\n%b\r\n%b" % (
+        email.utils.formatdate(usegmt=True).encode("ascii"),
+        kind,
+        len(body),
+        persistence,
+        body,
+    )
 
 
 def build_answer(

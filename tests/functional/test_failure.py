@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import random
 import signal
 import socket
@@ -571,3 +572,13 @@ def test_fields_are_set_on_answers_of_atlas_itself(start: Start) -> None:
     for own in (answer, refused):
         assert (own.get("X-Lane"), own.get("Content-Type")) == ("7", "text/x-ours")
         assert own.get("Content-Length") == str(len(own.body))
+
+
+def test_an_answer_without_a_date_gets_one(upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(named("a"))
+    atlas = start(build_config(upstream.table()))
+
+    with atlas.client() as client:
+        for _ in range(3):
+            date = email.utils.parsedate_to_datetime(client.get().get("Date"))
+            assert abs(date.timestamp() - time.time()) < 60

@@ -17,7 +17,7 @@ import pytest
 from tests.wire.proxies import run_atlas
 
 PATIENCE = 10.0
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+OK = b"HTTP/1.1 200 OK\r\nDate: Sun, 29 Nov 2026 10:00:00 GMT\r\nContent-Length: 2\r\n\r\nok"
 
 
 def _kernel_buffers() -> int:
