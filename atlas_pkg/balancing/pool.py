@@ -37,6 +37,7 @@ class UpstreamConnection:
     __slots__ = (
         "idle_limit",
         "idle_since",
+        "is_bound",
         "is_watched",
         "opened_at",
         "requests",
@@ -47,6 +48,7 @@ class UpstreamConnection:
     def __init__(self, upstream: Upstream, stream: Stream, now: float) -> None:
         self.upstream = upstream
         self.stream = stream
+        self.is_bound = False  # it speaks for one client, and is nobody else's any more
         self.is_watched = False  # a lane's epoll tells of it
         self.opened_at = now
         self.idle_since = now

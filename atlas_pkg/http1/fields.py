@@ -44,6 +44,7 @@ class Fields:
     __slots__ = (
         "_origin",
         "block",
+        "carries_identity",
         "claims",
         "connection",
         "framing",
@@ -83,6 +84,10 @@ class Fields:
         self.keep_alive_timeout = None
         if b"keep-alive" in notable:
             self.keep_alive_timeout = _read_keep_alive_timeout(notable[b"keep-alive"])
+        # Does the connection, from here on, speak for one client? (RFC 4559 §6)
+        folded = block.lower()
+        may_carry = b"ntlm" in folded or b"negotiate" in folded
+        self.carries_identity = may_carry and syntax.IDENTITY.search(block) is not None
         self.framing = NO_BODY
         self.is_common = False
         self.lacks_date = False  # an answer that Atlas has to date (RFC 9110 §6.6.1)

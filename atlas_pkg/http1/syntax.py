@@ -111,6 +111,12 @@ NOTABLE_IN_REQUESTS = _notable(
 )
 NOTABLE_IN_ANSWERS = _notable(b"CKPTU", _HOP_NAMES, b"")
 
+# NTLM and Negotiate (RFC 4559) authenticate a connection, not a request: a challenge of theirs,
+# alone or among others, or credentials.
+IDENTITY = re.compile(
+    rb"(?i)\n(?:www-authenticate:(?:[^\r]*,)?|authorization:)[ \t]*+(?:ntlm|negotiate)[ \t,\r]"
+)
+
 # Content-Length, RFC 9110 §8.6: ASCII digits and nothing else. `int()` would take `+5` and `0_5`.
 DIGITS = re.compile(rb"[0-9]++")
 

@@ -30,11 +30,14 @@ def send_at_once(exchange: Exchange) -> bool:
     """
     lease, request, generation = exchange.lease, exchange.request, exchange.generation
     assert lease is not None
+    client = exchange.client
+    if client.bound and (bound := client.take_bound(lease.upstream)) is not None:
+        return _send_head(exchange, bound)  # another connection would not know the client
     # What may not be repeatable is not trusted to a connection that may just be going stale.
     idle_limit = generation.config.timeouts.upstream_idle
     if exchange.request_body is not None or request.method not in IDEMPOTENT:
         idle_limit = min(FRESH, idle_limit)
-    connection = exchange.client.pool.checkout(lease.upstream, generation.config.pool, idle_limit)
+    connection = client.pool.checkout(lease.upstream, generation.config.pool, idle_limit)
     return connection is not None and _send_head(exchange, connection)
 
 

@@ -197,6 +197,7 @@ class Proxy:
         exchange.connection = exchange.lease = None
         exchange.is_complete = True
         exchange.following = TAKEN
+        exchange.client.release_bound()
         tunnel = Tunnel(
             exchange.client.stream,
             connection.stream,

@@ -160,12 +160,18 @@ def finish_response(exchange: Exchange, response: Response, size: int) -> None:
     is_whole = exchange.request_body is None or is_sent(exchange)
     if exchange.request.upgrade:
         is_whole = False  # who knows which protocol the upstream expects there now
-    if response.keep_alive and not connection.stream.buffered and is_whole:
+    if not (response.keep_alive and not connection.stream.buffered and is_whole):
+        connection.stream.close()
+    elif (
+        response.fields.carries_identity
+        or exchange.request.fields.carries_identity
+        or connection.is_bound
+    ):
+        exchange.client.bind(connection)  # whoever else used it would be taken for this client
+    else:
         exchange.client.pool.checkin(
             connection, generation.config.pool, response.fields.keep_alive_timeout
         )
-    else:
-        connection.stream.close()
     lease.release(FAILURE if response.status in generation.failure_statuses else SUCCESS)
     if exchange.is_retry:
         exchange.is_retry = False

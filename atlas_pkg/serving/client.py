@@ -13,6 +13,7 @@ import enum
 from typing import Any, Protocol
 
 from atlas_pkg.balancing.pool import Pool, UpstreamConnection
+from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.http1.forwarding import ClientInfo
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.generation import Generation
@@ -50,6 +51,7 @@ class Client:
 
     __slots__ = (
         "address",
+        "bound",
         "deadline",
         "generation",
         "head_since",
@@ -74,6 +76,9 @@ class Client:
         self.lane = lane  # which serves it; None: a thread of its own does
         self.pool = pool  # of upstream connections, for its requests
         self.requests = 0
+        # Upstream connections that have been told who the client is (NTLM, Negotiate): they serve
+        # nobody else, and end with it. The latest is last; None while there are none.
+        self.bound: dict[Upstream, UpstreamConnection] | None = None
         # When the first part of a head came that is not complete: then the deadline is the head's.
         self.head_since = 0.0
         self.is_sending = False  # perhaps still, when it has got its last answer
@@ -82,6 +87,35 @@ class Client:
         # What forwarding needs to know of this client, as it is in one generation.
         self.generation: Generation | None = None
         self.info: ClientInfo
+
+    def bind(self, connection: UpstreamConnection) -> None:
+        """Keep a connection that speaks for this client, for its next request to that upstream."""
+        connection.is_bound = True
+        connection.requests += 1
+        if self.bound is None:
+            self.bound = {}
+        self.bound[connection.upstream] = connection
+
+    def take_bound(self, upstream: Upstream) -> UpstreamConnection | None:
+        """Take the connection to `upstream` that speaks for this client, if there is one."""
+        connection = self.bound.pop(upstream, None) if self.bound else None
+        if connection is None or not connection.stream.is_readable():
+            return connection
+        connection.stream.close()
+        return None
+
+    def find_bound(self) -> Upstream | None:
+        """The upstream that knows this client best: the latest to which a connection is alive."""
+        for upstream, connection in reversed((self.bound or {}).items()):
+            if not connection.stream.is_readable():
+                return upstream
+        return None
+
+    def release_bound(self) -> None:
+        """Close all connections that speak for this client: it is gone."""
+        bound, self.bound = self.bound, None
+        for connection in (bound or {}).values():
+            connection.stream.close()
 
     def follow(self, generation: Generation) -> None:
         """Be served as `generation` says, from now on."""

@@ -71,6 +71,7 @@ class Clients:
         if following is ABORT:
             client.stream.abort()
         if following is not TAKEN:
+            client.release_bound()
             self.close(client.stream)
         return TAKEN
 
@@ -112,6 +113,7 @@ class Clients:
                 count += 1
             elif (client := self.parked.pop(fd, None)) is not None:
                 if _is_between_requests(client):
+                    client.release_bound()
                     self.close(client.stream)
                     count += 1
                 elif client.lane is not None:

@@ -99,6 +99,8 @@ class Exchange:
         self.affinity: Affinity = ANYWHERE
         if generation.affinity is not None:
             self.affinity = generation.affinity.read(request, client.info)
+        if client.bound and (upstream := client.find_bound()) is not None:
+            self.affinity = self.affinity._replace(sticky=upstream)
         # What becomes of the client afterwards.
         self.following: Next = PARK if request.keep_alive else FINISH
 

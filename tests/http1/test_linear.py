@@ -60,6 +60,11 @@ USES: dict[str, tuple[Run, list[bytes], bytes]] = {
     "KEEP_ALIVE_TIMEOUT": (syntax.KEEP_ALIVE_TIMEOUT.search, [b"", b"timeout="], b"a=b,"),
     "CHUNK_LINE": (syntax.CHUNK_LINE.fullmatch, [b"", b"0", b'0;a="'], b"0;a=b"),
     "CHUNK_START": (syntax.CHUNK_START.match, [b"", b"0"], b"0"),
+    "IDENTITY": (
+        syntax.IDENTITY.search,
+        [b"\r\n", b"\r\nwww-authenticate:", b"\r\nauthorization: "],
+        FIELD,
+    ),
     "BAD_LINE_END": (syntax.BAD_LINE_END.search, [b"", b"\r\n"], FIELD),
 }
 
