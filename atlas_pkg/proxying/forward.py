@@ -156,7 +156,7 @@ class Proxy:
                 exchange.affinity,
                 exchange.tried,
                 exchange.choices,
-                is_gone=exchange.client.stream.has_ended,
+                is_gone=exchange.is_client_gone,
             )
             exchange.note_attempt(exchange.lease.upstream)
         while True:

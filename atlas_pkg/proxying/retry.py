@@ -49,7 +49,7 @@ def lease_again(exchange: Exchange, error: UpstreamError) -> None:
             exchange.affinity,
             exchange.tried,
             exchange.choices,
-            is_gone=exchange.client.stream.has_ended,
+            is_gone=exchange.is_client_gone,
         )
     except (NoUpstream, ClientGone) as nobody:
         raise (error if isinstance(nobody, NoUpstream) else nobody) from None

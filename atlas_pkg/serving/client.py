@@ -61,6 +61,8 @@ class Client:
         "is_registered",
         "is_sending",
         "lane",
+        "linger_bytes",
+        "linger_until",
         "pool",
         "requests",
         "stream",
@@ -83,6 +85,8 @@ class Client:
         self.head_since = 0.0
         self.is_sending = False  # perhaps still, when it has got its last answer
         self.is_lingering = False  # answered for the last time, waiting for the client to close
+        self.linger_until = 0.0  # at the most,
+        self.linger_bytes = 0  # and while it sends no more than these
         self.is_registered = False  # known to the lane's epoll
         # What forwarding needs to know of this client, as it is in one generation.
         self.generation: Generation | None = None

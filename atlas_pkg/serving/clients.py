@@ -5,8 +5,9 @@ Ownership: a client that waits is in `parked`, and whoever takes it out of there
 hands it to `put_away` with what is to become of it.
 
 After a last answer a client may still be sending. Closing at once would make its kernel drop the
-answer unread (RFC 9112 §9.6), so Atlas closes its own half, reads on for a moment and throws away
-what comes (nginx calls it a lingering close). The waiting is done where all clients wait.
+answer unread (RFC 9112 §9.6), so Atlas closes its own half, reads on while the client sends, and
+throws away what comes (nginx calls it a lingering close). The waiting is done where all clients
+wait, and bounded in time and bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from atlas_pkg.errors import StreamError
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 
-# How long a client may go on sending after its last answer, and how much is read in one turn.
+# After its last answer a client may go on sending: with pauses of so many seconds, for so long in
+# all (nginx has 5 and 30), and so much. Who uploads slowly and looks for an answer only at the end
+# should find it; and how much of it is read in one turn.
 LINGER = 2.0
+LINGER_TIME = 30.0
+LINGER_BYTES = 64 * 1024 * 1024
 LINGER_READS = 16
 
 
@@ -76,7 +81,8 @@ class Clients:
         return TAKEN
 
     def throw_away_input(self, client: Client) -> Next:
-        """Read what a lingering client still sends; it is over at its end, or when time is up."""
+        """Read what a lingering client still sends; it is over at its end, or beyond a bound."""
+        count = 0
         try:
             for _ in range(LINGER_READS):
                 data = client.stream.receive_now()
@@ -84,9 +90,18 @@ class Clients:
                     break
                 if not data:
                     return CLOSE
+                count += len(data)
         except StreamError:
             return CLOSE
-        return PARK if time.monotonic() < client.deadline else CLOSE
+        now = time.monotonic()
+        if now >= client.deadline:
+            return CLOSE
+        client.linger_bytes -= count
+        if client.linger_bytes < 0:
+            return CLOSE
+        if count and not self.is_draining:
+            client.deadline = min(now + LINGER, client.linger_until)
+        return PARK
 
     def take_expired(self, now: float) -> Iterator[Client]:
         """Own all that have waited beyond their deadline, one after the other."""
@@ -142,7 +157,9 @@ class Clients:
         client.stream.buffered = b""
         client.head_since = 0.0
         client.is_lingering = True
-        client.deadline = time.monotonic() + LINGER
+        now = time.monotonic()
+        client.deadline, client.linger_until = now + LINGER, now + LINGER_TIME
+        client.linger_bytes = LINGER_BYTES
         return self.throw_away_input(client)
 
 

@@ -181,16 +181,23 @@ class Exchange:
         if now >= self.deadline:
             stage = Stage.HEAD if is_head else Stage.BODY
             return UpstreamError(stage, "nothing came in time", timed_out=True)
-        timeouts = self.generation.config.timeouts
-        if is_head and self.deadline - now > timeouts.upstream_head - LOOK_AFTER:
+        upstream_head = self.generation.config.timeouts.upstream_head
+        if is_head and self.deadline - now > upstream_head - LOOK_AFTER:
             return None
+        return ClientGone("closed its connection") if self.is_client_gone() else None
+
+    def is_client_gone(self) -> bool:
+        """Does nobody wait for the answer any more? To be asked now and then. Never waits.
+
+        A client may have closed its sending half only, and be reading on: it is given some time
+        (`timeouts.client_gone`) from when that was first seen.
+        """
         if not self.client.stream.has_ended():
-            return None
-        # It may have closed its sending half only, and be reading on.
+            return False
+        now = time.monotonic()
         self.client_left_at = self.client_left_at or now
-        if now - self.client_left_at < timeouts.client_gone and not self._clients.is_cut:
-            return None
-        return ClientGone("closed its connection")
+        grace = self.generation.config.timeouts.client_gone
+        return now - self.client_left_at >= grace or self._clients.is_cut
 
     @property
     def may_take_long(self) -> bool:

@@ -159,7 +159,7 @@ class Frontend:
                 following = found
         except Exception:
             log.exception("serving failed; the client's connection is closed")
-            self._clients.close(client.stream)
+            self._clients.put_away(client, CLOSE)
         finally:
             with self._lock:
                 self._pools.discard(client.pool)

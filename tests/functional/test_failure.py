@@ -582,3 +582,26 @@ def test_an_answer_without_a_date_gets_one(upstreams: contextlib.ExitStack, star
         for _ in range(3):
             date = email.utils.parsedate_to_datetime(client.get().get("Date"))
             assert abs(date.timestamp() - time.time()) < 60
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_who_uploads_slowly_gets_to_read_why_it_was_refused(
+    framing: str, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(named("a"))
+    atlas = start(build_config(upstream.table(), limits={"body": 1000}))
+    piece = b"x" * 500
+    if framing == "chunked":
+        piece = b"1f4\r\n" + piece + b"\r\n"
+
+    with atlas.client() as client:
+        if framing == "chunked":
+            client.send_head("POST", Transfer_Encoding="chunked")
+        else:
+            client.send_head("POST", Content_Length="100000")
+        for _ in range(9):  # a line of 1 kB/s; it looks for an answer only at the end
+            client.send(piece)
+            time.sleep(0.5)
+        answer = client.read_answer()
+
+    assert (answer.status, answer.get("Connection")) == (413, "close")

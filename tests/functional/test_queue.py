@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 
 import pytest
@@ -110,7 +111,8 @@ def test_a_full_upstream_does_not_call_for_the_backup(a: Moody, b: Moody, start:
 
 
 def test_a_client_that_hangs_up_leaves_the_queue(a: Moody, start: Start) -> None:
-    atlas = start(build_config(a.table(max_connections=1), timeouts={"queue": 20.0}))
+    timeouts = {"queue": 20.0, "client_gone": 0.2}
+    atlas = start(build_config(a.table(max_connections=1), timeouts=timeouts))
     threads = Threads()
     threads.start(ask, atlas, "first")
     wait_until(lambda: a.requests, "the first to arrive")
@@ -128,6 +130,22 @@ def test_a_client_that_hangs_up_leaves_the_queue(a: Moody, start: Start) -> None
 
     assert [answer.status for answer in threads.join()] == [200, 200]
     assert a.tokens() == ["first", "last"]
+
+
+def test_a_half_closed_client_is_served_from_the_queue(a: Moody, start: Start) -> None:
+    timeouts = {"queue": 20.0, "client_gone": 20.0}
+    atlas = start(build_config(a.table(max_connections=1), timeouts=timeouts))
+    threads = Threads()
+    threads.start(ask, atlas, "first")
+    wait_until(lambda: a.requests, "the first to arrive")
+    with atlas.client() as client:  # as BusyBox's wget does
+        client.send_head(X_Token="half closed")
+        client.sock.shutdown(socket.SHUT_WR)
+        pause(1.2)  # it is looked at twice a second
+        a.let_go(2)
+
+        assert client.read_answer().status == 200
+    threads.join()
 
 
 def test_a_sticky_client_waits_for_its_own(a: Moody, b: Moody, start: Start) -> None:

@@ -115,9 +115,43 @@ def test_one_that_may_be_sending_reads_its_last_answer_first(sign: str, ends: En
     assert 0 < client.deadline - time.monotonic() <= LINGER
 
 
+def test_a_lingering_client_has_longer_while_it_sends(ends: Ends) -> None:
+    client, theirs = ends.make(time.monotonic() + 0.5)
+    client.is_lingering = True
+    client.linger_until, client.linger_bytes = time.monotonic() + 20, 100
+    theirs.send(b"x")
+    wait_for_input(client)
+
+    assert ends.clients.throw_away_input(client) is PARK
+    assert client.deadline > time.monotonic() + 0.5
+
+    client.linger_until = time.monotonic() + 1  # in all, whatever it sends
+    theirs.send(b"x")
+    wait_for_input(client)
+    assert ends.clients.throw_away_input(client) is PARK
+    assert client.deadline == client.linger_until
+
+    theirs.send(b"x" * 99)  # and no more than that
+    wait_for_input(client)
+    assert ends.clients.throw_away_input(client) is CLOSE
+
+
+def test_a_lingering_client_does_not_hold_up_a_drain(ends: Ends) -> None:
+    client, theirs = ends.make(deadline := time.monotonic() + 5)
+    client.is_lingering = True
+    client.linger_until, client.linger_bytes = deadline + 20, 100
+    ends.clients.is_draining = True
+    theirs.send(b"x")
+    wait_for_input(client)
+
+    assert ends.clients.throw_away_input(client) is PARK
+    assert client.deadline == deadline
+
+
 def test_what_a_lingering_client_sends_is_thrown_away_until_it_closes(ends: Ends) -> None:
     client, theirs = ends.make(time.monotonic() + 20)
     client.is_lingering = True
+    client.linger_until, client.linger_bytes = time.monotonic() + 20, 30_000
     for _ in range(3):
         theirs.send(b"x" * 10_000)
         wait_for_input(client)
@@ -141,6 +175,7 @@ def test_a_lingering_client_that_does_not_end_is_closed_in_time(ends: Ends) -> N
 def test_one_turn_of_a_lingering_client_is_bounded(ends: Ends) -> None:
     client, theirs = ends.make(time.monotonic() + 20)
     client.is_lingering = True
+    client.linger_until, client.linger_bytes = client.deadline, 1 << 30
     is_over = threading.Event()
 
     def flood() -> None:
