@@ -184,9 +184,9 @@ class Exchange:
         upstream_head = self.generation.config.timeouts.upstream_head
         if is_head and self.deadline - now > upstream_head - LOOK_AFTER:
             return None
-        return ClientGone("closed its connection") if self.is_client_gone() else None
+        return ClientGone("closed its connection") if self.is_client_gone(now) else None
 
-    def is_client_gone(self) -> bool:
+    def is_client_gone(self, now: float | None = None) -> bool:
         """Does nobody wait for the answer any more? To be asked now and then. Never waits.
 
         A client may have closed its sending half only, and be reading on: it is given some time
@@ -194,7 +194,7 @@ class Exchange:
         """
         if not self.client.stream.has_ended():
             return False
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         self.client_left_at = self.client_left_at or now
         grace = self.generation.config.timeouts.client_gone
         return now - self.client_left_at >= grace or self._clients.is_cut

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -159,7 +160,7 @@ def test_the_first_unreachable_upstream_hints_at_what_helps(
 def test_with_the_readmes_own_file_a_dead_server_costs_no_request(
     a: Upstream, start: Start
 ) -> None:
-    section = (ROOT / "README.md").read_text().partition("### The same with your own file")[2]
+    section = (ROOT / "README.md").read_text().partition("## The same with your own file")[2]
     text = section.partition("```toml\n")[2].partition("```")[0]
     lanes = f'lanes = {toolkit.LANES}\naddress = "127.0.0.1"'
     text = text.replace("port = 8080", f"port = 0\n{lanes}")
@@ -180,6 +181,8 @@ def test_an_upstream_stopped_by_a_signal_is_504_and_serves_again(
         assert [client.get().text for _ in range(2)] == ["mortal", "A"]
 
         mortal.program.send_signal(signal.SIGSTOP)
+        state = Path(f"/proc/{mortal.program.pid}/stat")
+        wait_until(lambda: ") T " in state.read_text(), "the upstream to have stopped")
         stopped = [client.get().status for _ in range(4)]
         mortal.program.send_signal(signal.SIGCONT)
         again = [client.get().text for _ in range(4)]

@@ -55,7 +55,10 @@ class Reading:
 
     def end_to_end(self) -> Reading:
         """The same without the neighbours' own fields; only the order of equal names counts."""
-        kept = [pair for pair in self.fields if pair[0] not in ENDS_HERE]
+        changed = {*ENDS_HERE}
+        if self.method in (b"TRACE", b"OPTIONS"):
+            changed.add(b"max-forwards")  # which is counted down (RFC 9110 §7.6.2)
+        kept = [pair for pair in self.fields if pair[0] not in changed]
         kept.sort(key=lambda pair: pair[0])
         return Reading(self.method, self.target, kept, self.body)
 
