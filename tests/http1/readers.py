@@ -26,10 +26,14 @@ KNOWN_METHODS = frozenset(
 # What speaks to the neighbour, frames the message or announces what is dropped.
 ENDS_HERE = frozenset(
     b"connection keep-alive proxy-connection te trailer upgrade expect content-length"
-    b" transfer-encoding".split()
+    b" transfer-encoding http2-settings".split()
 )
 _PROTECTED = frozenset((b"host", b"content-length", b"transfer-encoding"))
 _LOOKALIKES = frozenset((b"contentlength", b"transferencoding"))
+
+# What a stranger says of where a request came from is dropped, whatever separates its words.
+_CLAIMS = re.compile(rb"forwarded|x-forwarded-.*|x-real-ip")
+_TO_DASHES = bytes.maketrans(b"_.", b"--")
 
 _PARSER = MessageParser(Limits())
 _FORWARDER = Forwarder(Forwarding(x_forwarded=False, via=False))
@@ -58,7 +62,11 @@ class Reading:
         changed = {*ENDS_HERE}
         if self.method in (b"TRACE", b"OPTIONS"):
             changed.add(b"max-forwards")  # which is counted down (RFC 9110 §7.6.2)
-        kept = [pair for pair in self.fields if pair[0] not in changed]
+        kept = [
+            pair
+            for pair in self.fields
+            if pair[0] not in changed and not _CLAIMS.fullmatch(pair[0].translate(_TO_DASHES))
+        ]
         kept.sort(key=lambda pair: pair[0])
         return Reading(self.method, self.target, kept, self.body)
 
