@@ -216,13 +216,15 @@ def check_agreement(data: bytes) -> int:
     """
     count = 0
     while data:
-        _, expected, onward, rest = take(data)
+        request, expected, onward, rest = take(data)
         raw, data = data[: len(data) - len(rest)], rest
         count += 1
         check_raw(raw, expected)
         expected = expected.end_to_end()
         assert read_with_h11(onward).end_to_end() == expected, onward
-        if expected.method in KNOWN_METHODS:
+        # httptools takes the body of an upgrade for bytes of the other protocol.
+        is_upgrade_with_body = bool(request.upgrade) and request.has_body
+        if expected.method in KNOWN_METHODS and not is_upgrade_with_body:
             assert read_with_httptools(onward).end_to_end() == expected, onward
     return count
 
