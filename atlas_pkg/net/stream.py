@@ -46,7 +46,9 @@ _KEEP_ALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 6))
 # The kernel takes at most 1024 parts in one call (IOV_MAX).
 _MOST_PARTS = 1000
 
-_NOW = socket.MSG_DONTWAIT
+# As plain numbers: joining the library's flags anew for each look would cost as much as the look.
+_NOW = int(socket.MSG_DONTWAIT)
+_PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
 
 def set_patience(sock: socket.socket, *, receive: float, send: float) -> None:
@@ -230,7 +232,7 @@ class Stream:
     def has_ended(self) -> bool:
         """Has the other end closed, with nothing left to read? Never waits."""
         try:
-            return not self._sock.recv(1, socket.MSG_PEEK | _NOW)
+            return not self._sock.recv(1, _PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -239,7 +241,7 @@ class Stream:
     def is_silent(self) -> bool:
         """Has nothing arrived that is still to be read, not even an end? For any thread."""
         try:
-            self._sock.recv(1, socket.MSG_PEEK | _NOW)
+            self._sock.recv(1, _PEEK)
         except BlockingIOError:
             return True
         except OSError:

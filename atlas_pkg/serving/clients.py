@@ -151,7 +151,10 @@ class Clients:
 
     def _finish(self, client: Client) -> Next:
         """Begin the gentle end, where the client is or may be still sending."""
-        if not (client.is_sending or client.stream.buffered or not client.stream.is_silent()):
+        stream = client.stream
+        if not (client.is_sending or stream.buffered) and (
+            stream.is_silent() or stream.has_ended()
+        ):
             return CLOSE
         client.stream.end_sending()
         client.stream.buffered = b""
