@@ -1,14 +1,13 @@
-"""Fuzzing: `python -m tests.fuzz [seconds]`, a minute unless told otherwise.
+"""Fuzzing: input that breaks one of the promises in `targets`.
 
 With `atheris` installed (the extra `fuzz`) the search is guided by coverage: inputs that reach new
 lines of Atlas are kept and changed further. Without it, seeds are spoiled at random.
-Either way the seeds come from the wire corpus. A finding is printed with its input and ends the
-run with status 1; nothing is written, so copy it into a test.
+Either way the seeds come from the wire corpus. A finding is printed with its input; nothing is
+written, so copy it into a test.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import random
 import subprocess
@@ -17,14 +16,22 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.fuzz.targets import check, seeds
 from tests.http1.samples import HOT
+from tests.soak.targets import check, seeds
+from tests.toolkit import ROOT
 
 # Longer inputs are slower to run and seldom say more.
 MOST_BYTES = 2048
 
 
-def run_guided(seconds: int) -> int:
+def run(seconds: int, seed: int) -> list[str]:
+    """Search for so long; returns what was found."""
+    if importlib.util.find_spec("atheris"):
+        return run_guided(seconds, seed)
+    return run_random(seconds, seed)
+
+
+def run_guided(seconds: int, seed: int) -> list[str]:
     """Let atheris search, in a process of its own: it ends the process that it runs in."""
     with tempfile.TemporaryDirectory() as folder:
         corpus, dictionary = Path(folder) / "corpus", Path(folder) / "dictionary"
@@ -35,17 +42,18 @@ def run_guided(seconds: int) -> int:
             "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in HOT)
         )
         options = [f"-max_total_time={seconds}", f"-max_len={MOST_BYTES}", f"-dict={dictionary}"]
-        options += [f"-artifact_prefix={folder}/", "-print_final_stats=1", str(corpus)]
-        command = [sys.executable, "-m", "tests.fuzz.guided", *options]
-        return 1 if subprocess.run(command, check=False).returncode else 0
+        options += [f"-artifact_prefix={folder}/", "-print_final_stats=1"]
+        options += [f"-seed={seed}", str(corpus)]
+        command = [sys.executable, "-m", "tests.soak.guided", *options]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        return [f"atheris ended with status {status}, see above"] if status else []
 
 
-def run_random(seconds: int) -> int:
+def run_random(seconds: int, seed: int) -> list[str]:
     """Spoil seeds at random."""
     beginnings = sorted(set(seeds()))
-    seed = random.randrange(2**32)
     chance = random.Random(seed)
-    print(f"atheris is not installed: spoiling {len(beginnings)} seeds at random, seed {seed}")
+    print(f"atheris is not installed: spoiling {len(beginnings)} seeds at random")
     deadline = time.monotonic() + seconds
     count = 0
     while time.monotonic() < deadline:
@@ -58,21 +66,6 @@ def run_random(seconds: int) -> int:
         try:
             check(data[:MOST_BYTES])
         except Exception as error:  # noqa: BLE001 - whatever it is, it is a finding
-            print(f"finding after {count} inputs: {error!r}\ninput: {data!r}")
-            return 1
+            return [f"after {count} inputs: {error!r}, input: {data!r}"]
     print(f"{count} inputs, no finding")
-    return 0
-
-
-def main(arguments: list[str]) -> int:
-    """Fuzz for the number of seconds in `arguments`."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("seconds", type=int, nargs="?", default=60)
-    seconds = parser.parse_args(arguments).seconds
-    if importlib.util.find_spec("atheris"):
-        return run_guided(seconds)
-    return run_random(seconds)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    return []

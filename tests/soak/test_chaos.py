@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.scene import NAMES, play
+from tests.soak.chaos import play
 
 
 @pytest.mark.timeout(240)
@@ -21,8 +21,5 @@ def test_ill_upstreams_cost_what_they_must_and_no_more(seconds: float, tmp_path:
     figures = play(tmp_path, seconds, seed=seed)
 
     print("\n".join(figures.lines()))
-    assert figures.failed == [], figures.log
-    assert [token for token, count in figures.delivered.items() if count > 1] == []
-    assert figures.succeeded <= set(figures.delivered)
+    assert list(figures.findings()) == [], figures.log
     assert figures.heard["GET 200"] > 20  # on any machine
-    assert all(abs(figures.shares[name] - 100) <= 3 for name in NAMES)

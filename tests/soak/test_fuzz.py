@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from atlas_pkg.http1 import chunked
-from tests.fuzz.targets import CHUNKS, REQUEST, check, seeds
+from tests.soak.targets import CHUNKS, REQUEST, check, seeds
 
 
 def test_no_seed_is_a_finding() -> None:

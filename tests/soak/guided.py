@@ -1,4 +1,4 @@
-"""The process in which atheris runs; started by `python -m tests.fuzz`.
+"""The process in which atheris runs; started by `python -m tests.soak fuzz`.
 
 Only Atlas is instrumented: to cover more of the readers of other makers is no progress.
 """
@@ -10,7 +10,7 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["atlas_pkg.http1"], enable_loader_override=False):
-    from tests.fuzz.targets import check
+    from tests.soak.targets import check
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.attacks import KINDS
-from tests.hostile.siege import besiege
+from tests.soak.attacks import KINDS
+from tests.soak.hostile import besiege
 
 
 @pytest.mark.timeout(240)

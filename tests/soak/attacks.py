@@ -1,4 +1,4 @@
-"""Hostile clients: `python -m tests.hostile.attacks PORT SECONDS [KIND ...]`, all kinds at once.
+"""Hostile clients: `python -m tests.soak.attacks PORT SECONDS [KIND ...]`, all kinds at once.
 
 Each attack is one connection's life, from connecting until Atlas or time ends it; `KINDS` says how
 many of each are kept going. They share one loop in one thread of a process of its own, on raw

@@ -174,7 +174,7 @@ def besiege(
 ) -> Outcome:
     """Run one siege, with all kinds of attacks or some. `say` is told the figures as they come."""
     with contextlib.ExitStack() as stack:
-        upstream = Program([sys.executable, "-m", "tests.hostile.upstream"], cwd=ROOT)
+        upstream = Program([sys.executable, "-m", "tests.soak.upstream", "fine", "0"], cwd=ROOT)
         stack.callback(upstream.end)
         wait_until(lambda: upstream.printed, "the upstream to listen")
         upstream_port = int(upstream.printed[0])
@@ -199,7 +199,7 @@ def besiege(
         # Nice, as those on other machines are: they get what CPU time the parties leave.
         attackers = Program(
             [
-                *("nice", "-n", "10", sys.executable, "-m", "tests.hostile.attacks"),
+                *("nice", "-n", "10", sys.executable, "-m", "tests.soak.attacks"),
                 *(str(atlas.port), str(seconds), *kinds),
             ],
             cwd=ROOT,

@@ -28,6 +28,7 @@ from tests.toolkit import ROOT, Atlas, Client, Cut, Program, Threads, build_conf
 NAMES = ("red", "green", "blue")
 CLIENTS = 8
 REST = 1.6  # longer than `upstream_head` and `connect`
+SHARE = 100  # of each, when all are well again
 
 ILLNESSES = ("killed", "stopped", "answers 500", "cuts bodies")
 
@@ -42,7 +43,7 @@ class Patient:
         self._start()
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "tests.chaos.upstream", self.name, str(self.port)]
+        command = [sys.executable, "-m", "tests.soak.upstream", self.name, str(self.port)]
         self.program = Program(command, cwd=ROOT)
         wait_until(lambda: self.program.printed, "the upstream to listen")
         self.port = int(self.program.printed[0])
@@ -92,11 +93,19 @@ class Figures:
         total = self.heard.total()
         yield f"illnesses: {dict(self.illnesses)}"
         yield f"{total:,} requests: {dict(sorted(self.heard.items()))}"
-        yield f"GETs that failed without an excuse: {len(self.failed)} {self.failed[:5]}"
-        twice = [token for token, count in self.delivered.items() if count > 1]
-        lost = self.succeeded - set(self.delivered)
-        yield f"POSTs: {len(self.succeeded):,} succeeded, {len(twice)} twice, {len(lost)} lost"
+        yield f"{len(self.succeeded):,} POSTs succeeded"
         yield f"shares afterwards: {dict(sorted(self.shares.items()))}"
+
+    def findings(self) -> Iterator[str]:
+        """What must not happen, in words."""
+        yield from (f"a GET failed without an excuse: {failure}" for failure in self.failed)
+        twice = [token for token, count in self.delivered.items() if count > 1]
+        yield from (f"a POST was delivered twice: {token}" for token in twice)
+        lost = self.succeeded - set(self.delivered)
+        yield from (f"a POST succeeded that no upstream has seen: {token}" for token in lost)
+        for name in NAMES:
+            if abs(self.shares[name] - SHARE) > SHARE * 3 // 100:
+                yield f"{name} answers {self.shares[name]} of {3 * SHARE} requests afterwards"
 
 
 def build(patients: list[Patient]) -> str:
@@ -238,7 +247,7 @@ def _shares_afterwards(atlas: Atlas) -> Counter[str]:
 
     def ask(count: int) -> Counter[str]:
         with atlas.client() as client:
-            return Counter(client.get().text.partition("\n")[0] for _ in range(count))
+            return Counter(client.get().text for _ in range(count))
 
     wait_until(lambda: len(ask(9)) == 3, "all upstreams to be back")
-    return ask(300)
+    return ask(3 * SHARE)
