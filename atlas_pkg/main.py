@@ -29,6 +29,8 @@ from atlas_pkg import logs
 from atlas_pkg.admin.server import AdminPort, serve_admin
 from atlas_pkg.admin.stats import About
 from atlas_pkg.admin.text import show_upstreams
+from atlas_pkg.balancing.balancer import BalancerSettings
+from atlas_pkg.balancing.preview import preview
 from atlas_pkg.config.diff import summary
 from atlas_pkg.config.loader import load_config, parse_config, read_document
 from atlas_pkg.config.model import Admin, Config
@@ -93,7 +95,7 @@ def check(path: Path) -> int:
     except StartError as error:
         print(f"{path}: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print(summary(config))
+    print("\n".join([summary(config), *preview(BalancerSettings.of(config))]))
     return EXIT_OK
 
 

@@ -54,6 +54,14 @@ def test_check_accepts_a_good_file_and_says_what_it_would_do(config: Path) -> No
     assert result.stderr == ""
 
 
+def test_check_tells_who_would_get_the_first_requests(config: Path) -> None:
+    config.write_text(GOOD + "[[upstreams]]\nname = 'b'\naddress = '127.0.0.1'\nport = 3001\n")
+
+    result = run("--check", config)
+
+    assert "  round_robin\n    a b a b a b a b a b\n  without a\n    b b" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
