@@ -3,8 +3,9 @@
 Like `loader.py` this walks the dataclasses by their description (`schema.py`), so a new table or
 key appears here by itself. Values marked `Mark.SECRET` are said to have changed, never shown.
 
-Arrays of tables are told apart by the key marked `Mark.UNIQUE`: the log of a reload says which
-upstream came, went or changed, in one phrase, however the file was rearranged around it.
+Tables of an array are told apart by the key marked `Mark.UNIQUE`: the log of a reload says which
+upstream came, went or changed, in one phrase, however the file was rearranged around it. Without
+such a key what a table says as a whole, its `str`, tells it apart.
 
 Not done here: deciding what a change means, which is the reload's part.
 """
@@ -43,15 +44,29 @@ def differences(
     `where` is put before the names; `restart` says that the table around it needs a restart.
     """
     for key in keys_of(old):
-        before, after = getattr(old, key.name), getattr(new, key.name)
+        before, after = getattr(old, key.attribute), getattr(new, key.attribute)
         if before == after:
             continue
         place = join(where, key.name)
         needs_restart = restart or Mark.RESTART in key.marks
         if key.table is not None and before is not None and after is not None:
             yield from differences(before, after, place, restart=needs_restart)
+        elif key.pair is not None and key.pair[1].table is not None:
+            yield from _named_differences(key, dict(before), dict(after), place)
         else:
             yield Difference(place, key, before, after, needs_restart)
+
+
+def _named_differences(
+    key: Key, old: dict[str, Any], new: dict[str, Any], place: str
+) -> Iterator[Difference]:
+    """Yield what differs between tables of free names; one that is missing is None."""
+    for name in {**old, **new}:
+        inner, before, after = join(place, name), old.get(name), new.get(name)
+        if before is not None and after is not None:
+            yield from differences(before, after, inner)
+        else:
+            yield Difference(inner, key, before, after, needs_restart=False)
 
 
 def restart_changes(old: Config, new: Config) -> tuple[str, ...]:
@@ -84,12 +99,17 @@ def describe(change: Difference, told: Sequence[Difference] = ()) -> str:
         return "removed" if new is None else "added"
     if key.element is None or key.element.table is None:
         return f"{show_kept(old)} -> {show_kept(new)}"
-    unique = next(inner.name for inner in keys_of(key.element.table) if Mark.UNIQUE in inner.marks)
-    before = {getattr(table, unique): table for table in old}
-    after = {getattr(table, unique): table for table in new}
+    keys = keys_of(key.element.table)
+    unique = next((inner.attribute for inner in keys if Mark.UNIQUE in inner.marks), "")
+    before, after = (
+        {getattr(table, unique) if unique else str(table): table for table in tables}
+        for tables in (old, new)
+    )
     kept = [name for name in after if name in before]
     parts = [f"added {name}" for name in after if name not in before]
     parts += [f"removed {name}" for name in before if name not in after]
+    if not unique and not parts and len(old) != len(new):
+        parts.append("changed")  # one is there twice now, or no more
     common = [(other.place, other.old, other.new) for other in told]
     for name in kept:
         changes = [

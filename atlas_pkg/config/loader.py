@@ -256,7 +256,7 @@ class Reader(Generic[T]):
     def _read_keys(
         self, keys: tuple[Key, ...], data: Mapping[str, object], where: str
     ) -> dict[str, Any]:
-        """Return the accepted values by key; what was refused is missing from it."""
+        """Return the accepted values by attribute; what was refused is missing from it."""
         by_spelling = {name: key for key in keys for name in key.spellings}
         values: dict[str, Any] = {}
         for name, raw in data.items():
@@ -267,7 +267,7 @@ class Reader(Generic[T]):
             elif name != key.name and key.name in data:
                 self._note(place, f'is another name for "{key.name}", which is there too')
             elif (value := self._read_available(key, raw, place)) is not _REFUSED:
-                values[key.name] = value
+                values[key.attribute] = value
         for key in keys:
             if key.is_required and not key.spellings & data.keys():
                 self._note(join(where, key.name), f"missing, must be {key.expected}")
@@ -394,7 +394,7 @@ class Reader(Generic[T]):
     def _read_tables(self, table: Any, raw: object, place: str) -> Any:
         if not isinstance(raw, list):
             return self._note(place, f"must be an array of tables: {_begin_each(place)}")
-        unique = next(key.name for key in keys_of(table) if Mark.UNIQUE in key.marks)
+        unique = next((key.name for key in keys_of(table) if Mark.UNIQUE in key.marks), "")
         first_places: dict[object, str] = {}
         built = [
             self._read_one_of(table, item, f"{place}[{index}]", unique, first_places)
@@ -453,6 +453,8 @@ def _headers_with(
     for key in keys_of(table):
         inner = key.table or (key.element and key.element.table)
         inner_place = join(place, key.name)
+        if key.pair and key.pair[1].table:
+            inner, inner_place = key.pair[1].table, join(inner_place, "NAME")
         inner_header = f"[[{inner_place}]]" if key.element else f"[{inner_place}]"
         if name in key.spellings and is_table == bool(inner or key.pair):
             yield inner_header if is_table else header

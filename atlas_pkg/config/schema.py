@@ -11,7 +11,8 @@ drift away from the code.
 
 Types map as one expects; beyond them: a dataclass is a table, `Table | None` a table that may be
 absent, `tuple[X, ...]` an array (of tables where X is a dataclass), `tuple[tuple[str, X], ...]`
-a table with free names, and any other type a string that the key's rule turns into that type.
+a table with free names (of tables where X is one), and any other type a string that the key's rule
+turns into that type. A key that is a word of Python, like `from`, is a field with a _ behind it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import keyword
 import re
 import types
 from collections.abc import Callable, Sequence
@@ -81,6 +83,11 @@ class Key:
     unit: str
     note: str
     default: Any
+
+    @property
+    def attribute(self) -> str:
+        """What the dataclass calls it: with a _ behind it where Python has the word for itself."""
+        return f"{self.name}_" if keyword.iskeyword(self.name) else self.name
 
     @property
     def is_required(self) -> bool:
@@ -154,7 +161,7 @@ def keys_of(table: Any) -> tuple[Key, ...]:
     cls = table if isinstance(table, type) else type(table)
     annotations = get_type_hints(cls, include_extras=True)
     keys = (
-        build_key(annotations[field.name], field.name, field.default)
+        build_key(annotations[field.name], field.name.removesuffix("_"), field.default)
         for field in dataclasses.fields(cls)
     )
     return tuple(key for key in keys if Mark.GIVEN not in key.marks)

@@ -39,6 +39,15 @@ class Door:
 
 
 @dataclass(frozen=True, slots=True)
+class Way:
+    from_: str = ""
+    lit: bool = False
+
+    def __str__(self) -> str:
+        return f"from {self.from_}"
+
+
+@dataclass(frozen=True, slots=True)
 class House:
     path: Annotated[Path, Mark.GIVEN] = Path("house.toml")
     number: Annotated[int, Mark.RESTART, "on the door"] = 1
@@ -49,9 +58,11 @@ class House:
     nets: tuple[rules.NetworkText, ...] = ()
     labels: Annotated[tuple[tuple[rules.SettableName, str], ...], rules.DISTINCT_NAMES] = ()
     rooms: tuple[Room, ...] = ()
+    ways: tuple[Way, ...] = ()
     probe: Probe = Probe()
     cellar: Probe | None = None
     attic: Annotated[Probe | None, Mark.RESTART] = None
+    lodgers: tuple[tuple[str, Door], ...] = ()
 
 
 NOT_YET = frozenset({"number", "colour = blue", "rooms.seats", "attic", "garden", "probe.rise"})
@@ -96,6 +107,8 @@ def test_every_type_is_read() -> None:
         "rooms": [{"name": "hall", "probe": {"path": "/x"}}, {"name": "bath", "seats": 1}],
         "probe": {"interval": 1.5},
         "cellar": {},
+        "ways": [{"from": "north"}, {"from": "north", "lit": True}],
+        "lodgers": {"anna": {"host": "::1"}, "bert": {}},
     }
 
     house = read(data)
@@ -110,6 +123,8 @@ def test_every_type_is_read() -> None:
         rooms=(Room("hall", probe=Probe(path="/x")), Room("bath", seats=1)),
         probe=Probe(interval=1.5),
         cellar=Probe(),
+        ways=(Way("north"), Way("north", lit=True)),
+        lodgers=(("anna", Door("::1")), ("bert", Door())),
     )
     assert type(house.height) is float
 
@@ -383,6 +398,33 @@ def test_a_table_that_goes_is_said_to_be_removed() -> None:
     (change,) = diff.differences(House(cellar=Probe()), House())
 
     assert diff.describe(change) == "removed"
+
+
+def test_tables_without_a_name_of_their_own_are_told_by_what_they_say() -> None:
+    north, south = Way("north"), Way("south")
+
+    told = [
+        diff.describe(change)
+        for old, new in (((north,), (south, north)), ((south, north), (north, south)))
+        for change in diff.differences(House(ways=old), House(ways=new))
+    ]
+    (twice,) = diff.differences(House(ways=(north,)), House(ways=(north, north)))
+
+    assert told == ["added from south", "reordered"]
+    assert diff.describe(twice) == "changed"
+
+
+def test_tables_of_free_names_are_told_apart_by_these() -> None:
+    old = House(lodgers=(("anna", Door("a")), ("bert", Door())))
+    new = House(lodgers=(("carl", Door()), ("anna", Door("b"))))
+
+    found = {change.place: diff.describe(change) for change in diff.differences(old, new)}
+
+    assert found == {
+        "lodgers.anna.host": "a -> b",
+        "lodgers.bert": "removed",
+        "lodgers.carl": "added",
+    }
 
 
 def test_what_needs_a_restart_hands_it_down() -> None:
