@@ -24,12 +24,12 @@ from atlas_pkg.http1.framing import NO_BODY
 # Fields that framing and routing rest on, or that the client waits for an answer to: a Connection
 # field that names them is not obeyed in that.
 _PROTECTED = frozenset((b"content-length", b"transfer-encoding", b"host", b"expect"))
-_NO_OPTIONS: frozenset[bytes] = frozenset()
 _OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade"))
 
-# What forwarding sets, and what says the same in other words; so does every other X-Forwarded-*.
+# What forwarding sets. What says the same in other words is a claim, every other X-Forwarded-* too.
 _SET_ANEW = frozenset((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"))
 _CLAIMS = frozenset((b"forwarded", b"x-real-ip"))
+_READ = frozenset(syntax.REQUEST_NAMES) - _CLAIMS | _SET_ANEW
 
 
 class Fields:
@@ -41,21 +41,16 @@ class Fields:
     to be believed of a trusted proxy only.
     """
 
-    __slots__ = (
-        "_origin",
-        "block",
-        "carries_identity",
-        "claims",
-        "connection",
-        "framing",
-        "host",
-        "is_common",
-        "keep_alive_timeout",
-        "kept",
-        "lacks_date",
-        "notable",
-        "upgrade",
-    )
+    # What most blocks do not say stands in the class: it costs nothing to begin with.
+    host: bytes | None = None
+    connection: frozenset[bytes] = frozenset()
+    upgrade = b""
+    keep_alive_timeout: int | None = None
+    framing = NO_BODY
+    is_common = False
+    carries_identity = False  # the connection, from here on, speaks for one client (RFC 4559 §6)
+    lacks_date = False  # an answer that Atlas has to date (RFC 9110 §6.6.1)
+    _origin: tuple[bytes, bytes] | None = None
 
     def __init__(
         self,
@@ -68,9 +63,8 @@ class Fields:
         if block.count(b"\r\n") - 1 > limits_fields:
             raise MalformedMessage("too many fields", status=431)
         self.block = block
-        self.notable, self.kept, self.claims = _read_notable(block, notable_lines)
-        notable = self.notable
-        self.connection = _NO_OPTIONS
+        notable, self.kept, self.claims = _read_notable(block, notable_lines)
+        self.notable = notable
         if b"connection" in notable:
             self.connection = frozenset(syntax.split_list(notable[b"connection"]))
             named = frozenset(map(syntax.fold_name, self.connection)) - _PROTECTED - _OPTIONS
@@ -79,19 +73,14 @@ class Fields:
                 self.claims = without(self.claims, named)
                 for name in named:
                     notable.pop(name, None)
-        self.host = notable[b"host"][0] if b"host" in notable else None
-        self.upgrade = b", ".join(notable[b"upgrade"]) if b"upgrade" in notable else b""
-        self.keep_alive_timeout = None
+        if b"host" in notable:
+            self.host = notable[b"host"][0]
+        if b"upgrade" in notable:
+            self.upgrade = b", ".join(notable[b"upgrade"])
         if b"keep-alive" in notable:
             self.keep_alive_timeout = _read_keep_alive_timeout(notable[b"keep-alive"])
-        # Does the connection, from here on, speak for one client? (RFC 4559 §6)
-        folded = block.lower()
-        may_carry = b"ntlm" in folded or b"negotiate" in folded
-        self.carries_identity = may_carry and syntax.IDENTITY.search(block) is not None
-        self.framing = NO_BODY
-        self.is_common = False
-        self.lacks_date = False  # an answer that Atlas has to date (RFC 9110 §6.6.1)
-        self._origin: tuple[bytes, bytes] | None = None
+        if syntax.IDENTITY.search(block):
+            self.carries_identity = True
 
     def origin(self) -> tuple[bytes, bytes]:
         """Referer and User-Agent, empty where absent. Looked up when somebody watches, and once."""
@@ -135,17 +124,16 @@ def _read_notable(
     claims = b""
     at = 0
     for match in notable_lines.finditer(block):
-        found, value = match.groups()
-        name = found.lower() if found else b""
-        if name != b"host":
-            kept.append(block[at : match.start() + 1])
-            at = match.end() + 1
-        if not name or name != syntax.fold_name(name):
-            continue
-        if name in _CLAIMS or (name.startswith(b"x-forwarded-") and name not in _SET_ANEW):
-            claims += block[match.start() + 1 : match.end() + 1]
-        else:
+        found, value = match.groups(b"")
+        name = found.lower()
+        if name in _READ:
             notable.setdefault(name, []).append(value.strip(b" \t"))
+            if name == b"host":
+                continue
+        elif name == syntax.fold_name(name) and (name in _CLAIMS or name[:12] == b"x-forwarded-"):
+            claims += block[match.start() + 1 : match.end() + 1]
+        kept.append(block[at : match.start() + 1])
+        at = match.end() + 1
     if not kept:
         return notable, block, claims
     kept.append(block[at:])

@@ -11,6 +11,7 @@ hop is told instead (`forwarding.py`).
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 
 from atlas_pkg.config.model import Limits
@@ -50,20 +51,12 @@ class Request:
     requests are one object.
     """
 
-    __slots__ = (
-        "fields",
-        "framing",
-        "has_body",
-        "hops_left",
-        "host",
-        "keep_alive",
-        "line",
-        "method",
-        "minor",
-        "onward",
-        "target",
-        "upgrade",
-    )
+    line = b""  # the request line as received, for logs
+    onward: bytes | None = None
+    # How many more may pass it on; None: it does not say (RFC 9110 §7.6.2).
+    hops_left: int | None = None
+    # The protocols that the client offers to switch to; empty if none (RFC 9110 §7.8).
+    upgrade = b""
 
     def __init__(self, method: bytes, target: bytes, minor: int, fields: Fields) -> None:
         self.method = method
@@ -74,12 +67,6 @@ class Request:
         self.framing = framing = fields.framing
         # Will body bytes follow the head?
         self.has_body = framing is CHUNKED or framing.length > 0
-        self.line = b""  # the request line as received, for logs
-        self.onward: bytes | None = None
-        # How many more may pass it on; None: it does not say (RFC 9110 §7.6.2).
-        self.hops_left: int | None = None
-        # The protocols that the client offers to switch to; empty if none (RFC 9110 §7.8).
-        self.upgrade = b""
         connection = fields.connection
         if not connection:
             self.keep_alive = minor == 1
@@ -205,11 +192,10 @@ class MessageParser:
     def _build_request_fields(self, block: bytes) -> Fields:
         fields = Fields(block, self._limits.fields)
         notable = fields.notable
-        hosts = notable.get(b"host", [])
-        if len(hosts) > 1:
-            raise MalformedMessage("two Host fields")
-        if hosts:
-            check_host(hosts[0])
+        if fields.host is not None:
+            if len(notable[b"host"]) > 1:
+                raise MalformedMessage("two Host fields")
+            check_host(fields.host)
         if b"content-length" in notable or b"transfer-encoding" in notable:
             fields.framing = frame_request(
                 notable.get(b"content-length", []), notable.get(b"transfer-encoding", [])
@@ -220,7 +206,7 @@ class MessageParser:
             fields.upgrade = _without_h2c(fields.upgrade)
         # True for nearly every request: then only the request line is left to be judged.
         fields.is_common = (
-            bool(hosts) and fields.framing is not CHUNKED and b"expect" not in notable
+            fields.host is not None and fields.framing is not CHUNKED and b"expect" not in notable
         )
         return fields
 
@@ -262,6 +248,7 @@ def _read_max_forwards(fields: Fields) -> int | None:
     return int(digits) if len(digits) < 10 else 10**9  # for Python, which converts no endless ones
 
 
+@functools.lru_cache
 def check_host(host: bytes) -> None:
     """Raise `MalformedMessage` unless `host` is `name[:port]` or `[IPv6][:port]`."""
     match = syntax.HOST.fullmatch(host)
@@ -284,17 +271,25 @@ def _parse_request_line(line: bytes) -> tuple[bytes, bytes, int]:
     """Split a request line into method, target and minor version; raises `MalformedMessage`."""
     match = syntax.REQUEST_LINE.fullmatch(line)
     if match is None:
-        raise MalformedMessage("the request line is malformed")
-    method, target, major, minor = match.groups()
-    if major != b"1":
-        if major == b"0":
-            raise MalformedMessage("the HTTP version is not supported")
-        raise MalformedMessage("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
+        raise _explain_bad_request_line(line)
+    method, target, minor = match.groups()
     if method == b"CONNECT":
         raise MalformedMessage("CONNECT is not supported", status=501)
-    if not syntax.TARGET.fullmatch(target):
-        raise MalformedMessage("the request target has a character that is not allowed")
     return method, target, 0 if minor == b"0" else 1
+
+
+def _explain_bad_request_line(line: bytes) -> MalformedMessage:
+    """Say in a few words what is wrong with a request line that the grammar refused."""
+    match = syntax.ANY_REQUEST_LINE.fullmatch(line)
+    if match is None:
+        return MalformedMessage("the request line is malformed")
+    if match[2] == b"0":
+        return MalformedMessage("the HTTP version is not supported")
+    if match[2] != b"1":
+        return MalformedMessage("only HTTP/1.1 and HTTP/1.0 are spoken here", status=505)
+    if match[1] == b"CONNECT":
+        return MalformedMessage("CONNECT is not supported", status=501)
+    return MalformedMessage("the request target has a character that is not allowed")
 
 
 def _settle_request(request: Request) -> None:

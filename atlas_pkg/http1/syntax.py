@@ -17,13 +17,15 @@ import re
 # tchar, RFC 9110 §5.6.2: the bytes of methods, field names and most parameters.
 TCHAR = rb"!#$%&'*+\-.^_`|~0-9A-Za-z"
 
-# method SP request-target SP HTTP-version, RFC 9112 §3: exactly one space between. The target
-# is any run without a space here and is judged once the version is known to be ours.
-REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]++) ([^ ]++) HTTP/([0-9])\.([0-9])")
+# method SP request-target SP HTTP-version, RFC 9112 §3: exactly one space between. The target is
+# visible ASCII only; anything else must arrive percent-encoded. A fragment is none of it (RFC 3986
+# §3.5): some servers cut it off, others do not.
+REQUEST_LINE = re.compile(
+    rb"([" + TCHAR + rb"]++) ([\x21\x22\x24-\x7e]++) HTTP/1\.([0-9])",
+)
 
-# request-target, RFC 9112 §3.2: visible ASCII only; anything else must arrive percent-encoded. A
-# fragment is none of it (RFC 3986 §3.5): some servers cut it off, others do not.
-TARGET = re.compile(rb"[\x21\x22\x24-\x7e]++")
+# The same in any version and with anything for a target, to tell what is wrong with it.
+ANY_REQUEST_LINE = re.compile(rb"([" + TCHAR + rb"]++) [^ ]++ HTTP/([0-9])\.[0-9]")
 
 # Absolute form, RFC 9112 §3.2.2: scheme, authority, and the rest that is sent on.
 ABSOLUTE_TARGET = re.compile(rb"(?i:https?)://([^/?#]*+)(.*+)")
@@ -60,7 +62,7 @@ _HOP_NAMES = (
 )
 
 # And those by which a request is routed, or which say for whom it came.
-_REQUEST_NAMES = (
+REQUEST_NAMES = (
     *_HOP_NAMES,
     b"host",
     b"expect",
@@ -106,7 +108,7 @@ def _notable(first_letters: bytes, names: tuple[bytes, ...], more: bytes) -> re.
 
 NOTABLE_IN_REQUESTS = _notable(
     b"CEFHKPTUX",
-    _REQUEST_NAMES,
+    REQUEST_NAMES,
     rb"|x" + SEPARATOR + rb"forwarded" + SEPARATOR + rb"[" + TCHAR + rb"]*+",
 )
 NOTABLE_IN_ANSWERS = _notable(b"CKPTU", _HOP_NAMES, b"")
@@ -139,6 +141,9 @@ CHUNK_LINE = re.compile(
     + _QUOTED
     + rb"))?+)*+"
 )
+
+# The line of a chunk as we write it: a size of which nothing needs to be judged.
+ONE_CHUNK = re.compile(rb"([1-9a-f][0-9a-f]{0,5})\r\n")
 
 # What an incomplete chunk line may look like so far: digits, then an extension or the CR.
 CHUNK_START = re.compile(rb"[0-9A-Fa-f]++(?:[ \t;\r]|\Z)")

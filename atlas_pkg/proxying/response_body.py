@@ -16,6 +16,7 @@ import time
 from atlas_pkg.balancing.lease import FAILURE, SUCCESS
 from atlas_pkg.errors import ClientGone, MalformedMessage, Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1.body import Body
+from atlas_pkg.http1.chunked import size_of_one_chunk
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE
 from atlas_pkg.http1.message import Response
 from atlas_pkg.net.stream import Stream
@@ -32,12 +33,21 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
     """
     connection, generation = exchange.connection, exchange.generation
     assert connection is not None
+    stream = connection.stream
     exchange.response = response
     onward = framing = response.framing
+    size: int | None = None  # of the body, if all of it is here and may pass as it is
     if framing is CHUNKED or framing is UNTIL_CLOSE:
         # A 1.0 client does not know chunks: its body ends with the connection (RFC 9112 §6.1).
         onward = CHUNKED if exchange.request.minor == 1 else UNTIL_CLOSE
         exchange.ends_by_closing = onward is UNTIL_CLOSE
+        if framing is onward is CHUNKED:
+            size = size_of_one_chunk(stream.buffered)
+    else:
+        if len(stream.buffered) < framing.length:
+            _look_for_more(stream)
+        if len(stream.buffered) == framing.length:
+            size = framing.length
     if exchange.ends_by_closing or (exchange.request_body is not None and not is_sent(exchange)):
         exchange.following = FINISH
     persistence = exchange.persistence()
@@ -49,17 +59,9 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
     if generation.affinity is not None:
         mark = generation.affinity.mark(exchange.affinity, connection.upstream)
         head = head[:-2] + mark + b"\r\n"
-    stream = connection.stream
-    if len(stream.buffered) < framing.length:
-        _look_for_more(stream)
-    if (
-        len(stream.buffered) == framing.length
-        and framing is not CHUNKED
-        and framing is not UNTIL_CLOSE
-    ):
-        # The common road: all of it is here.
+    if size is not None:  # the common road
         piece, stream.buffered = head + stream.buffered, b""
-        finish_response(exchange, response, framing.length)
+        finish_response(exchange, response, size)
     else:
         exchange.response_body = Body(framing, onward, is_answer=True)
         piece = head + next_piece(exchange)

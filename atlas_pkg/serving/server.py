@@ -105,6 +105,9 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         self._wait_for_room()
         try:
             return self.socket.accept()
+        except BlockingIOError:
+            self._is_full = self._is_exhausted = False  # nobody waits any more
+            raise
         except OSError as error:
             self._forget_if_nobody_waits()
             if error.errno in _EXHAUSTED:
@@ -162,7 +165,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         if address.startswith("::ffff:") and "." in address:
             address = address[7:]
         address = address.partition("%")[0]
-        idle_limit = self._holder.current().config.timeouts.client_idle
+        idle_limit = self._holder.generation.config.timeouts.client_idle
         lane = next(self._lanes) if self._lanes is not None else None
         pool = lane.pool if lane is not None else Pool()
         client = Client(Stream(request, Side.CLIENT), address, idle_limit, lane, pool)
@@ -180,7 +183,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
             raise BlockingIOError(errno.EAGAIN, "nobody waits to be accepted")
 
     def _wait_for_room(self) -> None:
-        limit = min(self._holder.current().config.listen.max_connections, self._most)
+        limit = min(self._holder.generation.config.listen.max_connections, self._most)
         if len(self._clients) < limit:
             return
         self._forget_if_nobody_waits()
@@ -192,7 +195,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
                 "%d clients are connected (listen.max_connections = %d), and none is idle; "
                 "others wait",
                 len(self._clients),
-                self._holder.current().config.listen.max_connections,
+                self._holder.generation.config.listen.max_connections,
             )
             self._is_full = True
         if not self._clients.wait_until_below(limit, POLL_INTERVAL):

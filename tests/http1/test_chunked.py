@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_pkg.errors import MalformedMessage
-from atlas_pkg.http1.chunked import LAST_CHUNK, MAX_CHUNK_LINE, MAX_TRAILERS, ChunkedDecoder
+from atlas_pkg.http1.chunked import (
+    LAST_CHUNK,
+    MAX_CHUNK_LINE,
+    MAX_TRAILERS,
+    ChunkedDecoder,
+    size_of_one_chunk,
+)
 from tests.http1.readers import encode_chunk
 
 BODIES = [
@@ -120,3 +126,28 @@ def test_decoder_takes_note_of_bytes_that_went_past_it() -> None:
 
     assert (first, last, rest) == (b"012", b"x", b"rest")
     assert decoder.is_done
+
+
+@given(st.binary(min_size=1, max_size=300))
+def test_a_body_in_one_chunk_is_known_at_once(data: bytes) -> None:
+    assert size_of_one_chunk(b"%x\r\n" % len(data) + data + b"\r\n" + LAST_CHUNK) == len(data)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"5", b"5\r\n", b"0\r\n\r\n", b"5\r\nhello\r\n", b"5\r\nhello\r\n0\r\n"),
+        b"5\r\nhello\r\n0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+        b"5\r\nhello\r\n0\r\n\r\n0\r\n\r\n",
+        b"4\r\nhello\r\n0\r\n\r\n",
+        b"6\r\nhello\r\n0\r\n\r\n",
+        b"05\r\nhello\r\n0\r\n\r\n",
+        b"A\r\n0123456789\r\n0\r\n\r\n",
+        b"5 \r\nhello\r\n0\r\n\r\n",
+        b"5;a=b\r\nhello\r\n0\r\n\r\n",
+        b"5\r\nhello\r\n0\r\nA: b\r\n\r\n",
+        b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+    ],
+)
+def test_all_else_is_left_to_be_decoded(body: bytes) -> None:
+    assert size_of_one_chunk(body) is None

@@ -49,7 +49,8 @@ Run = Callable[[bytes], object]
 FIELD = b"Accept-Language: en-GB,en;q=0.5\r\n"
 USES: dict[str, tuple[Run, list[bytes], bytes]] = {
     "REQUEST_LINE": (syntax.REQUEST_LINE.fullmatch, [b"", b"GET ", b"GET /"], b"G"),
-    "TARGET": (syntax.TARGET.fullmatch, [b"", b"/"], b"/ab"),
+    "ANY_REQUEST_LINE": (syntax.ANY_REQUEST_LINE.fullmatch, [b"GET ", b"GET /"], b"/ab"),
+    "ONE_CHUNK": (syntax.ONE_CHUNK.match, [b"", b"f"], b"ab0"),
     "ABSOLUTE_TARGET": (syntax.ABSOLUTE_TARGET.fullmatch, [b"http://", b"http://a/"], b"a"),
     "HOST": (syntax.HOST.fullmatch, [b"", b"[", b"a:"], b"a"),
     "STATUS_LINE": (syntax.STATUS_LINE.fullmatch, [b"", b"HTTP/1.1 200 "], b"HTTP"),
