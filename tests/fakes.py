@@ -113,11 +113,18 @@ class Upstream:
         address: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
+        """`address` may be that of a socket file, "unix:" and a path."""
         self.name = name
         self.address = address
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        self._listener = socket.create_server((address, port), family=family, backlog=1024)
-        self.port: int = self._listener.getsockname()[1]
+        self.port = 0
+        if address.startswith("unix:"):
+            self._listener = socket.socket(socket.AF_UNIX)
+            self._listener.bind(address[5:])
+            self._listener.listen()
+        else:
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            self._listener = socket.create_server((address, port), family=family, backlog=1024)
+            self.port = self._listener.getsockname()[1]
         self.accepted = 0
         self.requests = 0
         self._serve = serve
@@ -153,7 +160,8 @@ class Upstream:
 
     def table(self, **more: object) -> dict[str, object]:
         """What the configuration says of this upstream."""
-        return {"name": self.name, "address": self.address, "port": self.port, **more}
+        port = {"port": self.port} if self.port else {}
+        return {"name": self.name, "address": self.address, **port, **more}
 
     def close(self) -> None:
         """Stop listening and cut all connections."""
@@ -180,7 +188,8 @@ class Upstream:
             except OSError:
                 return
             sock.settimeout(PATIENCE)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.port:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             thread = threading.Thread(target=self._run, args=(sock,), daemon=True)
             with self._lock:
                 self.accepted += 1

@@ -69,8 +69,8 @@ function when(instant) {
   const text = date.toLocaleTimeString("en-GB");
   return make("time", {datetime: date.toISOString(), title: date.toLocaleString()}, text);
 }
-const endpoint = (address, port) => address.includes(":") ? `[${address}]:${port}`
-  : `${address}:${port}`;
+const endpoint = (address, port) => address.startsWith("unix:") ? address
+  : address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 const plural = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
 /* Curves: the one of the number, and maybe another one in a lane of its own beneath. Each fills its

@@ -16,6 +16,7 @@ import socket
 
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.config.model import CircuitBreaker, UpstreamConfig
+from atlas_pkg.config.rules import SOCKET_FILE
 from atlas_pkg.net.connect import Endpoint
 
 # What identifies an upstream across reloads: name, address, port, group.
@@ -82,9 +83,10 @@ class Upstream:
         self.weight_override: int | None = None
         self.recovered_at: float | None = None  # since when it starts slowly (`[slow_start]`)
         self.endpoints: tuple[Endpoint, ...] = parse_literal(config.address, config.port)
-        host = f"[{config.address}]" if ":" in config.address else config.address
-        # What an HTTP/1.0 request without Host is given as one.
-        self.host_field = f"{host}:{config.port}".encode("ascii")
+        # What a probe, and an HTTP/1.0 request without Host, is given as one. A socket file has no
+        # name that a server would know.
+        host = "localhost" if config.socket_file else config.endpoint
+        self.host_field = host.encode("ascii")
         self.configure(config, order=0, breaker=None)
 
     @property
@@ -94,7 +96,7 @@ class Upstream:
 
     @property
     def needs_resolving(self) -> bool:
-        """Is the address a host name rather than an IP address?"""
+        """Is the address a host name?"""
         return not parse_literal(self.address, self.port)
 
     def configure(
@@ -176,7 +178,9 @@ class Upstream:
 
 
 def parse_literal(address: str, port: int) -> tuple[Endpoint, ...]:
-    """The endpoint of an IP address; empty for a host name."""
+    """The endpoint of an IP address or a socket file; empty for a host name."""
+    if address.startswith(SOCKET_FILE):
+        return ((socket.AF_UNIX, address.removeprefix(SOCKET_FILE)),)
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

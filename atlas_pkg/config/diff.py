@@ -134,8 +134,7 @@ def summary(config: Config) -> str:
     if upstreams:
         lines[-1] += f", {config.routing.strategy}"
         servers = [
-            f"{upstream.name}  {show_endpoint(upstream.address, upstream.port)}  "
-            f"weight {upstream.weight}"
+            f"{upstream.name}  {upstream.endpoint}  weight {upstream.weight}"
             for upstream in upstreams
         ]
         lines.append("  " + shorten(servers, "\n  "))
@@ -158,8 +157,10 @@ def warnings_of(config: Config) -> list[str]:
         warnings.append("the weight of every upstream is 0: no new client is served")
     names: dict[str, list[str]] = {}
     for upstream in upstreams:
-        endpoint = show_endpoint(upstream.address.lower(), upstream.port)
-        names.setdefault(endpoint, []).append(upstream.name)
+        endpoint = upstream.endpoint
+        names.setdefault(endpoint if upstream.socket_file else endpoint.lower(), []).append(
+            upstream.name
+        )
     for endpoint, same in names.items():
         if len(same) > 1:
             warnings.append(f"upstreams {shorten(same)} are the same server, {endpoint}")

@@ -29,6 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import tomli
 
 from atlas_pkg.config.model import NOT_YET, Config, HealthCheck
+from atlas_pkg.config.rules import SOCKET_FILE
 from atlas_pkg.config.schema import Advice, Key, Mark, either, join, keys_of, show
 from atlas_pkg.errors import ConfigError
 
@@ -75,11 +76,14 @@ def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = No
             f"{path}:{_line_of(place, lines)} {place}: {sentence}"
             for place, sentence in reader.problems
         )
-    return _lay_health_checks(config, document)
+    return _complete_upstreams(config, document)
 
 
-def _lay_health_checks(config: Config, tables: Mapping[str, Any]) -> Config:
-    """Give every upstream the checks in force for it; `tables` tells what its own table names."""
+def _complete_upstreams(config: Config, tables: Mapping[str, Any]) -> Config:
+    """Give every upstream the checks in force for it, and the whole path of its socket file.
+
+    `tables` tells what its own table names.
+    """
     upstreams = []
     for upstream, table in zip(config.upstreams, tables.get("upstreams", ()), strict=True):
         own, common = upstream.health_check, config.health_check
@@ -89,7 +93,10 @@ def _lay_health_checks(config: Config, tables: Mapping[str, Any]) -> Config:
             named = table["health_check"].keys()
             said = [key.name for key in keys_of(HealthCheck) if key.spellings & named]
             own = replace(common, **{name: getattr(own, name) for name in said})
-        upstreams.append(replace(upstream, health_check=own))
+        address = upstream.address
+        if upstream.socket_file:
+            address = f"{SOCKET_FILE}{config.path.parent / upstream.socket_file}"
+        upstreams.append(replace(upstream, address=address, health_check=own))
     return replace(config, upstreams=tuple(upstreams))
 
 

@@ -16,6 +16,8 @@ Not done here: reading a file (`loader.py`), comparing two configurations (`diff
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +30,10 @@ from atlas_pkg.config.rules import (
     HOST,
     HOST_FIELD,
     PRINTABLE,
+    SOCKET_FILE,
     STATUSES,
     TARGET_OR_NONE,
+    UPSTREAM_ADDRESS,
     Bytes,
     FieldPairs,
     NetworkText,
@@ -63,6 +67,9 @@ NOT_YET = frozenset(
     }
 )
 
+
+# What the kernel takes for the path of a socket file (`sockaddr_un`), and a NUL behind it.
+_LONGEST_SOCKET_FILE = 107 if sys.platform == "linux" else 103
 
 # They send each client to an upstream of its own, so none can be given only some requests.
 _HASHES = frozenset({"ip_hash", "consistent_hash"})
@@ -110,8 +117,12 @@ class UpstreamConfig:
     """`[[upstreams]]`: one server that answers. None at all is legal: every answer is 503."""
 
     name: Annotated[str, PRINTABLE, Mark.UNIQUE, "appears in logs, metrics, sticky cookies"]
-    address: Annotated[str, HOST, "IPv6 with or without brackets"]
-    port: Annotated[int, between(1, 65535)]
+    address: Annotated[
+        str,
+        UPSTREAM_ADDRESS,
+        'IPv6 with or without brackets; or a socket file, "unix:run/app.sock"',
+    ]
+    port: Annotated[int, between(1, 65535), "absent with a socket file"] = 0
     weight: Annotated[
         int, between(0, 1000), "0 = no new clients (sticky ones are still served)"
     ] = 1
@@ -127,6 +138,24 @@ class UpstreamConfig:
     ] = 0.0
     # What is in force for this upstream: its own keys laid over those of `[health_check]`.
     health_check: HealthCheck | None = None
+
+    @property
+    def socket_file(self) -> str:
+        """The path of the socket file through which it is reached; empty where it has a port."""
+        is_file = self.address.startswith(SOCKET_FILE)
+        return self.address.removeprefix(SOCKET_FILE) if is_file else ""
+
+    @property
+    def endpoint(self) -> str:
+        """Where it is, in one word."""
+        return show_endpoint(self.address, self.port)
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield which key does not go with another one, and why."""
+        if self.socket_file and self.port:
+            yield "port", f"must be absent, since a socket file has none, got {self.port}"
+        if not (self.socket_file or self.port):
+            yield "port", "missing, must be an integer (1 to 65535)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,6 +383,11 @@ class Config:
         if self.slow_start is not None and strategy in _HASHES:
             reason = "a hash cannot spare an upstream in part"
             yield "slow_start", f'cannot be used with routing.strategy = "{strategy}": {reason}'
+        for index, upstream in enumerate(self.upstreams):
+            length = len(os.fsencode(self.path.parent / upstream.socket_file))
+            if upstream.socket_file and length > _LONGEST_SOCKET_FILE:
+                allowed = f"at most {_LONGEST_SOCKET_FILE} bytes long with its folder"
+                yield f"upstreams[{index}].address", f"must be {allowed}, got {length}"
         listen, admin = self.listen, self.admin
         if not listen.port:
             return  # any free port is nobody else's

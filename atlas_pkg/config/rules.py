@@ -33,6 +33,9 @@ _FIELD_VALUE = re.compile(r"(?:[!-~](?:[ -~]*[!-~])?)?")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _LONGEST_HOST = 253
 
+# What the address of an upstream begins with that is reached through a socket file.
+SOCKET_FILE = "unix:"
+
 # RFC 9112 §3.2.1: path and query as they go on the wire, everything else percent-encoded.
 _TARGET = re.compile(r"/[!-\"$-~]*")
 
@@ -130,6 +133,23 @@ def parse_host(text: str) -> str:
     return text
 
 
+def parse_upstream_address(text: str) -> str:
+    """Return where an upstream is: a host as `parse_host` has it, or "unix:" and a path.
+
+    Raises `ValueError`.
+
+    >>> parse_upstream_address("unix:run/app.sock"), parse_upstream_address("[::1]")
+    ('unix:run/app.sock', '::1')
+    """
+    if text.startswith("/"):
+        raise Advice(f'write "{SOCKET_FILE}{text}"')
+    if not text.startswith(SOCKET_FILE):
+        return parse_host(text)
+    if text == SOCKET_FILE or not text.isprintable():
+        raise ValueError(text)
+    return text
+
+
 def arrives_at(target: str, bound: str) -> bool:
     """Does a connection from here to the host `target` arrive at a listener bound to `bound`?
 
@@ -165,11 +185,13 @@ def _addresses(host: str, *, is_target: bool = False) -> list[Address]:
 
 
 def show_endpoint(address: str, port: int) -> str:
-    """Write address and port as one word; only an IPv6 address has colons of its own.
+    """Write address and port as one word; a socket file has no port.
 
-    >>> show_endpoint("::1", 80), show_endpoint("app.example", 80)
-    ('[::1]:80', 'app.example:80')
+    >>> show_endpoint("::1", 80), show_endpoint("app.example", 80), show_endpoint("unix:a.sock", 0)
+    ('[::1]:80', 'app.example:80', 'unix:a.sock')
     """
+    if address.startswith(SOCKET_FILE):
+        return address
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
@@ -245,6 +267,10 @@ def _is_host_field(text: str) -> bool:
 
 
 HOST = Rule("an IPv4 or IPv6 address or a host name", parse_host)
+UPSTREAM_ADDRESS = Rule(
+    'an IPv4 or IPv6 address, a host name, or a socket file like "unix:run/app.sock"',
+    parse_upstream_address,
+)
 # "10.0.0.1/8" is refused: did its writer mean one address or sixteen million?
 NETWORK = Rule(
     'an IP address or a network like "10.0.0.0/8" with nothing after its prefix',

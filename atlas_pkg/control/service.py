@@ -287,8 +287,7 @@ def log_start(config: Config, port: int) -> None:
     listen = config.listen
     log.info("Atlas %s, mode %s, configuration %s", atlas_pkg.__version__, listen.mode, config.path)
     for upstream in config.upstreams:
-        where = show_endpoint(upstream.address, upstream.port)
-        log.info("upstream %s at %s, weight %d", upstream.name, where, upstream.weight)
+        log.info("upstream %s at %s, weight %d", upstream.name, upstream.endpoint, upstream.weight)
     log_warnings(config)
     log.info("strategy %s", config.routing.strategy)
     log.info("listening on http://%s", show_endpoint(listen.address, port))

@@ -8,6 +8,10 @@ trying. The first that connects is taken and the others are closed: "happy eyeba
 
 Of a single address that costs what connecting with a timeout costs: one `connect`, one `poll`.
 
+A socket file is reached at once or not at all, but for one case: where the server has not accepted
+those who came before, and its backlog is full. Non-blocking, that would be an error (nginx's
+"Resource temporarily unavailable"), so there the kernel is given the time to wait for it.
+
 Not done here: looking names up (`balancing/resolver.py`), keeping what was opened
 (`balancing/pool.py`).
 """
@@ -26,7 +30,7 @@ from atlas_pkg.errors import OWN_FAULTS, Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
 
 # One way to reach an upstream: address family and what `socket.connect` takes.
-Endpoint = tuple[socket.AddressFamily, tuple[Any, ...]]
+Endpoint = tuple[socket.AddressFamily, Any]
 
 # So long an address is waited for before the next one is tried as well (RFC 8305 §5).
 ATTEMPT_DELAY = 0.25
@@ -44,6 +48,8 @@ def connect(endpoints: Sequence[Endpoint], timeout: float) -> Stream:
     Blocks. There has to be one at least. Raises `StreamError` for the upstream's side with what the
     last one failed of; `is_own_fault` if it was this machine that could not.
     """
+    if endpoints[0][0] is socket.AF_UNIX:
+        return _connect_file(endpoints[0][1], timeout)
     now = time.monotonic()
     deadline, next_start = now + timeout, now
     untried = list(reversed(endpoints))
@@ -74,6 +80,8 @@ def connect(endpoints: Sequence[Endpoint], timeout: float) -> Stream:
                 poller.unregister(fd)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not code:
+                    sock.setblocking(True)
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                     return _take(sock)
                 sock.close()
                 failure = _explain(code)
@@ -87,9 +95,23 @@ def connect(endpoints: Sequence[Endpoint], timeout: float) -> Stream:
             sock.close()
 
 
+def _connect_file(path: str, timeout: float) -> Stream:
+    """Connect to whoever listens at a socket file now. Blocks. Raises `StreamError`."""
+    try:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    except OSError as error:
+        raise _explain(error.errno or 0) from None
+    set_patience(sock, receive=UPSTREAM_PATIENCE, send=timeout)
+    code = sock.connect_ex(path)
+    if not code:
+        return _take(sock)
+    sock.close()
+    if code == errno.EAGAIN:
+        raise StreamError(Side.UPSTREAM, "connecting took too long", timed_out=True)
+    raise _explain(code)
+
+
 def _take(sock: socket.socket) -> Stream:
-    sock.setblocking(True)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     set_patience(sock, receive=UPSTREAM_PATIENCE, send=UPSTREAM_PATIENCE)
     return Stream(sock, Side.UPSTREAM)
 

@@ -26,7 +26,8 @@ EXAMPLE_HEAD = """\
 # empty, until it is there: take the # away from the table's name and from the keys to change.
 """
 
-# What stands in the example for a key that has no default.
+# What stands in the example for a key that has no default, or none that may be written: the port of
+# an upstream that is reached through a socket file.
 REQUIRED = {"name": '"backend1"', "address": '"10.0.0.1"', "port": "3000"}
 
 
@@ -101,7 +102,8 @@ def _example_key(entry: Entry, mark: str) -> list[str]:
     facts += [f"or {alias}" for alias in key.aliases]
     facts.append("live" if entry.is_live else "restart")
     comment = f"{'; '.join(notes)} ({', '.join(facts)})".lstrip()
-    default = REQUIRED[entry.place] if key.is_required else entry.default
+    is_absent = key.is_required or (entry.place == "port" and not key.default)
+    default = REQUIRED[entry.place] if is_absent else entry.default
     line = f"{mark}{entry.place} = {default}"
     if len(line) <= 27 and len(comment) <= 70:
         return [f"{line:27} # {comment}"]

@@ -73,9 +73,31 @@ from tests.config.samples import UPSTREAM, mistakes, problems
         (
             '[[upstreams]]\nname = "a"\nport = 1',
             (
-                "upstreams[0].address: missing, must be an IPv4 or IPv6 address or a host name "
+                "upstreams[0].address: missing, must be an IPv4 or IPv6 address, a host name, or a "
+                'socket file like "unix:run/app.sock" (name = "a")'
+            ),
+        ),
+        (
+            '[[upstreams]]\nname = "a"\naddress = "a"',
+            'upstreams[0].port: missing, must be an integer (1 to 65535) (name = "a")',
+        ),
+        (
+            '[[upstreams]]\nname = "a"\naddress = "unix:a.sock"\nport = 80',
+            (
+                "upstreams[0].port: must be absent, since a socket file has none, got 80 "
                 '(name = "a")'
             ),
+        ),
+        (
+            '[[upstreams]]\nname = "a"\naddress = "unix:"',
+            (
+                "upstreams[0].address: must be an IPv4 or IPv6 address, a host name, or a "
+                'socket file like "unix:run/app.sock", got "unix:" (name = "a")'
+            ),
+        ),
+        (
+            f'[[upstreams]]\nname = "a"\naddress = "unix:{"a" * 108}"',
+            "upstreams[0].address: must be at most 107 bytes long with its folder, got 108",
         ),
         (
             '[upstreams]\nname = "a"',
@@ -275,6 +297,7 @@ def test_a_table_that_stands_twice_is_named_as_in_the_file() -> None:
         ("https://app.example", 'write "app.example" alone'),
         ("10.0.0.1:3000", 'write "10.0.0.1" alone, and port = 3000'),
         ("localhost:3000", 'write "localhost" alone, and port = 3000'),
+        ("/run/app.sock", 'write "unix:/run/app.sock"'),
         ("[::1]:3000", 'write "[::1]" alone, and port = 3000'),
         (
             "fe80::11%eth0",
@@ -285,8 +308,8 @@ def test_a_table_that_stands_twice_is_named_as_in_the_file() -> None:
 def test_an_address_with_more_than_a_host_is_told_what_to_write(address: str, advice: str) -> None:
     assert mistakes(UPSTREAM.replace("10.0.0.1", address)) == [
         (
-            "upstreams[0].address: must be an IPv4 or IPv6 address or a host name, "
-            f'got "{address}"; {advice} (name = "a")'
+            "upstreams[0].address: must be an IPv4 or IPv6 address, a host name, or a socket file "
+            f'like "unix:run/app.sock", got "{address}"; {advice} (name = "a")'
         )
     ]
 
