@@ -254,9 +254,13 @@ def test_imports_stand_at_the_top(modules: list[Module]) -> None:
 
 def test_no_module_is_imported_by_a_trick(modules: list[Module]) -> None:
     tricks = {"__import__", "import_module", "exec", "eval", "find_spec", "__getattr__"}
+    # It imports whatever lies in its folder, so that a strategy of one's own is one file.
+    exempt = "atlas_pkg.balancing.strategies"
 
     found = []
     for module in modules:
+        if module.name == exempt:
+            continue
         for node in ast.walk(module.tree):
             match node:
                 case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)):

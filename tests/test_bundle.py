@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg import __version__, bundle
+from atlas_pkg.balancing.strategies import STRATEGIES
 
 CONFIG = """\
 [listen]
@@ -75,6 +76,19 @@ def test_bad_configuration_is_refused_by_python_alone(atlas: Path, tmp_path: Pat
     assert result.returncode == 2
     assert "weigth" in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_every_strategy_is_found_in_the_file(atlas: Path) -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(atlas)!r})\n"
+        "from atlas_pkg.balancing.strategies import STRATEGIES\n"
+        "from atlas_pkg.config.rules import find_strategies\n"
+        "print(sorted(STRATEGIES), find_strategies(), sep='\\n')\n"
+    )
+
+    result = run_alone("-c", code)
+
+    assert result.stdout == f"{sorted(STRATEGIES)}\n" * 2, result.stderr
 
 
 def test_file_runs_under_another_name(atlas: Path) -> None:

@@ -25,11 +25,10 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg.balancing.strategies import STRATEGIES
 from atlas_pkg.config import loader, model
 from atlas_pkg.serving.failures import FAILURES
 from tests import ladder
-from tests.config.reference import entries
+from tests.config.reference import entries, read_strategies
 from tests.toolkit import ROOT
 
 README = ROOT / "README.md"
@@ -38,8 +37,11 @@ TESTS_README = ROOT / "tests" / "README.md"
 PAGES = [README, *sorted(ROOT.glob("[!.]*/**/README.md"))]
 ROOMS = sorted(path.parent for path in ROOT.glob("atlas_pkg/*/README.md"))
 
+# The recipe for a strategy of one's own.
+RECIPE = ROOT / "atlas_pkg" / "balancing" / "strategies" / "README.md"
+
 # Sessions, in which one command needs the others: those are typed into a shell elsewhere.
-SESSIONS = sorted(ROOT.glob("examples/*/README.md"))
+SESSIONS = [RECIPE, *sorted(ROOT.glob("examples/**/README.md"))]
 
 LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -107,10 +109,10 @@ def test_keys_that_are_shown_exist() -> None:
     assert tables <= {place.partition(".")[0] for place in places}
 
 
-def test_every_strategy_is_shown() -> None:
+def test_every_strategy_that_is_offered_is_shown() -> None:
     shown = {text.strip('"') for row in rows("What it can do") for text in CODE.findall(row[2])}
 
-    assert set(STRATEGIES) <= shown
+    assert read_strategies() <= shown
 
 
 def test_what_fails_is_told_as_the_failure_table_has_it() -> None:
@@ -165,10 +167,13 @@ def test_a_room_lists_its_files_once_each(room: Path) -> None:
     text = (room / "README.md").read_text(encoding="utf-8")
     head = text.partition("**Locks.**")[0]
     listed = [link for row in head.splitlines() if row[:1] == "|" for link in LINK.findall(row)]
-    existing = [
+    # A folder in it has a page of its own.
+    pages = [path for path in room.rglob("*/README.md") if path.parent != room]
+    existing = [path.relative_to(room).as_posix() for path in pages] + [
         path.relative_to(room).as_posix()
         for path in room.rglob("*.*")
         if path.suffix in {".py", ".html", ".css", ".js"} and path.name != "__init__.py"
+        if not any(page.parent in path.parents for page in pages)
     ]
 
     assert sorted(listed) == sorted(existing)
@@ -338,6 +343,27 @@ def test_commands_run(page: Path, block: str, takes_long: bool, project: Path) -
         done = run_line(line, project)
 
         assert done.returncode == 0, f"{page}: {line}\n{done.stdout}{done.stderr}"
+
+
+def test_a_strategy_of_ones_own_takes_the_two_files_of_the_recipe(project: Path) -> None:
+    names = re.findall(r"Write `([\w/]+\.py)`", RECIPE.read_text(encoding="utf-8"))
+    files = dict(zip(names, blocks("python", RECIPE), strict=True))
+    assert len(files) == 2
+    ask, run = blocks("sh", RECIPE)
+    for name, text in files.items():
+        (project / name).write_text(text, encoding="utf-8")
+    try:
+        found = run_line(ask, project)
+        lint = run_line(f".venv/bin/python -m ruff check {' '.join(files)}", project)
+        tests = run_line(f"{run.strip()} -k fill_up -n 0 -p no:cacheprovider", project)
+    finally:
+        for name in files:
+            (project / name).unlink()
+
+    assert 'did you mean "fill_up"?' in found.stderr
+    assert lint.returncode == 0, lint.stdout
+    assert tests.returncode == 0, tests.stdout
+    assert int(re.findall(r"(\d+) passed", tests.stdout)[0]) > 5  # its own, and those of all
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")

@@ -45,6 +45,7 @@ from atlas_pkg.config.rules import (
     Statuses,
     arrives_at,
     between,
+    find_strategies,
     one_of,
     show_endpoint,
 )
@@ -162,18 +163,7 @@ class UpstreamConfig:
 class Routing:
     """`[routing]`: which upstream gets the next request."""
 
-    strategy: Annotated[
-        str,
-        one_of(
-            "round_robin",
-            "weighted_round_robin",
-            "random",
-            "least_connections",
-            "power_of_two",
-            "ip_hash",
-            "consistent_hash",
-        ),
-    ] = "round_robin"
+    strategy: Annotated[str, one_of(*find_strategies())] = "round_robin"
     hash_on: Annotated[str, HASH_ON, "consistent_hash: what a client is known by"] = "client_ip"
     retries: Annotated[int, between(0, 100), "further upstreams tried when one fails; 0 = none"] = 0
 

@@ -12,6 +12,7 @@ take: each is a sentence at start instead of a failure under load.
 from __future__ import annotations
 
 import difflib
+import importlib.resources
 import ipaddress
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -49,6 +50,9 @@ _HOST_IN_URL = re.compile(
 )
 
 _HOST_FIELD = re.compile(r"(\[[^]]*\]|[^:]*)(?::([0-9]{1,5}))?")
+
+# How a file in balancing/strategies/ gives what follows the name that a configuration knows.
+_STRATEGY = re.compile(r'^@strategy\("(\w+)"\)$', re.MULTILINE)
 
 # RFC 9110 §15: three digits, in five classes.
 _STATUS_RANGE = re.compile(r"\s*([1-5][0-9]{2})(?:\s*-\s*([1-5][0-9]{2}))?\s*")
@@ -96,6 +100,17 @@ def one_of(*choices: str) -> Rule:
         return text
 
     return Rule(either([f'"{choice}"' for choice in choices]), parse)
+
+
+def find_strategies() -> list[str]:
+    """Read the names of all strategies out of the files that hold them.
+
+    They are read and not imported, since a lower room imports no higher one. So a strategy is known
+    here as soon as its file is there.
+    """
+    folder = importlib.resources.files("atlas_pkg") / "balancing" / "strategies"
+    sources = [file.read_text("utf-8") for file in folder.iterdir() if file.name.endswith(".py")]
+    return sorted(name for source in sources for name in _STRATEGY.findall(source))
 
 
 def _advise_nearest(text: str, choices: Sequence[str]) -> ValueError:

@@ -7,6 +7,7 @@ test says when that is to be done again.
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ EXAMPLE_HEAD = """\
 # live: taken over while Atlas runs; restart: needs one. What has a # directly before it is off, or
 # empty, until it is there: take the # away from the table's name and from the keys to change.
 """
+
+# Where it names the strategies.
+STRATEGIES_LINE = re.compile(r"(?:^# .*\n)+(?=strategy = )", re.MULTILINE)
 
 # What stands in the example for a key that has no default, or none that may be written: the port of
 # an upstream that is reached through a socket file.
@@ -63,6 +67,13 @@ def entries(table: Any = Config, where: str = "", *, is_live: bool = True) -> li
         else:
             found.append(Entry(place, key, live))
     return found
+
+
+def read_strategies() -> set[str]:
+    """Read which strategies the example offers."""
+    found = STRATEGIES_LINE.search(EXAMPLE.read_text(encoding="utf-8"))
+    assert found is not None
+    return set(re.findall(r'"(\w+)"', found[0]))
 
 
 def example_file() -> str:

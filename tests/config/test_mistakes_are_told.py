@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg.config import loader
+from atlas_pkg.config.rules import find_strategies
+from atlas_pkg.config.schema import either
 from atlas_pkg.errors import ConfigError
 from tests.config.samples import UPSTREAM, mistakes, problems
+
+STRATEGIES = either([f'"{name}"' for name in find_strategies()])
 
 # Files that do not
 
@@ -112,8 +116,7 @@ from tests.config.samples import UPSTREAM, mistakes, problems
         (
             '[routing]\nstrategy = "roundrobin"',
             (
-                'routing.strategy: must be "round_robin", "weighted_round_robin", "random", '
-                '"least_connections", "power_of_two", "ip_hash" or "consistent_hash", '
+                f"routing.strategy: must be {STRATEGIES}, "
                 'got "roundrobin"; did you mean "round_robin"?'
             ),
         ),

@@ -1,19 +1,12 @@
-"""The ways to choose an upstream, one algorithm a file; a new one has to be imported here."""
+"""The ways to choose an upstream, one idea a file. Every file in this folder is found by itself."""
 
-from atlas_pkg.balancing.strategies import (
-    consistent_hash,
-    least_connections,
-    randomized,
-    round_robin,
-)
+import importlib
+import pkgutil
+
 from atlas_pkg.balancing.strategies.registry import STRATEGIES, Strategy, strategy
 
-__all__ = [
-    "STRATEGIES",
-    "Strategy",
-    "consistent_hash",
-    "least_connections",
-    "randomized",
-    "round_robin",
-    "strategy",
-]
+__all__ = ["STRATEGIES", "Strategy", "strategy"]
+
+# Importing a file registers what it holds under `@strategy`. From a zip archive, too.
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

@@ -4,8 +4,8 @@ A strategy sees only the upstreams that are available and have room. `prepare` t
 are whenever that changes; `choose` is called for every request and has to be quick with a thousand
 upstreams as well. One that looks at requests in flight is told of every change (`note`).
 
-To add one: a file with a class under `@strategy("name")`, its import in `__init__.py`, and its name
-in `Routing.strategy` of the configuration, which a test compares with what is registered here.
+To add one: a file in this folder with a class under `@strategy("name")`, written as it stands here.
+The package imports every file, and the configuration reads the names out of them.
 """
 
 from __future__ import annotations
