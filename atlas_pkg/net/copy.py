@@ -81,12 +81,17 @@ class Copier:
                     unsent, body.unsent = body.unsent, b""
                     parts: Sequence[bytes | memoryview] = (unsent,)
                 elif source.buffered:
-                    parts, source.buffered = body.feed(source.buffered, len(source.buffered))
+                    parts = self._read(body, source, sink, read_timeout)
                 elif heeds_sink and not source.wait_until_readable(
                     read_timeout, sink, heeds_other=True
                 ):
                     return False
-                elif self._pipe is not None and body.bulk >= SPLICE_FROM:
+                elif (
+                    self._pipe is not None
+                    and body.bulk >= SPLICE_FROM
+                    and source.is_plain
+                    and sink.is_plain
+                ):
                     if not self._splice(body, source, sink, timeouts, heeds_sink=heeds_sink):
                         return False
                     continue
@@ -112,14 +117,19 @@ class Copier:
     def _read(
         self, body: Body, source: Stream, sink: Stream, timeout: float
     ) -> Sequence[bytes | memoryview]:
-        """Read one piece; returns what of it is to be sent."""
+        """Read one piece, if there is none yet; returns what of it is to be sent."""
+        if source.buffered:  # perhaps only now: a look at a TLS connection reads
+            parts, source.buffered = body.feed(source.buffered, len(source.buffered))
+            return parts
         if self._storage is None:
             self._storage = bytearray(BUFFER_BYTES)
         view = memoryview(self._storage)
         received = source.receive_into(view[: body.most], timeout, sink)
         if not received:
             return body.end()
-        parts, source.buffered = body.feed(self._storage, received)
+        parts, after = body.feed(self._storage, received)
+        # TLS comes in whole records, of which the last may hold more than was to be read.
+        source.buffered = after + source.buffered
         return parts
 
     def _splice(

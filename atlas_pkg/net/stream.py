@@ -50,6 +50,10 @@ _MOST_PARTS = 1000
 _NOW = int(socket.MSG_DONTWAIT)
 _PEEK = int(socket.MSG_PEEK | socket.MSG_DONTWAIT)
 
+# A TLS socket has other verbs under these names; what is meant here is the connection below it.
+_receive = socket.socket.recv
+_shut_down = socket.socket.shutdown
+
 
 def set_patience(sock: socket.socket, *, receive: float, send: float) -> None:
     """Let blocking calls on `sock` return after so many seconds with nothing done."""
@@ -67,6 +71,11 @@ class Stream:
     """
 
     __slots__ = ("_readiness", "_sock", "buffered", "client_gone", "fd", "side")
+
+    # Do its bytes pass as they are, so that a kernel pipe may carry them?
+    is_plain = True
+    # The most that is read at once; so much is the sign of a bulk transfer.
+    receive_bytes = RECEIVE_BYTES
 
     def __init__(self, sock: socket.socket, side: Side) -> None:
         self._sock = sock
@@ -204,8 +213,10 @@ class Stream:
                 wait = min(wait, _WATCH_INTERVAL)
             events = dict(poller.poll(wait * 1000 + 1))
             seen = events.get(other.fd, 0) if other is not None else 0
-            if seen and heeds_other:
-                return False
+            if other is not None and seen and heeds_other:
+                if other.is_readable():
+                    return False
+                continue  # it was nothing that it says to us
             if self.fd in events:
                 return True
             if other is None:
@@ -221,18 +232,29 @@ class Stream:
 
         Raises `StreamError` when time runs out.
         """
+        deadline = time.monotonic() + timeout
         poller = select.poll()
         poller.register(self.fd, select.POLLOUT | (select.POLLIN if heeds_input else 0))
-        events = poller.poll(timeout * 1000)
-        if not events:
-            raise StreamError(self.side, "nothing could be written in time", timed_out=True)
-        has_input = events[0][1] & (select.POLLIN | select.POLLHUP | select.POLLERR)
-        return not (heeds_input and has_input)
+        while events := poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            if heeds_input and events[0][1] & ~select.POLLOUT and self.is_readable():
+                return False
+            if not heeds_input or events[0][1] & select.POLLOUT:
+                return True
+        raise StreamError(self.side, "nothing could be written in time", timed_out=True)
+
+    def peek_now(self, most: int = 1) -> bytes | None:
+        """Look at what has arrived, and leave it there; otherwise as `receive_now`."""
+        try:
+            return _receive(self._sock, most, _PEEK)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise self.broken(error) from None
 
     def has_ended(self) -> bool:
         """Has the other end closed, with nothing left to read? Never waits."""
         try:
-            return not self._sock.recv(1, _PEEK)
+            return not _receive(self._sock, 1, _PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -241,7 +263,7 @@ class Stream:
     def is_silent(self) -> bool:
         """Has nothing arrived that is still to be read, not even an end? For any thread."""
         try:
-            self._sock.recv(1, _PEEK)
+            _receive(self._sock, 1, _PEEK)
         except BlockingIOError:
             return True
         except OSError:
@@ -269,21 +291,21 @@ class Stream:
     def shut_down(self) -> None:
         """End both directions at once, waking whoever waits on them."""
         try:
-            self._sock.shutdown(socket.SHUT_RDWR)
+            _shut_down(self._sock, socket.SHUT_RDWR)
         except OSError:
             return  # it had ended already
 
     def end_receiving(self) -> None:
         """Let whoever reads here find what has arrived, and then the end of input."""
         try:
-            self._sock.shutdown(socket.SHUT_RD)
+            _shut_down(self._sock, socket.SHUT_RD)
         except OSError:
             return
 
     def end_sending(self) -> None:
         """Close the sending half: the other end reads the end of input."""
         try:
-            self._sock.shutdown(socket.SHUT_WR)
+            _shut_down(self._sock, socket.SHUT_WR)
         except OSError:
             return
 

@@ -27,13 +27,13 @@ class _Direction:
     until less than that comes at once. Messages of a chat never need one.
     """
 
-    __slots__ = ("_pipe", "_unsent", "has_ended", "is_shut", "sink", "source")
+    __slots__ = ("_may_splice", "_pipe", "_unsent", "has_ended", "is_shut", "sink", "source")
 
     def __init__(self, source: Stream, sink: Stream) -> None:
         self.source = source
         self.sink = sink
-        self._unsent = memoryview(source.buffered)
-        source.buffered = b""
+        self._unsent = memoryview(b"")
+        self._may_splice = HAS_SPLICE and source.is_plain and sink.is_plain
         self._pipe: KernelPipe | None = None
         self.has_ended = False  # the source has sent its last byte
         self.is_shut = False  # and the sink has been told so
@@ -65,9 +65,13 @@ class _Direction:
             self._unsent = memoryview(self._pipe.read())
             self.close()
         else:
-            self._unsent = memoryview(self.source.receive(HALF_CLOSED_LIMIT))
-            received = len(self._unsent)
-            if received == RECEIVE_BYTES and HAS_SPLICE:
+            data = self.source.buffered or self.source.receive_now()
+            self.source.buffered = b""
+            if data is None:
+                return
+            self._unsent = memoryview(data)
+            received = len(data)
+            if received == RECEIVE_BYTES and self._may_splice:
                 self._pipe = KernelPipe()
         self.has_ended = not received
 
@@ -119,6 +123,9 @@ class Tunnel:
         A socket that is wanted for nothing is left out, since `poll` reports a hang-up even
         to those who did not ask and would turn the wait into a busy loop.
         """
+        directions = (self._up, self._down)
+        if full := [way.source for way in directions if way.source.buffered and not way.is_pending]:
+            return full  # it has been read already
         poller = select.poll()
         readers: dict[int, Stream] = {}
         for inward, outward in ((self._up, self._down), (self._down, self._up)):

@@ -18,7 +18,7 @@ from atlas_pkg.balancing.lease import SUCCESS, Lease
 from atlas_pkg.errors import Stage, StreamError, UpstreamError
 from atlas_pkg.http1.message import Response
 from atlas_pkg.net.splice import SPLICE_FROM
-from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
+from atlas_pkg.net.stream import Stream
 from atlas_pkg.net.tunnel import Tunnel
 from atlas_pkg.observing.record import End
 from atlas_pkg.proxying.attempt import (
@@ -136,7 +136,7 @@ class Proxy:
         if body is None or exchange.is_complete:
             return DONE
         # A read that fills the buffer is the sign of a bulk transfer.
-        if body.bulk >= SPLICE_FROM or (body.most is None and len(data) == RECEIVE_BYTES):
+        if body.bulk >= SPLICE_FROM or (body.most is None and len(data) == stream.receive_bytes):
             return WAIT
         self._prolong(exchange)
         return AWAIT
