@@ -106,7 +106,7 @@ def test_keys_that_are_shown_exist() -> None:
     keys = {key for key in shown if re.fullmatch(r"[a-z_]+\.[a-z_]+", key)}
 
     assert keys <= places
-    assert tables <= {place.partition(".")[0] for place in places}
+    assert tables <= {place.rpartition(".")[0] for place in places}
 
 
 def test_every_strategy_that_is_offered_is_shown() -> None:

@@ -29,6 +29,7 @@ from atlas_pkg.config.rules import (
     HASH_ON,
     HOST,
     HOST_FIELD,
+    NOT_EMPTY,
     PRINTABLE,
     SOCKET_FILE,
     STATUSES,
@@ -57,7 +58,6 @@ NOT_YET = frozenset(
     {
         "listen.mode = static",
         "listen.mode = tcp",
-        "listen.proxy_protocol",
         "listen.root",
         "listen.tls",
         "upstreams.proxy_protocol",
@@ -78,6 +78,15 @@ _HASHES = frozenset({"ip_hash", "consistent_hash"})
 _SUCCESS = Statuses("200-399")
 
 # Core
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyProtocol:
+    """`[listen.proxy_protocol]`: a proxy in front says who the client is (PROXY protocol 1, 2)."""
+
+    from_: Annotated[
+        tuple[NetworkText, ...], NOT_EMPTY, "who has to say so; anyone else is refused"
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,7 @@ class Listen:
         "clients at once",
     ] = 1024
     root: Annotated[str, PRINTABLE, 'mode "static": what is served'] = "/var/www/html"
+    proxy_protocol: ProxyProtocol | None = None
 
 
 @dataclass(frozen=True, slots=True)

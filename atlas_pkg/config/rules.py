@@ -291,6 +291,7 @@ NETWORK = Rule(
     'an IP address or a network like "10.0.0.0/8" with nothing after its prefix',
     ipaddress.ip_network,
 )
+NOT_EMPTY = _rule("an array of at least one", bool)
 PRINTABLE = _rule("printable text, not empty", lambda text: text != "" and text.isprintable())
 FIELD_NAME = _rule("a field name", lambda text: bool(_TOKEN.fullmatch(text)))
 FIELD_VALUE = _rule(

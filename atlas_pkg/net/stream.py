@@ -24,6 +24,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from atlas_pkg.errors import Side, StreamError
 
@@ -63,6 +64,26 @@ def set_patience(sock: socket.socket, *, receive: float, send: float) -> None:
         sock.setsockopt(socket.SOL_SOCKET, option, value)
 
 
+class Ends(NamedTuple):
+    """From where to where a connection was opened: IP addresses in text form, and ports."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+
+
+def plain_address(address: str) -> str:
+    """An IP address without what sockets put around it: no zone, and IPv4 as IPv4.
+
+    >>> plain_address("::ffff:192.0.2.1"), plain_address("fe80::1%eth0")
+    ('192.0.2.1', 'fe80::1')
+    """
+    if address.startswith("::ffff:") and "." in address:
+        address = address[7:]
+    return address.partition("%")[0]
+
+
 class Stream:
     """One connection's bytes. `buffered` holds what was read but not yet consumed.
 
@@ -85,13 +106,13 @@ class Stream:
         self.client_gone = CLIENT_GONE  # a client's grace once it has closed its sending half
         self._readiness: select.poll | None = None
 
-    def receive_now(self) -> bytes | None:
+    def receive_now(self, most: int = RECEIVE_BYTES) -> bytes | None:
         """Read what has arrived: None if nothing has, b"" at the end of input. Never waits.
 
         Raises `StreamError` where the connection has broken.
         """
         try:
-            return self._sock.recv(RECEIVE_BYTES, _NOW)
+            return self._sock.recv(most, _NOW)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -269,6 +290,20 @@ class Stream:
         except OSError:
             return False
         return False
+
+    def ends(self) -> Ends | None:
+        """From where to where it was opened; None through a socket file. Raises `StreamError`."""
+        if self._sock.family is socket.AF_UNIX:
+            return None
+        try:
+            source, destination = self._sock.getpeername(), self._sock.getsockname()
+        except OSError as error:
+            raise self.broken(error) from None
+        if self.side is Side.UPSTREAM:
+            source, destination = destination, source
+        return Ends(
+            plain_address(source[0]), source[1], plain_address(destination[0]), destination[1]
+        )
 
     def stop_blocking(self) -> None:
         """From now on no call on this connection waits, `send` and `receive` included."""

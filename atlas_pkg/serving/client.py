@@ -10,12 +10,13 @@ that (`clients.py`).
 from __future__ import annotations
 
 import enum
+import time
 from typing import Any, Protocol
 
 from atlas_pkg.balancing.pool import Pool, UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.http1.forwarding import ClientInfo
-from atlas_pkg.net.stream import Stream
+from atlas_pkg.net.stream import Ends, Stream
 from atlas_pkg.serving.generation import Generation
 
 
@@ -51,8 +52,10 @@ class Client:
 
     __slots__ = (
         "address",
+        "awaits_header",
         "bound",
         "deadline",
+        "ends",
         "generation",
         "head_since",
         "idle_limit",
@@ -75,13 +78,18 @@ class Client:
         self.address = address
         self.idle_limit = idle_limit  # for how long it may say nothing between two requests
         self.deadline = 0.0  # when its waiting ends
+        # Before its first request a proxy in front has to say who it is (PROXY protocol); what that
+        # has said of its connection.
+        self.awaits_header = False
+        self.ends: Ends | None = None
         self.lane = lane  # which serves it; None: a thread of its own does
         self.pool = pool  # of upstream connections, for its requests
         self.requests = 0
         # Upstream connections that have been told who the client is (NTLM, Negotiate): they serve
         # nobody else, and end with it. The latest is last; None while there are none.
         self.bound: dict[Upstream, UpstreamConnection] | None = None
-        # When the first part of a head came that is not complete: then the deadline is the head's.
+        # When the first part of a head came that is not complete, or since when a PROXY header is
+        # due: then the deadline is that of the head.
         self.head_since = 0.0
         self.is_sending = False  # perhaps still, when it has got its last answer
         self.is_lingering = False  # answered for the last time, waiting for the client to close
@@ -120,6 +128,18 @@ class Client:
         bound, self.bound = self.bound, None
         for connection in (bound or {}).values():
             connection.stream.close()
+
+    def await_header(self, timeout: float) -> None:
+        """Expect a PROXY header before anything else, for so long."""
+        self.awaits_header = True
+        self.head_since = time.monotonic()
+        self.deadline = self.head_since + timeout
+
+    def introduce(self, ends: Ends) -> None:
+        """A PROXY header has said who it is."""
+        self.awaits_header = False
+        self.head_since = 0.0
+        self.ends, self.address = ends, ends.source
 
     def follow(self, generation: Generation) -> None:
         """Be served as `generation` says, from now on."""

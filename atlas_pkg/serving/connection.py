@@ -12,6 +12,7 @@ errors of an exchange end here, in `_fail`, and only there are they turned into 
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import re
 import time
@@ -23,6 +24,7 @@ from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request, refused_request
 from atlas_pkg.logs import Throttle
 from atlas_pkg.net.copy import Copier
+from atlas_pkg.net.proxy_protocol import read_header
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.record import NO_TIMES, End, Record
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
@@ -111,6 +113,10 @@ class HttpService:
         failure: ClientError | None = None
         data, judged = stream.buffered, 0
         try:
+            if client.awaits_header:
+                if not self._read_proxy_header(client, generation):
+                    return PARK
+                data = b""
             if not data or client.head_since:
                 more = stream.receive_now()
                 if more is None:
@@ -129,7 +135,7 @@ class HttpService:
             log.debug("%s: connection lost: %s", client.address, error)
             return CLOSE
         except ClientError as error:
-            request, failure = refused_request(data), error
+            request, failure = refused_request(data or stream.buffered), error
         exchange = Exchange(request, client, self._clients, generation)
         exchange.failure = failure
         if self._observers.are_there:
@@ -198,6 +204,23 @@ class HttpService:
         if step is AWAIT and exchange.client.lane is not None:
             exchange.client.lane.take_back(exchange)
         return step
+
+    @staticmethod
+    def _read_proxy_header(client: Client, generation: Generation) -> bool:
+        """Learn from the proxy in front who the client is; False where it has to say more.
+
+        Raises `ClientError`, to a stranger whatever he says, and `StreamError`.
+        """
+        settings = generation.config.listen.proxy_protocol
+        address = ipaddress.ip_address(client.address)
+        if settings is None or not any(address in network for network in settings.from_):
+            raise ClientError(403, "connections come through a proxy here")
+        ends = read_header(client.stream)
+        if ends is None:
+            return False
+        client.introduce(ends)
+        client.follow(generation)
+        return True
 
     def _find_request(
         self, client: Client, generation: Generation, data: bytes, judged: int

@@ -28,7 +28,7 @@ from typing import Any, cast
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.errors import Side
 from atlas_pkg.net.listener import BACKLOG
-from atlas_pkg.net.stream import Stream
+from atlas_pkg.net.stream import Stream, plain_address
 from atlas_pkg.serving.client import PARK, Client
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.generation import ConfigHolder
@@ -160,15 +160,14 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         """Put a new client at a lane, where it waits for its first byte, or start its thread."""
         if not _ACCEPTS_BLOCKING:
             request.setblocking(True)
-        address = client_address[0]
-        # An IPv4 client of a socket that takes both kinds appears as ::ffff:192.0.2.1.
-        if address.startswith("::ffff:") and "." in address:
-            address = address[7:]
-        address = address.partition("%")[0]
-        idle_limit = self._holder.generation.config.timeouts.client_idle
+        address = plain_address(client_address[0])
+        config = self._holder.generation.config
         lane = next(self._lanes) if self._lanes is not None else None
         pool = lane.pool if lane is not None else Pool()
-        client = Client(Stream(request, Side.CLIENT), address, idle_limit, lane, pool)
+        stream, idle_limit = Stream(request, Side.CLIENT), config.timeouts.client_idle
+        client = Client(stream, address, idle_limit, lane, pool)
+        if config.listen.proxy_protocol is not None:
+            client.await_header(config.timeouts.client_head)
         self._clients.add(client)
         if lane is not None:
             self._clients.put_away(client, PARK)

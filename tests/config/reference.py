@@ -32,7 +32,12 @@ STRATEGIES_LINE = re.compile(r"(?:^# .*\n)+(?=strategy = )", re.MULTILINE)
 
 # What stands in the example for a key that has no default, or none that may be written: the port of
 # an upstream that is reached through a socket file.
-REQUIRED = {"name": '"backend1"', "address": '"10.0.0.1"', "port": "3000"}
+REQUIRED = {
+    "name": '"backend1"',
+    "address": '"10.0.0.1"',
+    "port": "3000",
+    "from": '["10.0.0.0/8"]',
+}
 
 
 @dataclass(frozen=True)
@@ -82,24 +87,30 @@ def example_file() -> str:
     return "\n".join([EXAMPLE_HEAD, *tables])
 
 
-def _example_table(key: Key) -> str:
-    """Write one table; with a # before each line where it is off, or empty, by default."""
+def _example_table(key: Key, around: str = "") -> str:
+    """Write one table; with a # before each line where it is off, or empty, by default.
+
+    `around` is the name of the table that it belongs to.
+    """
+    place = join(around, key.name)
     element = key.element
     table = key.table or (element and element.table)
     purpose = (inspect.getdoc(table) or "").splitlines()[0].partition(": ")[2]
     mark = "" if isinstance(key.default, table) else "#"
     lines = [f"# {purpose[:1].upper()}{purpose[1:]}"]
-    lines.append(f"{mark}[[{key.name}]]" if element else f"{mark}[{key.name}]")
+    lines.append(f"{mark}[[{place}]]" if element else f"{mark}[{place}]")
     for entry in entries(table, is_live=Mark.RESTART not in key.marks):
-        if "." not in entry.place and f"{key.name}.{entry.place}" not in NOT_YET:
+        if "." not in entry.place and f"{place}.{entry.place}" not in NOT_YET:
             lines += _example_key(entry, mark)
-    # The only table within a table has the same keys as one of its own.
+    own = {inner.table for inner in keys_of(Config)}
+    within = [inner for inner in keys_of(table) if inner.table]
     lines += [
-        f"# [{key.name}.{inner.name}] has the keys of [{inner.name}] and is laid over it."
-        for inner in keys_of(table)
-        if inner.table
+        f"# [{place}.{inner.name}] has the keys of [{inner.name}] and is laid over it."
+        for inner in within
+        if inner.table in own
     ]
-    return "\n".join(lines) + "\n"
+    others = [_example_table(inner, place) for inner in within if inner.table not in own]
+    return "\n".join(["\n".join(lines) + "\n", *others])
 
 
 def _example_key(entry: Entry, mark: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_network
 
 from atlas_pkg.config import loader, model
 from atlas_pkg.config.model import (
@@ -10,6 +11,8 @@ from atlas_pkg.config.model import (
     CircuitBreaker,
     Config,
     HealthCheck,
+    Listen,
+    ProxyProtocol,
     SlowStart,
     Sticky,
     UpstreamConfig,
@@ -88,6 +91,7 @@ def test_the_example_without_its_marks_is_all_defaults_with_every_feature_on() -
 
     assert loaded == Config(
         NAME,
+        listen=Listen(proxy_protocol=ProxyProtocol((ip_network("10.0.0.0/8"),))),
         upstreams=(UpstreamConfig("backend1", "10.0.0.1", 3000, health_check=HealthCheck()),),
         health_check=HealthCheck(),
         circuit_breaker=CircuitBreaker(),
