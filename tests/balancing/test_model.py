@@ -343,7 +343,7 @@ class Model(RuleBasedStateMachine):
         else:  # served at the very moment that it gave up
             with pytest.raises(NoUpstream):
                 self.queue.take_up(waiter, 0.0)
-        self.check_queue(before)
+        self.serve_those_whose_time_has_come(before)  # no event tells of it
 
     @rule(data=st.data(), is_up=st.booleans(), has_passed=st.booleans())
     @precondition(lambda self: self.balancer.upstreams)
