@@ -55,7 +55,7 @@ def read_header(stream: Stream) -> Ends | None:
     cannot become a header, and `StreamError`.
     """
     while missing := _count_missing(stream.buffered):
-        data = stream.receive_now(missing)
+        data = stream.receive_ahead(missing)
         if data is None:
             return None
         if not data:

@@ -106,11 +106,20 @@ class Stream:
         self.client_gone = CLIENT_GONE  # a client's grace once it has closed its sending half
         self._readiness: select.poll | None = None
 
-    def receive_now(self, most: int = RECEIVE_BYTES) -> bytes | None:
+    def receive_now(self) -> bytes | None:
         """Read what has arrived: None if nothing has, b"" at the end of input. Never waits.
 
         Raises `StreamError` where the connection has broken.
         """
+        try:
+            return self._sock.recv(RECEIVE_BYTES, _NOW)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise self.broken(error) from None
+
+    def receive_ahead(self, most: int) -> bytes | None:
+        """As `receive_now`, but so many bytes at most: for what comes ahead of TLS."""
         try:
             return self._sock.recv(most, _NOW)
         except BlockingIOError:
