@@ -32,7 +32,7 @@ LANES = 1
 # For what should take milliseconds; a passing run never waits it out.
 DEADLINE = 20.0
 
-_LISTENING = re.compile(r"listening on http://(\S+):(\d+)")
+_LISTENING = re.compile(r"listening on [a-z]+://(\S+):(\d+)")
 
 Found = TypeVar("Found")
 

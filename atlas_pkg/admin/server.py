@@ -27,6 +27,7 @@ from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.supervisor import Order, Orders, Serve
 from atlas_pkg.control.worker_process import build_question, recall_overrides
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
@@ -58,7 +59,9 @@ class AdminPort:
             timeouts=_TIMEOUTS,
         )
         holder = ConfigHolder(Generation(config))
-        self._front = Frontend(holder, Clients(), app, tidy=_keep, lanes=1, max_threads=MAX_THREADS)
+        self._front = Frontend(
+            holder, Clients(), app, Observers(), tidy=_keep, lanes=1, max_threads=MAX_THREADS
+        )
 
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over."""

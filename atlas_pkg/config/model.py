@@ -19,7 +19,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,6 @@ from atlas_pkg.config.schema import Alias, Mark, Unit
 NOT_YET = frozenset(
     {
         "listen.mode = static",
-        "listen.mode = tcp",
         "listen.root",
         "listen.tls",
         "upstreams.proxy_protocol",
@@ -71,6 +71,18 @@ NOT_YET = frozenset(
 
 # What the kernel takes for the path of a socket file (`sockaddr_un`), and a NUL behind it.
 _LONGEST_SOCKET_FILE = 107 if sys.platform == "linux" else 103
+
+# What only HTTP knows: refused in mode "tcp", save for its default.
+_ONLY_HTTP = (
+    "routing.hash_on",
+    *(f"timeouts.client_{stage}" for stage in ("body", "write", "idle")),
+    *(f"timeouts.upstream_{stage}" for stage in ("head", "body", "idle")),
+    "limits",
+    "pool",
+    "forwarding",
+    "circuit_breaker.statuses",
+    "sticky",
+)
 
 # They send each client to an upstream of its own, so none can be given only some requests.
 _HASHES = frozenset({"ip_hash", "consistent_hash"})
@@ -97,7 +109,7 @@ class Listen:
     port: Annotated[
         int, between(0, 65535), Mark.RESTART, "0 = any free port; the log says which"
     ] = 8080
-    mode: Annotated[str, one_of("http"), Mark.RESTART] = "http"
+    mode: Annotated[str, one_of("http", "tcp"), Mark.RESTART] = "http"
     workers: Annotated[
         int, between(0, 1024), Mark.RESTART, "processes sharing the port; 0 = one per CPU"
     ] = 1
@@ -196,7 +208,9 @@ class Timeouts:
     upstream_head: Annotated[Seconds, "the upstream's response head; then 504"] = 60.0
     upstream_body: Annotated[Seconds, "between two reads of a response body; then cut"] = 60.0
     upstream_idle: Annotated[Seconds, "a pooled connection's rest; then closed"] = 60.0
-    tunnel_idle: Annotated[Seconds, "silence in a tunnel (WebSocket)"] = 3600.0
+    tunnel_idle: Annotated[
+        Seconds, 'silence in a tunnel (WebSocket), or on a connection of mode "tcp"'
+    ] = 3600.0
     queue: Annotated[Seconds, "waiting for a slot under upstreams.max_connections; then 503"] = 5.0
     drain: Annotated[
         SecondsOrZero, "finishing requests under way at shutdown; 0 = cut them at once"
@@ -379,6 +393,12 @@ class Config:
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """Yield which key does not go with another one, and why."""
+        if self.listen.mode == "tcp":
+            plain = Config(self.path, circuit_breaker=CircuitBreaker())
+            ours = replace(self, circuit_breaker=self.circuit_breaker or plain.circuit_breaker)
+            for place in _ONLY_HTTP:
+                if attrgetter(place)(ours) != attrgetter(place)(plain):
+                    yield place, 'belongs to HTTP, and has no meaning with listen.mode = "tcp"'
         strategy = self.routing.strategy
         if self.slow_start is not None and strategy in _HASHES:
             reason = "a hash cannot spare an upstream in part"

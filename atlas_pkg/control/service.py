@@ -30,8 +30,11 @@ from atlas_pkg.control.overrides import AS_CONFIGURED, NO_OVERRIDES, Overrides
 from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
+from atlas_pkg.net.tunnel import Relay
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.proxying.forward import Proxy
+from atlas_pkg.proxying.tcp import TcpProxy
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
@@ -76,17 +79,20 @@ class Service:
         self._log_level = options.log_level
         self._resolver = Resolver()
         self._holder = ConfigHolder(Generation(config, secret=secret))
-        clients = Clients()
+        clients, observers, self._relay = Clients(), Observers(), Relay()
+        is_raw = config.listen.mode == "tcp"
         self._front = Frontend(
             self._holder,
             clients,
-            Proxy(clients),
+            TcpProxy(clients, self._relay, observers) if is_raw else Proxy(clients, self._relay),
+            observers,
             tidy=self._tidy,
             lanes=config.listen.lanes,
             max_threads=config.listen.max_threads,
+            is_raw=is_raw,
         )
         self._observing = Observing(
-            self._front.observers, is_counting=config.admin is not None, explain=options.explain
+            observers, is_counting=config.admin is not None, explain=options.explain
         )
         self._reporter = Reporter(self._front, self._observing)
         # Guards the overrides until they are carried out, and the swap of the balancer that carries
@@ -127,6 +133,7 @@ class Service:
         self._resolver.watch(balancer.upstreams)
         self._health.watch(balancer.health_checks())
         self._health.start()
+        self._relay.start()
         self._front.start(listener)
         self._reporter.state = SERVING
         self._watcher.start()
@@ -246,6 +253,7 @@ class Service:
         if cut := front.cut():
             front.wait_until_alone(CUT_GRACE)
         front.stop()
+        self._relay.stop()
         self._observing.close()
         self._resolver.stop()
         self._health.stop()
@@ -290,7 +298,8 @@ def log_start(config: Config, port: int) -> None:
         log.info("upstream %s at %s, weight %d", upstream.name, upstream.endpoint, upstream.weight)
     log_warnings(config)
     log.info("strategy %s", config.routing.strategy)
-    log.info("listening on http://%s", show_endpoint(listen.address, port))
+    scheme = "tcp" if listen.mode == "tcp" else "http"
+    log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
 
 
 def log_warnings(config: Config) -> None:

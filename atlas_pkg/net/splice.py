@@ -40,23 +40,27 @@ class KernelPipe:
         The pipe must be empty, else this would wait for a reader that is ourselves. Blocks and
         raises as `Stream.receive` does.
         """
-        writer = self._open()[1]
-        while True:
-            try:
-                self.held = os.splice(source.fd, writer, min(count, PIPE_BYTES))
-            except BlockingIOError:
-                source.wait_until_readable(timeout, other)
-            except OSError as error:
-                raise source.broken(error) from None
-            else:
-                return self.held
+        while (held := self.fill_now(source, count)) is None:
+            source.wait_until_readable(timeout, other)
+        return held
+
+    def fill_now(self, source: Stream, count: int) -> int | None:
+        """As `fill`, but None where nothing has come. Waits no longer than the socket does."""
+        writer = self.open()[1]
+        try:
+            self.held = os.splice(source.fd, writer, min(count, PIPE_BYTES))
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise source.broken(error) from None
+        return self.held
 
     def drain_some(self, sink: Stream) -> int:
         """Write what `sink` takes within its patience; returns how much is left in the pipe.
 
         Raises `StreamError`.
         """
-        reader = self._open()[0]
+        reader = self.open()[0]
         try:
             self.held -= os.splice(reader, sink.fd, self.held)
         except BlockingIOError:
@@ -75,7 +79,7 @@ class KernelPipe:
 
     def read(self) -> bytes:
         """Take what is held into memory after all; at most `PIPE_BYTES`."""
-        data = os.read(self._open()[0], self.held) if self.held else b""
+        data = os.read(self.open()[0], self.held) if self.held else b""
         self.held -= len(data)
         return data
 
@@ -87,7 +91,8 @@ class KernelPipe:
         self._ends = None
         self.held = 0
 
-    def _open(self) -> tuple[int, int]:
+    def open(self) -> tuple[int, int]:
+        """Open it where it is not yet; returns its ends. Raises `OSError`."""
         if self._ends is None:
             self._ends = os.pipe()
             try:

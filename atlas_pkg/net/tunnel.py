@@ -1,79 +1,133 @@
-"""Bytes both ways between two connections, whatever they mean.
+"""Bytes both ways between two connections, whatever they mean; one thread for all of them.
 
-A tunnel moves bytes until both sides have ended. It runs in one thread that waits on both sockets
-and writes without blocking, because two sides that each wait for the other to read would otherwise
-wait for ever. A bulk transfer goes through a kernel pipe. The end of input on one side is passed
-on as such (a half-close), not as the end of the tunnel. A machine that vanishes without an end is
-found out by TCP's keep-alive.
+A `Tunnel` moves bytes until both sides have ended. The end of input on one side is passed on as
+such (a half-close), not as the end of the tunnel. A machine that vanishes without an end is found
+out by TCP's keep-alive.
+
+The `Relay` waits for all tunnels at one `epoll`, reads where something has come, and writes it on
+at once, so a tunnel that says nothing costs two descriptors and no thread. Nothing here waits: what
+a side does not take is kept, and until it is gone nothing more is read for it. So two sides that
+each wait for the other to read do not lock up, and memory does not depend on how much passes. A
+bulk transfer goes through a kernel pipe, where the system has one. A thread for each direction, the
+textbook's way, costs two threads for each client that says nothing, and a switch for each word.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import select
+import threading
 import time
+from collections import deque
+from collections.abc import Callable
 
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.splice import HAS_SPLICE, PIPE_BYTES, KernelPipe
 from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
 
+log = logging.getLogger("atlas.tunnel")
+
 # After one side of a tunnel has ended, the other may fall silent for so long.
 HALF_CLOSED_LIMIT = 30.0
 
+# How often it is looked which tunnels have been silent for too long.
+SWEEP_INTERVAL = 0.5
 
-class _Direction:
+_IN, _OUT = select.POLLIN, select.POLLOUT  # the numbers of `epoll`, too
+_BROKEN, _HANG_UP = select.POLLERR, select.POLLHUP
+
+
+class _Way:
     """One way of a tunnel: what was read from `source` and not yet taken by `sink`.
 
     A read that fills the buffer is the sign of a bulk transfer: it goes on through a kernel pipe
     until less than that comes at once. Messages of a chat never need one.
     """
 
-    __slots__ = ("_may_splice", "_pipe", "_unsent", "has_ended", "is_shut", "sink", "source")
+    __slots__ = (
+        "_may_splice",
+        "_pipe",
+        "_unsent",
+        "awaited",
+        "back",
+        "has_ended",
+        "is_pending",
+        "is_shut",
+        "moved",
+        "sink",
+        "source",
+        "tunnel",
+    )
 
-    def __init__(self, source: Stream, sink: Stream) -> None:
+    back: _Way  # the opposite way of the same tunnel
+
+    def __init__(self, tunnel: Tunnel, source: Stream, sink: Stream) -> None:
+        self.tunnel = tunnel
         self.source = source
         self.sink = sink
+        self.moved = 0  # bytes that the sink has taken
         self._unsent = memoryview(b"")
         self._may_splice = HAS_SPLICE and source.is_plain and sink.is_plain
         self._pipe: KernelPipe | None = None
+        self.is_pending = False  # is there something that the sink has not taken yet?
         self.has_ended = False  # the source has sent its last byte
         self.is_shut = False  # and the sink has been told so
+        # Events of `source` that the relay waits for; -1: it is not registered (yet, or any more).
+        self.awaited = -1
 
-    @property
-    def is_pending(self) -> bool:
-        """Is there something that the sink has not taken yet?"""
-        return bool(self._unsent) or (self._pipe is not None and self._pipe.held > 0)
+    def fill(self) -> None:
+        """Read once, and write what fits; only called while nothing is pending. Never waits."""
+        if self._pipe is not None:
+            self._fill_pipe(self._pipe)
+            return
+        data: bytes | None
+        if self.source.buffered:
+            data, self.source.buffered = self.source.buffered, b""
+        else:
+            data = self.source.receive_now()
+        if data is None:
+            return
+        if not data:
+            self.has_ended = True
+            self.flush()
+            return
+        sent = self.sink.send_some(data)
+        self.moved += sent
+        if sent < len(data):
+            self._unsent, self.is_pending = memoryview(data)[sent:], True
+        if len(data) == RECEIVE_BYTES and self._may_splice:
+            pipe = KernelPipe()
+            with contextlib.suppress(OSError):  # no descriptors are left: it goes on as it is
+                pipe.open()
+                self._pipe = pipe
 
-    def flush(self) -> bool:
-        """Write what fits, and pass on the end of input; returns whether bytes moved."""
-        moved = 0
+    def flush(self) -> None:
+        """Write what fits of what is pending, and pass on the end of input. Never waits."""
         if self._unsent:
-            moved = self.sink.send_some(self._unsent)
-            self._unsent = self._unsent[moved:]
+            sent = self.sink.send_some(self._unsent)
+            self._unsent = self._unsent[sent:]
+            self.moved += sent
         elif self._pipe is not None and self._pipe.held:
-            moved = self._pipe.held - self._pipe.drain_some(self.sink)
+            held = self._pipe.held
+            self.moved += held - self._pipe.drain_some(self.sink)
+        self.is_pending = bool(self._unsent) or (self._pipe is not None and self._pipe.held > 0)
         if self.has_ended and not self.is_pending and not self.is_shut:
             self.sink.end_sending()
             self.is_shut = True
-        return moved > 0
+            if not (self.back.is_pending or self.back.has_ended):
+                self.back.fill()  # TLS has had to read what had come there
 
-    def fill(self) -> None:
-        """Read once; only called when the source is readable and nothing is pending."""
-        if self._pipe is not None:
-            received = self._pipe.fill(self.source, PIPE_BYTES, HALF_CLOSED_LIMIT)
-            if received >= RECEIVE_BYTES:
-                return
-            self._unsent = memoryview(self._pipe.read())
+    def _fill_pipe(self, pipe: KernelPipe) -> None:
+        received = pipe.fill_now(self.source, PIPE_BYTES)
+        if received is None:
+            return
+        if received < RECEIVE_BYTES:
+            self._unsent = memoryview(pipe.read())
             self.close()
-        else:
-            data = self.source.buffered or self.source.receive_now()
-            self.source.buffered = b""
-            if data is None:
-                return
-            self._unsent = memoryview(data)
-            received = len(data)
-            if received == RECEIVE_BYTES and self._may_splice:
-                self._pipe = KernelPipe()
         self.has_ended = not received
+        self.flush()
 
     def close(self) -> None:
         """Release the pipe, and with it what the sink will not take any more."""
@@ -83,58 +137,156 @@ class _Direction:
 
 
 class Tunnel:
-    """Bytes both ways between a client and an upstream, whatever they mean."""
+    """A client and an upstream, and what is on its way between them."""
 
-    def __init__(self, client: Stream, upstream: Stream, idle_limit: float) -> None:
+    def __init__(
+        self,
+        client: Stream,
+        upstream: Stream,
+        idle_limit: float,
+        on_end: Callable[[Tunnel, StreamError | None], None],
+    ) -> None:
+        """`on_end` is called by the relay, and closes both; it must not wait.
+
+        It is told what has ended the tunnel, where that was not both sides.
+        """
         for stream in (client, upstream):
-            stream.stop_blocking()  # one that does not read must not stop the other way
+            stream.stop_blocking()
             stream.keep_alive()  # silence may last for hours, and tell nothing
-        self._up = _Direction(client, upstream)
-        self._down = _Direction(upstream, client)
-        self._idle_limit = idle_limit
+        self.up = _Way(self, client, upstream)
+        self.down = _Way(self, upstream, client)
+        self.up.back, self.down.back = self.down, self.up
+        self.idle_limit = idle_limit
+        self.moved_at = time.monotonic()
+        self.on_end = on_end
 
-    def run(self) -> None:
-        """Relay until both sides have ended; closes neither. Raises `StreamError`."""
+    def is_overdue(self, now: float) -> bool:
+        """Has it been silent for too long?"""
+        is_half_closed = self.up.is_shut or self.down.is_shut
+        limit = min(self.idle_limit, HALF_CLOSED_LIMIT) if is_half_closed else self.idle_limit
+        return now - self.moved_at >= limit
+
+
+class Relay:
+    """The thread that serves all tunnels. `add` is for any thread, all else is its own."""
+
+    def __init__(self) -> None:
+        self._poller = select.epoll() if hasattr(select, "epoll") else select.poll()
+        # A second of what `poll` counts time in.
+        self._second = 1 if hasattr(select, "epoll") else 1000
+        self._ways: dict[int, _Way] = {}  # by the descriptor of their source
+        self._new: deque[Tunnel] = deque()
+        self._is_stopping = False
+        # Who adds a tunnel rings.
+        self._door, self._bell = os.pipe()
+        for end in (self._door, self._bell):
+            os.set_blocking(end, False)
+        self._poller.register(self._door, _IN)
+
+    def start(self) -> None:
+        """Begin to serve."""
+        threading.Thread(target=self._run, name="relay", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the thread end; does not wait."""
+        self._is_stopping = True
+        self._ring()
+
+    def add(self, tunnel: Tunnel) -> None:
+        """Move the bytes of `tunnel` until it ends. Never waits; the caller gives it up."""
+        self._new.append(tunnel)
+        self._ring()
+
+    def _ring(self) -> None:
         try:
-            self._run()
-        finally:
-            self._up.close()
-            self._down.close()
+            os.write(self._bell, b"!")
+        except BlockingIOError:
+            return  # it has been rung often enough
 
     def _run(self) -> None:
-        last_moved = time.monotonic()
-        while not (self._up.is_shut and self._down.is_shut):
-            half_closed = self._up.is_shut or self._down.is_shut
-            limit = min(self._idle_limit, HALF_CLOSED_LIMIT) if half_closed else self._idle_limit
-            remaining = last_moved + limit - time.monotonic()
-            if remaining <= 0:
-                raise StreamError(Side.CLIENT, "the tunnel was idle too long", timed_out=True)
-            readable = self._wait(remaining)
-            for direction in (self._up, self._down):
-                if direction.source in readable:
-                    direction.fill()
-                    last_moved = time.monotonic()
-                if direction.flush():
-                    last_moved = time.monotonic()
+        next_sweep = 0.0
+        while not self._is_stopping:
+            timeout = SWEEP_INTERVAL * self._second if self._ways else None
+            events = self._poller.poll(timeout)
+            now = time.monotonic()
+            for fd, seen in events:
+                if (way := self._ways.get(fd)) is not None:  # else it has just ended
+                    self._serve(way, seen, now)
+                elif fd == self._door:
+                    os.read(fd, RECEIVE_BYTES)
+            if now >= next_sweep:
+                next_sweep = now + SWEEP_INTERVAL
+                self._sweep(now)
+            while self._new:
+                self._begin(self._new.popleft())
 
-    def _wait(self, timeout: float) -> list[Stream]:
-        """Wait until a socket is ready for what it is wanted for; returns those to read from.
+    def _serve(self, way: _Way, seen: int, now: float) -> None:
+        """Something has happened at the source of `way`, which is the sink of the way back."""
+        back, tunnel = way.back, way.tunnel
+        try:
+            if seen & _OUT:
+                back.flush()
+                if not (back.is_pending or back.has_ended):
+                    back.fill()
+            if way.awaited & _IN:
+                if seen & ~_OUT:  # an end and an error are found by reading, after all that came
+                    way.fill()
+            elif seen & _BROKEN or (seen & _HANG_UP and not back.is_shut):
+                raise StreamError(way.source.side, "closed its connection")
+            tunnel.moved_at = now
+            if way.is_pending or way.has_ended or way.awaited != _IN or back.awaited != _IN:
+                self._await(way)
+                self._await(back)
+                if way.is_shut and back.is_shut:
+                    self._end(tunnel, None)
+        except StreamError as error:
+            self._end(tunnel, error)
+        except Exception:
+            log.exception("a tunnel met an error of ours")
+            self._end(tunnel, None)
 
-        A socket that is wanted for nothing is left out, since `poll` reports a hang-up even
-        to those who did not ask and would turn the wait into a busy loop.
+    def _await(self, way: _Way) -> None:
+        """Wait for what the source of `way` is wanted for.
+
+        A hang-up is reported even to those who did not ask. One that we know of, both ways, would
+        turn the wait into a busy loop.
         """
-        directions = (self._up, self._down)
-        if full := [way.source for way in directions if way.source.buffered and not way.is_pending]:
-            return full  # it has been read already
-        poller = select.poll()
-        readers: dict[int, Stream] = {}
-        for inward, outward in ((self._up, self._down), (self._down, self._up)):
-            stream = inward.source
-            wanted = select.POLLOUT if outward.is_pending else 0
-            if not inward.is_pending and not inward.has_ended:
-                wanted |= select.POLLIN
-                readers[stream.fd] = stream
-            if wanted:
-                poller.register(stream.fd, wanted)
-        ready = poller.poll(timeout * 1000 + 1)
-        return [readers[fd] for fd, seen in ready if fd in readers and seen & ~select.POLLOUT]
+        fd = way.source.fd
+        wanted = 0 if way.is_pending or way.has_ended else _IN
+        wanted |= _OUT if way.back.is_pending else 0
+        if not wanted and way.back.is_shut:
+            wanted = -1
+        if wanted == way.awaited:
+            return
+        if way.awaited < 0:
+            self._poller.register(fd, wanted)
+        elif wanted < 0:
+            self._poller.unregister(fd)
+        else:
+            self._poller.modify(fd, wanted)
+        way.awaited = wanted
+
+    def _begin(self, tunnel: Tunnel) -> None:
+        """Serve a new tunnel, of which something may have been read before."""
+        ways = (tunnel.up, tunnel.down)
+        for way in ways:
+            self._ways[way.source.fd] = way
+        for way in ways:
+            if way.source.fd in self._ways:  # else it has ended at once
+                self._serve(way, _IN, tunnel.moved_at)
+
+    def _end(self, tunnel: Tunnel, error: StreamError | None) -> None:
+        for way in (tunnel.up, tunnel.down):
+            if way.awaited >= 0:
+                self._poller.unregister(way.source.fd)
+            self._ways.pop(way.source.fd, None)
+            way.close()
+        tunnel.on_end(tunnel, error)
+
+    def _sweep(self, now: float) -> None:
+        """End the tunnels that have been silent for too long."""
+        for way in list(self._ways.values()):
+            tunnel = way.tunnel
+            if way is tunnel.up and tunnel.is_overdue(now):
+                silence = StreamError(Side.CLIENT, "the tunnel was idle too long", timed_out=True)
+                self._end(tunnel, silence)

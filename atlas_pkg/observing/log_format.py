@@ -24,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Protocol
 
-from atlas_pkg.observing.record import NO_TIMES, Record
+from atlas_pkg.observing.record import NO_TIMES, RAW_LINE, Record
 
 # As nginx's own table has it, DEL included.
 _UNSAFE = re.compile(rb'["\\\x00-\x1f\x7f-\xff]')
@@ -191,6 +191,8 @@ def _escape(match: re.Match[bytes]) -> bytes:
 
 def _split_line(line: bytes) -> tuple[bytes, bytes, bytes]:
     """Split a request line into its three words; one that has not three stays whole, as target."""
+    if line == RAW_LINE:
+        return b"", b"", line
     words = line.split(b" ")
     return (words[0], words[1], words[2]) if len(words) == 3 else (b"", line, b"")
 

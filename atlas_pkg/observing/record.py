@@ -26,9 +26,12 @@ class End(enum.Enum):
     UPSTREAM_FAILED = "upstream-failed"  # broke or spoke nonsense before its answer: 502
     UPSTREAM_TIMEOUT = "upstream-timeout"  # no answer in time: 504
     UPSTREAM_CUT = "upstream-cut"  # its answer had begun and did not end
-    TUNNEL = "tunnel"  # switched protocols
+    TUNNEL = "tunnel"  # switched protocols; or a connection of mode "tcp" that has come through
     ERROR = "error"  # our own fault: 500
 
+
+# What stands for the request line of a connection that is passed on unread (mode "tcp").
+RAW_LINE = b"TCP"
 
 # At hand, since finding or making them costs as much as a look at the clock.
 DONE = End.DONE

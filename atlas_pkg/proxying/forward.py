@@ -10,16 +10,12 @@ once. Where they stop, `forward` goes on, since the exchange knows how far it ha
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 
-from atlas_pkg.balancing.lease import SUCCESS, Lease
 from atlas_pkg.errors import Stage, StreamError, UpstreamError
 from atlas_pkg.http1.message import Response
 from atlas_pkg.net.splice import SPLICE_FROM
-from atlas_pkg.net.stream import Stream
-from atlas_pkg.net.tunnel import Tunnel
+from atlas_pkg.net.tunnel import Relay
 from atlas_pkg.observing.record import End
 from atlas_pkg.proxying.attempt import (
     ended_in_head,
@@ -38,19 +34,18 @@ from atlas_pkg.proxying.response_body import (
     stream_response,
 )
 from atlas_pkg.proxying.retry import lease_again
-from atlas_pkg.serving.client import TAKEN
+from atlas_pkg.proxying.tcp import hand_over
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import AWAIT, DONE, WAIT, Exchange, Step
-
-log = logging.getLogger("atlas.proxy")
 
 
 class Proxy:
     """Forwards exchanges. Thread-safe: all state belongs to the exchange."""
 
-    def __init__(self, clients: Clients) -> None:
-        """`clients` are told when a tunnel has ended."""
+    def __init__(self, clients: Clients, relay: Relay) -> None:
+        """The `relay` serves tunnels, and `clients` are told when one has ended."""
         self._clients = clients
+        self._relay = relay
 
     def forward(self, exchange: Exchange) -> Step:
         """Do all that is left to answer `exchange` from an upstream. Blocks.
@@ -183,9 +178,8 @@ class Proxy:
 
     def _switch(self, exchange: Exchange, response: Response) -> None:
         """Pass on 101 and turn both connections into a tunnel (RFC 9110 §7.8)."""
-        connection, lease = exchange.connection, exchange.lease
+        connection = exchange.connection
         assert connection is not None
-        assert lease is not None
         exchange.start(101)
         generation, mark = exchange.generation, b""
         if generation.affinity is not None:
@@ -193,30 +187,5 @@ class Proxy:
         exchange.send(generation.forwarder.build_switching_head(response, mark))
         if exchange.record is not None:
             exchange.record.end = End.TUNNEL
-        lease.settle(SUCCESS)  # it may be hours until the tunnel ends
-        exchange.connection = exchange.lease = None
-        exchange.is_complete = True
-        exchange.following = TAKEN
         exchange.client.release_bound()
-        tunnel = Tunnel(
-            exchange.client.stream,
-            connection.stream,
-            exchange.generation.config.timeouts.tunnel_idle,
-        )
-        threading.Thread(
-            target=self._run_tunnel,
-            args=(tunnel, exchange.client.stream, connection.stream, lease),
-            name="tunnel",
-            daemon=True,
-        ).start()
-
-    def _run_tunnel(self, tunnel: Tunnel, client: Stream, upstream: Stream, lease: Lease) -> None:
-        """Relay until both sides have ended. A thread of its own, not among `max_threads`."""
-        try:
-            tunnel.run()
-        except StreamError as error:
-            log.debug("tunnel ended: %s", error)
-        finally:
-            upstream.close()
-            lease.release()
-            self._clients.close(client)
+        hand_over(exchange, self._relay, self._clients)

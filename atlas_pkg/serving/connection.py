@@ -26,7 +26,7 @@ from atlas_pkg.logs import Throttle
 from atlas_pkg.net.copy import Copier
 from atlas_pkg.net.proxy_protocol import read_header
 from atlas_pkg.observing.observers import Observers
-from atlas_pkg.observing.record import NO_TIMES, End, Record
+from atlas_pkg.observing.record import NO_TIMES, RAW_LINE, End, Record
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import AWAIT, DONE, WAIT, Exchange, Step
@@ -34,6 +34,9 @@ from atlas_pkg.serving.failures import find_failure, judge, log_failure
 from atlas_pkg.serving.generation import ConfigHolder, Generation
 
 log = logging.getLogger("atlas.connection")
+
+# What stands for the request where none is read.
+_RAW = refused_request(RAW_LINE + b"\r\n")
 
 _LINE_ENDS = re.compile(rb"(?:\r\n)++")
 
@@ -62,9 +65,14 @@ class HttpService:
         observers: Observers,
         *,
         has_lane: bool,
+        is_raw: bool,
     ) -> None:
-        """The `observers` is told of every exchange that has ended, by the lane if there is one."""
+        """The `observers` is told of every exchange that has ended, by the lane if there is one.
+
+        `is_raw`: what clients say is not read, and the app is called as soon as they come.
+        """
         self._has_lane = has_lane
+        self._is_raw = is_raw
         self._holder = holder
         self._clients = clients
         self._app = app
@@ -116,6 +124,8 @@ class HttpService:
             if client.awaits_header:
                 if not self._read_proxy_header(client, generation):
                     return PARK
+                if self._is_raw:
+                    return self._begin_raw(client)
                 data = b""
             if not data or client.head_since:
                 more = stream.receive_now()
@@ -137,7 +147,7 @@ class HttpService:
         except ClientError as error:
             request, failure = refused_request(data or stream.buffered), error
         exchange = Exchange(request, client, self._clients, generation)
-        exchange.failure = failure
+        exchange.failure, exchange.is_raw = failure, self._is_raw
         if self._observers.are_there:
             self._begin_record(exchange)
         client.head_since = 0.0
@@ -146,6 +156,13 @@ class HttpService:
         if client.requests >= generation.config.limits.requests_per_connection:
             exchange.following = FINISH
         return exchange
+
+    def welcome(self, client: Client) -> Exchange | Next:
+        """Say what becomes of a new client: it has the first word, unless nobody reads that here.
+
+        Never waits.
+        """
+        return PARK if client.awaits_header or not self._is_raw else self._begin_raw(client)
 
     def ask(self, exchange: Exchange) -> Step:
         """Have the app begin. Never waits."""
@@ -180,6 +197,7 @@ class HttpService:
         request = refused_request(client.stream.buffered)
         client.follow(self._holder.generation)
         exchange = Exchange(request, client, self._clients, self._holder.generation)
+        exchange.is_raw = self._is_raw
         exchange.failure = ClientError(408, "the request head did not come in time")
         if self._observers.are_there:
             self._begin_record(exchange)
@@ -204,6 +222,16 @@ class HttpService:
         if step is AWAIT and exchange.client.lane is not None:
             exchange.client.lane.take_back(exchange)
         return step
+
+    def _begin_raw(self, client: Client) -> Exchange:
+        """Begin the one exchange of a client whose bytes are passed on unread. Never waits."""
+        generation = self._holder.generation
+        client.follow(generation)
+        exchange = Exchange(_RAW, client, self._clients, generation)
+        exchange.is_raw = True
+        if self._observers.are_there:
+            self._begin_record(exchange)
+        return exchange
 
     @staticmethod
     def _read_proxy_header(client: Client, generation: Generation) -> bool:
@@ -293,7 +321,7 @@ class HttpService:
         if failure.end is End.CLIENT_GONE:
             # A reset frees at once what a client that does not read has left in our kernel.
             exchange.following = ABORT
-        elif exchange.has_started:
+        elif exchange.has_started or exchange.is_raw:
             exchange.following = ABORT if exchange.ends_by_closing else CLOSE
         else:
             # What is left of a body would be read as a request.

@@ -41,20 +41,27 @@ class Frontend:
         holder: ConfigHolder,
         clients: Clients,
         app: App,
+        observers: Observers,
         *,
         tidy: Callable[[Pool], None],
         lanes: int,
         max_threads: int,
+        is_raw: bool = False,
     ) -> None:
-        """`tidy` looks after idle upstream connections. Without `lanes` a client has a thread."""
+        """The `observers` are told of the exchanges here. `tidy` looks after idle upstream
+        connections. Without `lanes` a client has a thread.
+
+        `is_raw`: what clients say is not read here, and the app is called as soon as they come.
+        """
         self._holder = holder
         self._clients = clients
         self._tidy = tidy
         self._max_threads = max_threads
-        # Who is told of the exchanges here.
-        self.observers = Observers()
+        self.observers = observers
         lanes = lanes if HAS_EPOLL else 0
-        self._http = HttpService(holder, clients, app, self.observers, has_lane=lanes > 0)
+        self._http = HttpService(
+            holder, clients, app, self.observers, has_lane=lanes > 0, is_raw=is_raw
+        )
         self._threads = Threads(self._go_on, max_threads)
         self._lanes = [
             EpollLane(self._http, clients, self._threads, self.observers, tidy)
@@ -87,6 +94,7 @@ class Frontend:
             self._holder,
             self._clients,
             lanes=self._lanes,
+            welcome=self._welcome,
             serve=self._serve,
             most_threads=self._max_threads,
         )
@@ -128,6 +136,14 @@ class Frontend:
         for lane in self._lanes:
             lane.stop()
 
+    def _welcome(self, client: Client) -> None:
+        """Let a new client wait for its first word, or have a thread begin at once."""
+        found = self._http.welcome(client)
+        if isinstance(found, Next):
+            self._clients.put_away(client, found)
+        else:
+            self._threads.put(found)
+
     def _go_on(self, exchange: Exchange, copier: Copier) -> None:
         """Serve from where the lane has stopped; in a thread that may wait."""
         following: Next = CLOSE
@@ -149,14 +165,15 @@ class Frontend:
         copier = Copier()
         with self._lock:
             self._pools.add(client.pool)
-        following: Next = PARK
         try:
-            while self._clients.put_away(client, following) is PARK:
-                found = self._wait_for_request(client)
+            found = self._http.welcome(client)
+            while True:
                 if not isinstance(found, Next):
                     found = self._http.wait(found, copier)
                 assert isinstance(found, Next)
-                following = found
+                if self._clients.put_away(client, found) is not PARK:
+                    return
+                found = self._wait_for_request(client)
         except Exception:
             log.exception("serving failed; the client's connection is closed")
             self._clients.put_away(client, CLOSE)

@@ -29,7 +29,7 @@ from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.errors import Side
 from atlas_pkg.net.listener import BACKLOG
 from atlas_pkg.net.stream import Stream, plain_address
-from atlas_pkg.serving.client import PARK, Client
+from atlas_pkg.serving.client import Client
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.generation import ConfigHolder
 from atlas_pkg.serving.lane import EpollLane
@@ -78,19 +78,22 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         clients: Clients,
         *,
         lanes: Sequence[EpollLane],
+        welcome: Callable[[Client], object],
         serve: Callable[[Client], None],
         most_threads: int,
     ) -> None:
         """Takes over `listener`, which is open and listening.
 
-        `serve` serves a client from its first request to its last, in its own thread; that is for
-        the case without `lanes`, and then there are at most `most_threads`.
+        With `lanes`, `welcome` puts a new client where it is served, and does not wait. Without,
+        `serve` serves one from beginning to end, in its own thread; then there are at most
+        `most_threads`.
         """
         super().__init__(listener.getsockname(), ClientHandler, bind_and_activate=False)
         self.socket.close()  # the one that the library made for itself
         self.socket = listener
         self.socket.setblocking(False)  # so that a turn can take all who are there, and no more
         self._lanes = itertools.cycle(lanes) if lanes else None
+        self._welcome = welcome
         self._serve = serve
         self._most = client_limit() if lanes else min(client_limit(), most_threads)
         self._clients = clients
@@ -170,7 +173,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
             client.await_header(config.timeouts.client_head)
         self._clients.add(client)
         if lane is not None:
-            self._clients.put_away(client, PARK)
+            self._welcome(client)
         else:
             # The library starts a thread for it, and hands on whatever it is given.
             super().process_request(cast("socket.socket", client), client_address)

@@ -35,7 +35,7 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
                 'write "0.0.0.0" alone, and port = 80'
             ),
         ),
-        ('[listen]\nmode = "udp"', 'listen.mode: must be "http", got "udp"'),
+        ('[listen]\nmode = "udp"', 'listen.mode: must be "http" or "tcp", got "udp"'),
         ("[listen]\nworkers = -1", "listen.workers: must be 0 to 1024, got -1"),
         ("[listen]\nlanes = 65", "listen.lanes: must be 0 to 64, got 65"),
         ("[listen]\nlanes = true", "listen.lanes: must be an integer (0 to 64), got true"),
@@ -368,20 +368,37 @@ def test_a_misspelt_choice_is_told_the_nearest(line: str, meant: str) -> None:
     assert mistake.endswith(f'; did you mean "{meant}"?')
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[sticky]", "sticky"),
+        ("[limits]\nhead = 100", "limits"),
+        ("[pool]\nidle = 2", "pool"),
+        ("[forwarding]\nvia = false", "forwarding"),
+        ("[timeouts]\nclient_idle = 5", "timeouts.client_idle"),
+        ("[timeouts]\nupstream_head = 5", "timeouts.upstream_head"),
+        ('[routing]\nhash_on = "path"', "routing.hash_on"),
+        ("[circuit_breaker]\nstatuses = [503]", "circuit_breaker.statuses"),
+    ],
+)
+def test_what_only_http_knows_is_refused_in_mode_tcp(text: str, place: str) -> None:
+    sentence = 'belongs to HTTP, and has no meaning with listen.mode = "tcp"'
+
+    assert mistakes(f'[listen]\nmode = "tcp"\n{text}') == [f"{place}: {sentence}"]
+
+
 # What is not yet available
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('[listen]\nmode = "tcp"', 'listen.mode: "tcp" is not yet available'),
         ('[listen]\nmode = "static"', 'listen.mode: "static" is not yet available'),
         (
             '[listen]\nroot = "/srv"',
             'listen.root: "/srv" is not yet available, leave it at "/var/www/html"',
         ),
         ('[listen.tls]\ncert = "c"\nkey = "k"', "listen.tls: not yet available"),
-        ('[listen.proxy_protocol]\nfrom = ["::1"]', "listen.proxy_protocol: not yet available"),
         (
             UPSTREAM + "proxy_protocol = 2",
             'upstreams[0].proxy_protocol: 2 is not yet available, leave it at 0 (name = "a")',

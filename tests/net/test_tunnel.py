@@ -13,7 +13,7 @@ import pytest
 
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
-from atlas_pkg.net.tunnel import Tunnel
+from atlas_pkg.net.tunnel import Relay, Tunnel
 
 
 @dataclass
@@ -49,24 +49,33 @@ def read_all(sock: socket.socket, count: int) -> bytes:
     return bytes(received)
 
 
-class Running(threading.Thread):
-    """Runs a tunnel; `error` is what ended it, if not both sides."""
+@pytest.fixture
+def relay() -> Iterator[Relay]:
+    relay = Relay()
+    relay.start()
+    yield relay
+    relay.stop()
 
-    def __init__(self, line: Line, idle_limit: float = 30.0) -> None:
-        super().__init__()
-        self._tunnel = Tunnel(line.near_client, line.near_upstream, idle_limit)
+
+class Running:
+    """A tunnel that a relay serves; `error` is what ended it, if not both sides."""
+
+    def __init__(self, relay: Relay, line: Line, idle_limit: float = 30.0) -> None:
         self.error: StreamError | None = None
-        self.start()
+        self.has_ended = threading.Event()
+        self.tunnel = Tunnel(line.near_client, line.near_upstream, idle_limit, self._note)
+        relay.add(self.tunnel)
 
-    def run(self) -> None:
-        try:
-            self._tunnel.run()
-        except StreamError as error:
-            self.error = error
+    def _note(self, _: Tunnel, error: StreamError | None) -> None:
+        self.error = error
+        self.has_ended.set()
+
+    def join(self, timeout: float = 20.0) -> None:
+        assert self.has_ended.wait(timeout)
 
 
-def test_a_tunnel_carries_both_ways_and_ends_with_both(line: Line) -> None:
-    tunnel = Running(line)
+def test_a_tunnel_carries_both_ways_and_ends_with_both(relay: Relay, line: Line) -> None:
+    tunnel = Running(relay, line)
 
     line.client.sendall(b"ping")
     assert read_all(line.upstream, 4) == b"ping"
@@ -78,14 +87,13 @@ def test_a_tunnel_carries_both_ways_and_ends_with_both(line: Line) -> None:
     line.upstream.shutdown(socket.SHUT_WR)
 
     assert read_all(line.client, 99) == b"last"
-    tunnel.join(20)
-    assert not tunnel.is_alive()
+    tunnel.join()
     assert tunnel.error is None
 
 
-def test_what_was_read_too_early_goes_first(line: Line) -> None:
+def test_what_was_read_too_early_goes_first(relay: Relay, line: Line) -> None:
     line.near_client.buffered, line.near_upstream.buffered = b"from client ", b"from upstream "
-    tunnel = Running(line)
+    tunnel = Running(relay, line)
     line.client.sendall(b"more")
     line.upstream.sendall(b"more")
 
@@ -93,12 +101,12 @@ def test_what_was_read_too_early_goes_first(line: Line) -> None:
     assert read_all(line.client, 18) == b"from upstream more"
     line.client.close()
     line.upstream.close()
-    tunnel.join(20)
+    tunnel.join()
 
 
-def test_sides_that_both_send_before_they_read_do_not_lock_up(line: Line) -> None:
+def test_sides_that_both_send_before_they_read_do_not_lock_up(relay: Relay, line: Line) -> None:
     data = bytes(range(256)) * 20_000
-    tunnel = Running(line)
+    tunnel = Running(relay, line)
     writers = [
         threading.Thread(target=sock.sendall, args=(data,)) for sock in (line.client, line.upstream)
     ]
@@ -111,7 +119,7 @@ def test_sides_that_both_send_before_they_read_do_not_lock_up(line: Line) -> Non
         writer.join(20)
     line.client.close()
     line.upstream.close()
-    tunnel.join(20)
+    tunnel.join()
 
 
 def descriptors() -> set[str]:
@@ -120,11 +128,11 @@ def descriptors() -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def test_bulk_and_messages_may_take_turns(line: Line) -> None:
+def test_bulk_and_messages_may_take_turns(relay: Relay, line: Line) -> None:
     # Large stretches go through a pipe, small ones do not, and no byte may overtake another.
     sizes = [10, 3_000_000, 5, 65_536, 1, 2_000_000, 100]
     data = [bytes([number]) * size for number, size in enumerate(sizes, start=65)]
-    tunnel = Running(line)
+    tunnel = Running(relay, line)
     before = descriptors()
 
     for piece in data:
@@ -134,14 +142,14 @@ def test_bulk_and_messages_may_take_turns(line: Line) -> None:
         writing.join(20)
     line.upstream.shutdown(socket.SHUT_WR)
     line.client.shutdown(socket.SHUT_WR)
-    tunnel.join(20)
+    tunnel.join()
 
     assert tunnel.error is None
     assert descriptors() <= before
 
 
-def test_a_side_that_does_not_read_leaves_the_other_way_open(line: Line) -> None:
-    tunnel = Running(line)
+def test_a_side_that_does_not_read_leaves_the_other_way_open(relay: Relay, line: Line) -> None:
+    tunnel = Running(relay, line)
     line.upstream.settimeout(0.2)
     with pytest.raises(TimeoutError):  # nobody reads it: sooner or later no more fits
         line.upstream.sendall(b"x" * 100_000_000)
@@ -154,44 +162,43 @@ def test_a_side_that_does_not_read_leaves_the_other_way_open(line: Line) -> None
 
     line.client.close()
     line.upstream.close()
-    tunnel.join(20)
-    assert not tunnel.is_alive()
+    tunnel.join()
 
 
-def test_a_silent_tunnel_ends_in_time(line: Line) -> None:
+def test_a_silent_tunnel_ends_in_time(relay: Relay, line: Line) -> None:
     began = time.monotonic()
-    tunnel = Running(line, idle_limit=0.2)
+    tunnel = Running(relay, line, idle_limit=0.2)
 
-    tunnel.join(20)
+    tunnel.join()
 
     assert tunnel.error is not None
     assert tunnel.error.timed_out
     assert 0.15 < time.monotonic() - began < 5
 
 
-def test_a_busy_tunnel_is_not_idle(line: Line) -> None:
-    tunnel = Running(line, idle_limit=0.5)
+def test_a_busy_tunnel_is_not_idle(relay: Relay, line: Line) -> None:
+    tunnel = Running(relay, line, idle_limit=0.5)
     until = time.monotonic() + 1.0
     while time.monotonic() < until:
         line.client.sendall(b"!")
         assert line.upstream.recv(1) == b"!"
-        tunnel.join(0.05)
+        tunnel.has_ended.wait(0.05)
 
-    assert tunnel.is_alive()
+    assert not tunnel.has_ended.is_set()
     line.client.close()
     line.upstream.close()
-    tunnel.join(20)
+    tunnel.join()
 
 
-def test_a_waiting_tunnel_uses_no_cpu(line: Line) -> None:
+def test_a_waiting_tunnel_uses_no_cpu(relay: Relay, line: Line) -> None:
     # One side has ended and the other is silent: nothing to do, and nothing to spin on.
     line.client.shutdown(socket.SHUT_WR)
     began = time.process_time()
-    tunnel = Running(line)
+    tunnel = Running(relay, line)
 
-    tunnel.join(0.5)
+    tunnel.has_ended.wait(0.5)
 
-    assert tunnel.is_alive()
+    assert not tunnel.has_ended.is_set()
     assert time.process_time() - began < 0.2
     line.upstream.close()
-    tunnel.join(20)
+    tunnel.join()

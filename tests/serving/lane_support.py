@@ -14,6 +14,8 @@ from atlas_pkg.balancing.pool import open_connection
 from atlas_pkg.config.model import Config, UpstreamConfig
 from atlas_pkg.errors import Side
 from atlas_pkg.net.stream import Stream
+from atlas_pkg.net.tunnel import Relay
+from atlas_pkg.observing.observers import Observers
 from atlas_pkg.proxying.forward import Proxy
 from atlas_pkg.serving.client import PARK, Client
 from atlas_pkg.serving.clients import Clients
@@ -38,7 +40,8 @@ class Scene:
         frontend = self._frontend = Frontend(
             ConfigHolder(generation),
             clients,
-            Proxy(clients),
+            Proxy(clients, Relay()),
+            Observers(),
             tidy=lambda _: None,
             lanes=1,
             max_threads=1,
