@@ -31,10 +31,10 @@ from atlas_pkg.admin.stats import About
 from atlas_pkg.admin.text import show_upstreams
 from atlas_pkg.balancing.balancer import BalancerSettings
 from atlas_pkg.balancing.preview import preview
-from atlas_pkg.config.diff import summary
 from atlas_pkg.config.loader import load_config, parse_config, read_document
 from atlas_pkg.config.model import Admin, Config
 from atlas_pkg.config.rules import show_endpoint
+from atlas_pkg.config.summary import summary
 from atlas_pkg.control.channel import open_channel
 from atlas_pkg.control.observing import check_access_log
 from atlas_pkg.control.overrides import OverridesHolder
@@ -95,7 +95,10 @@ def check(path: Path) -> int:
     except StartError as error:
         print(f"{path}: {error}", file=sys.stderr)
         return EXIT_FAILED
-    print("\n".join([summary(config), *preview(BalancerSettings.of(config))]))
+    print(summary(config))
+    for group in config.group_names:
+        if told := preview(BalancerSettings.of(config, group)):
+            print("\n".join([*([f"group {group}"] if len(config.group_names) > 1 else ()), *told]))
     return EXIT_OK
 
 

@@ -27,7 +27,6 @@ from typing import Protocol
 import atlas_pkg
 from atlas_pkg.admin.commands import CommandError, select
 from atlas_pkg.admin.stats import About, Stats, build_stats
-from atlas_pkg.balancing.upstream import DEFAULT_GROUP
 from atlas_pkg.control.overrides import Change, OverridesHolder
 from atlas_pkg.control.report import DRAINING, SERVING, STARTING, ProcessReport
 from atlas_pkg.observing.event_log import Events, merge_errors
@@ -120,8 +119,7 @@ class Aggregate:
         if not found:
             return False
         for item in found:  # two for a moment, while a reload gives the name another address
-            identity = (name, item["address"], item["port"], DEFAULT_GROUP)
-            self._overrides.change(identity, change)
+            self._overrides.change((name, item["address"], item["port"], item["group"]), change)
         self._events.note("steering", f"{change}, by an administrator", upstream=name)
         self._have_all_follow()
         return True
@@ -264,10 +262,11 @@ def judge_readiness(reports: Sequence[ProcessReport]) -> tuple[bool, str]:
 
 def _merge_upstreams(reports: Sequence[ProcessReport]) -> list[UpstreamNow]:
     """Describe every upstream once, in the order of the configuration."""
-    found: dict[tuple[str, str, int], list[UpstreamNow]] = {}
+    found: dict[tuple[object, ...], list[UpstreamNow]] = {}
     for report in reports:
         for item in report["upstreams"]:
-            found.setdefault((item["name"], item["address"], item["port"]), []).append(item)
+            identity = (item["name"], item["address"], item["port"], item["group"])
+            found.setdefault(identity, []).append(item)
     return [_join(items) for items in found.values()]
 
 

@@ -28,10 +28,11 @@ from atlas_pkg.balancing.health import HealthState
 from atlas_pkg.balancing.lease import ANYWHERE, FAILURE, NOBODY, SUCCESS, Affinity, Lease, Outcome
 from atlas_pkg.balancing.slow_start import MOST_SKIPPED, Ramp
 from atlas_pkg.balancing.strategies import STRATEGIES, Strategy
-from atlas_pkg.balancing.upstream import DEFAULT_GROUP, UNPROBED, AdminState, Upstream, identity_of
+from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream, identity_of
 from atlas_pkg.balancing.wait_queue import Waiter, WaitQueue
 from atlas_pkg.choice import Choice
 from atlas_pkg.config.model import (
+    DEFAULT_GROUP,
     CircuitBreaker,
     Config,
     HealthCheck,
@@ -63,14 +64,13 @@ class BalancerSettings(NamedTuple):
     circuit_breaker: CircuitBreaker | None = None
     slow_start: SlowStart | None = None
     queue: float = Timeouts().queue  # how long somebody waits for room
-    group: str = DEFAULT_GROUP
 
     @classmethod
-    def of(cls, config: Config) -> BalancerSettings:
-        """Pick out what concerns the group `default`."""
+    def of(cls, config: Config, group: str = DEFAULT_GROUP) -> BalancerSettings:
+        """Pick out what concerns one group."""
         return cls(
-            config.upstreams,
-            config.routing,
+            tuple(upstream for upstream in config.upstreams if upstream.group == group),
+            config.routing_of(group),
             config.circuit_breaker,
             config.slow_start,
             config.timeouts.queue,
@@ -124,9 +124,9 @@ class Balancer:
         known = {upstream.identity: upstream for upstream in self.upstreams}
         listed, new = [], []
         for config in settings.upstreams:
-            upstream = known.get(identity_of(config, settings.group))
+            upstream = known.get(identity_of(config))
             if upstream is None:
-                upstream = Upstream(config, settings.group)
+                upstream = Upstream(config)
                 upstream.endpoints = upstream.endpoints or addresses.get(
                     (config.address, config.port), ()
                 )
@@ -265,7 +265,7 @@ class Balancer:
                 self._ramp.begin(upstream, self._clock())
                 self._changed()
         if has_closed:
-            log.warning("upstream %s: circuit breaker closed", upstream.name)
+            log.warning("upstream %s: circuit breaker closed", upstream.label)
         return following
 
     def _release(
@@ -283,7 +283,7 @@ class Balancer:
             if self._queue.waiters:
                 self._queue.serve()
         if news:
-            log.warning("upstream %s: %s", upstream.name, news)
+            log.warning("upstream %s: %s", upstream.label, news)
 
     def _settle(self, upstream: Upstream, ticket: int | None, outcome: Outcome) -> None:
         """The outcome is known before the lease is given back."""
@@ -293,7 +293,7 @@ class Balancer:
                 news = self._tell_breaker(upstream, ticket, outcome)
             self._queue.serve()
         if news:
-            log.warning("upstream %s: %s", upstream.name, news)
+            log.warning("upstream %s: %s", upstream.label, news)
 
     def _tell_breaker(self, upstream: Upstream, ticket: int, outcome: Outcome) -> str:
         """Let an outcome count; returns news for the log, or nothing. Caller holds the lock."""
@@ -348,7 +348,7 @@ class Balancer:
                     self._ramp.begin(upstream, self._clock())
                 self._changed()
         if has_closed:
-            log.warning("upstream %s: circuit breaker closed by a passed probe", upstream.name)
+            log.warning("upstream %s: circuit breaker closed by a passed probe", upstream.label)
 
     def set_admin_state(self, upstream: Upstream, state: AdminState) -> None:
         """Take an upstream out of rotation or back in, by an administrator's word."""

@@ -276,7 +276,7 @@ class HealthChecker:
                 )
             except Exception:
                 # A background thread: whatever broke, the checks must go on.
-                log.exception("upstream %s: its health check broke", patient.upstream.name)
+                log.exception("upstream %s: its health check broke", patient.upstream.label)
             with self._changed:
                 self._begun -= 1
                 self._timetable.reschedule(patient, time.monotonic())
@@ -292,4 +292,4 @@ class HealthChecker:
         self._on_state(patient.upstream, state)
         if state.has_flipped:
             level, word = (logging.INFO, "up") if state.is_up else (logging.WARNING, "down")
-            log.log(level, "upstream %s is %s: %s", patient.upstream.name, word, state.reason)
+            log.log(level, "upstream %s is %s: %s", patient.upstream.label, word, state.reason)

@@ -22,9 +22,6 @@ from atlas_pkg.net.connect import Endpoint
 # What identifies an upstream across reloads: name, address, port, group.
 Identity = tuple[str, str, int, str]
 
-# The group of all upstreams that name none.
-DEFAULT_GROUP = "default"
-
 # The health reason of one that a reload has added and no probe has passed yet.
 UNPROBED = "waits for its first probe"
 
@@ -37,9 +34,9 @@ class AdminState(enum.Enum):
     MAINTENANCE = "maintenance"  # nobody
 
 
-def identity_of(config: UpstreamConfig, group: str) -> Identity:
+def identity_of(config: UpstreamConfig) -> Identity:
     """The identity under which counts and health are kept."""
-    return (config.name, config.address, config.port, group)
+    return (config.name, config.address, config.port, config.group)
 
 
 class Upstream:
@@ -62,6 +59,7 @@ class Upstream:
         "in_flight",
         "is_backup",
         "is_up",
+        "label",
         "max_connections",
         "name",
         "order",
@@ -70,11 +68,12 @@ class Upstream:
         "weight_override",
     )
 
-    def __init__(self, config: UpstreamConfig, group: str = DEFAULT_GROUP) -> None:
+    def __init__(self, config: UpstreamConfig) -> None:
         self.name = config.name
         self.address = config.address
         self.port = config.port
-        self.group = group
+        self.group = config.group
+        self.label = config.label  # for the log
         self.in_flight = 0
         self.is_up = True  # what its health checks say
         self.health_reason = ""
@@ -171,7 +170,7 @@ class Upstream:
             facts.append(f"breaker {self.breaker.state(now).value}")
         if self.is_backup:
             facts.append("backup")
-        return f"upstream {self.name}: {', '.join(facts)}"
+        return f"upstream {self.label}: {', '.join(facts)}"
 
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {self.address}:{self.port}>"

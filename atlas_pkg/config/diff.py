@@ -1,4 +1,4 @@
-"""Configurations in words: what changed from one to the next, and what is not at its default.
+"""What changed from one configuration to the next, in words.
 
 Like `loader.py` this walks the dataclasses by their description (`schema.py`), so a new table or
 key appears here by itself. Values marked `Mark.SECRET` are said to have changed, never shown.
@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from atlas_pkg.config.model import Config
-from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
 
 # A reload that touches hundreds of upstreams is still one line in the log.
@@ -121,63 +120,6 @@ def describe(change: Difference, told: Sequence[Difference] = ()) -> str:
     if kept != [name for name in before if name in after]:
         parts.append("reordered")
     return shorten(parts)
-
-
-def summary(config: Config) -> str:
-    """Describe a configuration on one screen: who is served, by whom, and what is not default."""
-    listen, upstreams = config.listen, config.upstreams
-    lines = [
-        f"{config.path}: valid",
-        f"listen: {show_endpoint(listen.address, listen.port)}, mode {listen.mode}",
-        f"upstreams: {len(upstreams) or 'none'}",
-    ]
-    if upstreams:
-        lines[-1] += f", {config.routing.strategy}"
-        servers = [
-            f"{upstream.name}  {upstream.endpoint}  weight {upstream.weight}"
-            for upstream in upstreams
-        ]
-        lines.append("  " + shorten(servers, "\n  "))
-    told = {"listen.address", "listen.port", "listen.mode", "upstreams", "routing.strategy"}
-    changes = differences(Config(config.path), config)
-    if settings := [_show_setting(change) for change in changes if change.place not in told]:
-        lines += ["not at their defaults:", "  " + shorten(settings, "\n  ")]
-    if warnings := warnings_of(config):
-        lines += ["warnings:", "  " + shorten(warnings, "\n  ")]
-    return "\n".join(lines)
-
-
-def warnings_of(config: Config) -> list[str]:
-    """Say what is allowed and yet hardly meant. For --check, for the start and for every reload."""
-    upstreams, strategy = config.upstreams, config.routing.strategy
-    if not upstreams:
-        return ["no upstreams are configured: every request is answered 503"]
-    warnings = []
-    if not any(upstream.weight for upstream in upstreams):
-        warnings.append("the weight of every upstream is 0: no new client is served")
-    names: dict[str, list[str]] = {}
-    for upstream in upstreams:
-        endpoint = upstream.endpoint
-        names.setdefault(endpoint if upstream.socket_file else endpoint.lower(), []).append(
-            upstream.name
-        )
-    for endpoint, same in names.items():
-        if len(same) > 1:
-            warnings.append(f"upstreams {shorten(same)} are the same server, {endpoint}")
-    if strategy in {"round_robin", "random"}:
-        warnings += [
-            f"upstream {upstream.name}: weight {upstream.weight} has no effect with {strategy}"
-            for upstream in upstreams
-            if upstream.weight not in {0, 1}
-        ]
-    return warnings
-
-
-def _show_setting(change: Difference) -> str:
-    """Write the new value as one sets it."""
-    if Mark.SECRET in change.key.marks or change.key.table is not None:
-        return f"{change.place} is set"
-    return f"{change.place} = {show_kept(change.new)}"
 
 
 def show_kept(value: object) -> str:

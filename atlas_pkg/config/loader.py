@@ -28,7 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import tomli
 
-from atlas_pkg.config.model import NOT_YET, Config, HealthCheck
+from atlas_pkg.config.model import NOT_YET, Config
 from atlas_pkg.config.rules import SOCKET_FILE
 from atlas_pkg.config.schema import Advice, Key, Mark, either, join, keys_of, show
 from atlas_pkg.errors import ConfigError
@@ -76,13 +76,13 @@ def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = No
             f"{path}:{_line_of(place, lines)} {place}: {sentence}"
             for place, sentence in reader.problems
         )
-    return _complete_upstreams(config, document)
+    return _complete(config, document)
 
 
-def _complete_upstreams(config: Config, tables: Mapping[str, Any]) -> Config:
-    """Give every upstream the checks in force for it, and the whole path of its socket file.
+def _complete(config: Config, tables: Mapping[str, Any]) -> Config:
+    """Give every upstream and every group what is in force for it, and socket files whole paths.
 
-    `tables` tells what its own table names.
+    `tables` is the file, which tells what their own tables name.
     """
     upstreams = []
     for upstream, table in zip(config.upstreams, tables.get("upstreams", ()), strict=True):
@@ -90,14 +90,21 @@ def _complete_upstreams(config: Config, tables: Mapping[str, Any]) -> Config:
         if own is None:
             own = common
         elif common is not None:
-            named = table["health_check"].keys()
-            said = [key.name for key in keys_of(HealthCheck) if key.spellings & named]
-            own = replace(common, **{name: getattr(own, name) for name in said})
+            own = _lay(own, common, table["health_check"])
         address = upstream.address
         if upstream.socket_file:
             address = f"{SOCKET_FILE}{config.path.parent / upstream.socket_file}"
         upstreams.append(replace(upstream, address=address, health_check=own))
-    return replace(config, upstreams=tuple(upstreams))
+    groups = [
+        (name, _lay(own, config.routing, tables["groups"][name])) for name, own in config.groups
+    ]
+    return replace(config, upstreams=tuple(upstreams), groups=tuple(groups))
+
+
+def _lay(own: Any, common: Any, table: Mapping[str, Any]) -> Any:
+    """Lay what `table` names over `common`; `own` was read from it."""
+    said = [key.attribute for key in keys_of(own) if key.spellings & table.keys()]
+    return replace(common, **{name: getattr(own, name) for name in said})
 
 
 # From bytes to a dictionary

@@ -24,6 +24,14 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
 
+from atlas_pkg.config.route_rules import (
+    GROUP,
+    GROUP_OR_NONE,
+    REDIRECT,
+    ROUTE_HOST,
+    ROUTE_PATH,
+    ROUTE_STATUS,
+)
 from atlas_pkg.config.rules import (
     COOKIE_NAME,
     COOKIE_PATH,
@@ -51,7 +59,7 @@ from atlas_pkg.config.rules import (
     one_of,
     show_endpoint,
 )
-from atlas_pkg.config.schema import Alias, Mark, Unit
+from atlas_pkg.config.schema import Alias, Mark, Unit, either
 
 # Documented, but not built yet: refused with a sentence that says so, save for its default. Who
 # builds one deletes its line (and adds the class, the field or the choice that it needs).
@@ -69,12 +77,17 @@ NOT_YET = frozenset(
 )
 
 
+# The group of all upstreams that name none, and of all requests for which no route is meant.
+DEFAULT_GROUP = "default"
+
 # What the kernel takes for the path of a socket file (`sockaddr_un`), and a NUL behind it.
 _LONGEST_SOCKET_FILE = 107 if sys.platform == "linux" else 103
 
 # What only HTTP knows: refused in mode "tcp", save for its default.
 _ONLY_HTTP = (
     "routing.hash_on",
+    "routes",
+    "groups",
     *(f"timeouts.client_{stage}" for stage in ("body", "write", "idle")),
     *(f"timeouts.upstream_{stage}" for stage in ("head", "body", "idle")),
     "limits",
@@ -153,6 +166,7 @@ class UpstreamConfig:
         int, between(0, 1_000_000), "requests in flight to it, per process; 0 = no limit"
     ] = 0
     backup: Annotated[bool, "used only when no ordinary upstream is available"] = False
+    group: Annotated[str, GROUP, "which group it belongs to; see [[routes]]"] = DEFAULT_GROUP
     proxy_protocol: Annotated[
         int, between(0, 2), "version of the PROXY header sent to it; 0 = none"
     ] = 0
@@ -167,6 +181,11 @@ class UpstreamConfig:
         """The path of the socket file through which it is reached; empty where it has a port."""
         is_file = self.address.startswith(SOCKET_FILE)
         return self.address.removeprefix(SOCKET_FILE) if is_file else ""
+
+    @property
+    def label(self) -> str:
+        """What it is called in the log: its name, and its group if it has named one."""
+        return self.name if self.group == DEFAULT_GROUP else f"{self.name} of group {self.group}"
 
     @property
     def endpoint(self) -> str:
@@ -188,6 +207,64 @@ class Routing:
     strategy: Annotated[str, one_of(*find_strategies())] = "round_robin"
     hash_on: Annotated[str, HASH_ON, "consistent_hash: what a client is known by"] = "client_ip"
     retries: Annotated[int, between(0, 100), "further upstreams tried when one fails; 0 = none"] = 0
+
+
+# Routes and groups
+
+
+@dataclass(frozen=True, slots=True)
+class RouteConfig:
+    """`[[routes]]`: what becomes of a request; the first that matches decides."""
+
+    host: Annotated[str, ROUTE_HOST, 'empty = any; "*.example.com" = one label or more'] = ""
+    path: Annotated[
+        str, ROUTE_PATH, 'empty = any; "/v1" is for /v1, /v1?x and /v1/x, and not for /v10'
+    ] = ""
+    from_: Annotated[
+        tuple[NetworkText, ...], "networks; for clients elsewhere the route does not match"
+    ] = ()
+    group: Annotated[str, GROUP_OR_NONE, "who answers; or redirect, or status"] = ""
+    redirect: Annotated[
+        str,
+        REDIRECT,
+        '"https://new.example.com{uri}": {uri} path and query, {path}, {query}, {host} as sent',
+    ] = ""
+    status: Annotated[
+        int, ROUTE_STATUS, "a fixed answer; with redirect which kind it is, 0 = 308"
+    ] = 0
+    strip: Annotated[bool, "with group: take path off; the upstream is told X-Forwarded-Prefix"] = (
+        False
+    )
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield which key does not go with another one, and why."""
+        chosen = [bool(self.group), bool(self.redirect), bool(self.status and not self.redirect)]
+        if sum(chosen) != 1:
+            yield "group", "exactly one of group, redirect and status is needed"
+        if self.redirect and self.status >= 400:
+            yield "status", f"must be 301, 302, 303, 307 or 308 with redirect, got {self.status}"
+        if not self.redirect and 0 < self.status < 400:
+            yield "status", f"must be 400 to 599 without redirect, got {self.status}"
+        if self.strip and not (self.group and self.path):
+            yield "strip", "needs group and path"
+
+    @property
+    def pattern(self) -> str:
+        """Which requests it is for, in words."""
+        networks = f"from {', '.join(map(str, self.from_))}" if self.from_ else ""
+        return " ".join(filter(None, (self.host, self.path, networks))) or "all"
+
+    @property
+    def target(self) -> str:
+        """What becomes of them, in words."""
+        if self.group:
+            return f"group {self.group}" + (f", without {self.path}" if self.strip else "")
+        if self.redirect:
+            return f"{self.status or 308} {self.redirect}"
+        return f"{self.status}"
+
+    def __str__(self) -> str:
+        return f"{self.pattern} → {self.target}"
 
 
 # Behaviour
@@ -372,6 +449,9 @@ class Config:
     listen: Listen = Listen()
     upstreams: tuple[UpstreamConfig, ...] = ()
     routing: Routing = Routing()
+    routes: tuple[RouteConfig, ...] = ()
+    # What is in force for each group: its own keys laid over those of `[routing]`.
+    groups: tuple[tuple[Annotated[str, GROUP], Routing], ...] = ()
     timeouts: Timeouts = Timeouts()
     limits: Limits = Limits()
     pool: PoolConfig = PoolConfig()
@@ -391,6 +471,16 @@ class Config:
             return None if path == "off" else path
         return str(self.path.parent / path)
 
+    @property
+    def group_names(self) -> tuple[str, ...]:
+        """All groups that there are, that of those who name none included."""
+        named = (*(upstream.group for upstream in self.upstreams), *dict(self.groups))
+        return tuple(dict.fromkeys((*named, DEFAULT_GROUP)))
+
+    def routing_of(self, group: str) -> Routing:
+        """What `[routing]` and `[groups]` say of a group."""
+        return dict(self.groups).get(group, self.routing)
+
     def clashes(self) -> Iterator[tuple[str, str]]:
         """Yield which key does not go with another one, and why."""
         if self.listen.mode == "tcp":
@@ -399,10 +489,18 @@ class Config:
             for place in _ONLY_HTTP:
                 if attrgetter(place)(ours) != attrgetter(place)(plain):
                     yield place, 'belongs to HTTP, and has no meaning with listen.mode = "tcp"'
-        strategy = self.routing.strategy
-        if self.slow_start is not None and strategy in _HASHES:
-            reason = "a hash cannot spare an upstream in part"
-            yield "slow_start", f'cannot be used with routing.strategy = "{strategy}": {reason}'
+        if self.slow_start is not None:
+            tables = [("routing", self.routing)]
+            tables += [(f"groups.{name}", routing) for name, routing in self.groups]
+            for table, routing in tables:
+                if routing.strategy in _HASHES:
+                    strategy = f'{table}.strategy = "{routing.strategy}"'
+                    reason = "a hash cannot spare an upstream in part"
+                    yield "slow_start", f"cannot be used with {strategy}: {reason}"
+        for index, route in enumerate(self.routes):
+            if route.group and route.group not in self.group_names:
+                known = either([f'"{name}"' for name in self.group_names])
+                yield f"routes[{index}].group", f'must be {known}, got "{route.group}"'
         for index, upstream in enumerate(self.upstreams):
             length = len(os.fsencode(self.path.parent / upstream.socket_file))
             if upstream.socket_file and length > _LONGEST_SOCKET_FILE:

@@ -106,7 +106,7 @@ class Reporter:
             log_level=logs.level(),
             connections=self._front.connected,
             connections_limit=generation.config.listen.max_connections,
-            queue=generation.balancer.waiting + for_threads,
+            queue=generation.waiting + for_threads,
             for_threads=for_threads,
             upstreams=upstreams,
             reloads=counts,
@@ -121,15 +121,16 @@ class Reporter:
 
 def _describe_upstreams(generation: Generation, idle: dict[Upstream, int]) -> list[UpstreamNow]:
     """Describe all upstreams of a configuration, in its order."""
-    balancer, now = generation.balancer, time.monotonic()
+    now = time.monotonic()
     described = []
-    for upstream in balancer.upstreams:
-        with balancer.lock:
+    for upstream in generation.upstreams:
+        with generation.groups[upstream.group].balancer.lock:
             state = state_of(upstream, now, is_checked=upstream.health_check is not None)
             weight, in_flight = upstream.weight, upstream.in_flight
         described.append(
             UpstreamNow(
                 name=upstream.name,
+                group=upstream.group,
                 address=upstream.address,
                 port=upstream.port,
                 kind=state.kind,

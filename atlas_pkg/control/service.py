@@ -20,10 +20,11 @@ from atlas_pkg.balancing.health import HealthChecker, HealthState
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.balancing.resolver import Resolver
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config.diff import live_changes, restart_changes, shorten, warnings_of
+from atlas_pkg.config.diff import live_changes, restart_changes, shorten
 from atlas_pkg.config.loader import parse_config, read_document
 from atlas_pkg.config.model import Config
 from atlas_pkg.config.rules import show_endpoint
+from atlas_pkg.config.summary import warnings_of
 from atlas_pkg.control.channel import SharedText
 from atlas_pkg.control.observing import Observing
 from atlas_pkg.control.overrides import AS_CONFIGURED, NO_OVERRIDES, Overrides
@@ -127,11 +128,10 @@ class Service:
         Raises `StartError` where the access log cannot be opened.
         """
         generation = self._holder.current()
-        balancer = generation.balancer
         self._observing.start(generation.config)
         self._resolver.look_up(generation.config.upstreams)
-        self._resolver.watch(balancer.upstreams)
-        self._health.watch(balancer.health_checks())
+        self._resolver.watch(generation.upstreams)
+        self._health.watch(generation.health_checks())
         self._health.start()
         self._relay.start()
         self._front.start(listener)
@@ -165,8 +165,9 @@ class Service:
 
     def _override(self) -> None:
         """Carry out the overrides. Caller holds the lock that guards them."""
-        balancer = self._holder.current().balancer
-        for upstream in balancer.upstreams:
+        groups = self._holder.current().groups
+        for upstream in self._holder.current().upstreams:
+            balancer = groups[upstream.group].balancer
             override = self._overrides.upstreams.get(upstream.identity, AS_CONFIGURED)
             if upstream.admin_state is not override.state:
                 balancer.set_admin_state(upstream, override.state)
@@ -204,21 +205,22 @@ class Service:
             self._heritage.write(data)
         if self._log_level is None:
             logs.set_level(generation.config.log.level)
-        balancer = generation.balancer
         addresses = self._resolver.look_up(generation.config.upstreams)
         with self._overriding:
             new = self._holder.swap(generation, addresses)
             self._override()
         self._observing.follow(generation.config)
-        self._resolver.watch(balancer.upstreams)
-        self._health.watch(balancer.health_checks(), awaiting=new)
+        self._resolver.watch(generation.upstreams)
+        self._health.watch(generation.health_checks(), awaiting=new)
         log.info(
             "Configuration hot-reloaded (generation %d): %s", generation.number, "; ".join(changes)
         )
 
     def _note_probe(self, upstream: Upstream, state: HealthState) -> None:
         """Pass a probe's result on. Called on the health checker's threads."""
-        self._holder.current().balancer.note_probe(upstream, state)
+        group = self._holder.current().groups.get(upstream.group)
+        if group is not None:
+            group.balancer.note_probe(upstream, state)
 
     def drain(self, is_cut: Callable[[], bool]) -> bool:
         """Stop accepting, finish what is under way; returns whether all of it was finished.
@@ -271,9 +273,7 @@ class Service:
         """Look after idle upstream connections."""
         generation = self._holder.current()
         config = generation.config
-        pool.close_expired(
-            config.pool, config.timeouts.upstream_idle, generation.balancer.upstreams
-        )
+        pool.close_expired(config.pool, config.timeouts.upstream_idle, generation.upstreams)
 
 
 def _read_newest(path: Path, heritage: SharedText | None) -> tuple[bytes, Config] | None:
@@ -295,9 +295,13 @@ def log_start(config: Config, port: int) -> None:
     listen = config.listen
     log.info("Atlas %s, mode %s, configuration %s", atlas_pkg.__version__, listen.mode, config.path)
     for upstream in config.upstreams:
-        log.info("upstream %s at %s, weight %d", upstream.name, upstream.endpoint, upstream.weight)
+        log.info("upstream %s at %s, weight %d", upstream.label, upstream.endpoint, upstream.weight)
     log_warnings(config)
+    for number, route in enumerate(config.routes, 1):
+        log.info("route %d: %s", number, route)
     log.info("strategy %s", config.routing.strategy)
+    for group, routing in config.groups:
+        log.info("strategy of group %s: %s", group, routing.strategy)
     scheme = "tcp" if listen.mode == "tcp" else "http"
     log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
 

@@ -21,6 +21,7 @@ from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
 from atlas_pkg.http1.memo import Memo
 from atlas_pkg.http1.message import OWN_NAME, Request, Response
 from atlas_pkg.http1.syntax import SEPARATOR, fold_name
+from atlas_pkg.http1.target import without_prefix
 
 # Methods whose requests are expected to have a body: an upstream may answer 411 where one comes
 # without any length, so an absent body is said to be empty (RFC 9110 §8.6).
@@ -110,30 +111,42 @@ class Forwarder:
         return client
 
     def build_request_head(
-        self, request: Request, client: ClientInfo, fallback_host: bytes, request_id: bytes = b""
+        self,
+        request: Request,
+        client: ClientInfo,
+        fallback_host: bytes,
+        *,
+        request_id: bytes = b"",
+        strip: bytes = b"",
     ) -> bytes:
         """Build the head for the upstream.
 
         `fallback_host` is for an HTTP/1.0 request without Host. `request_id` goes out as
-        X-Request-Id unless a trusted proxy has set one; empty means none.
+        X-Request-Id unless a trusted proxy has set one; empty means none. `strip` is taken off the
+        path, and the upstream is told of it.
         """
-        if client.tail and request.minor == 1 and not request_id:
+        if client.tail and request.minor == 1 and not request_id and not strip:
             # The common road: equal requests are one object, and differ only in their client.
             if request.onward is None:
-                core, host = self._build_core(request, fallback_host)
+                core, host = self._build_core(request, request.target, fallback_host)
                 core += self._request_id_line(request, client, b"")
                 request.onward = core + b"X-Forwarded-Host: %b\r\n" % host
             return request.onward + client.tail
-        core, host = self._build_core(request, fallback_host)
+        target = without_prefix(request.target, strip) if strip else request.target
+        core, host = self._build_core(request, target, fallback_host)
         parts = [core, self._request_id_line(request, client, request_id)]
         parts.append(self._set_on_requests + self._via_line(request.minor))
         if client.is_trusted:
             parts.append(self._claims(request))
+        if strip and b"x-forwarded-prefix" not in self._not_ours:
+            parts.append(b"X-Forwarded-Prefix: %b\r\n" % strip)
         parts.extend(self._forwarded_lines(request, client, host))
         parts.append(b"\r\n")
         return b"".join(parts)
 
-    def _build_core(self, request: Request, fallback_host: bytes) -> tuple[bytes, bytes]:
+    def _build_core(
+        self, request: Request, target: bytes, fallback_host: bytes
+    ) -> tuple[bytes, bytes]:
         """The part of a request head that does not depend on the client, and the host in it."""
         kept = request.fields.kept
         if self._request_remover is not None:
@@ -141,7 +154,7 @@ class Forwarder:
         if self._filter_cookie is not None:
             kept = self._without_own_cookie(kept, self._filter_cookie)
         host = request.host
-        parts = [request.method, b" ", request.target, b" HTTP/1.1"]
+        parts = [request.method, b" ", target, b" HTTP/1.1"]
         if host is not request.fields.host or host is None:
             # Absolute form, or HTTP/1.0 without Host: the field that we send is ours, and first.
             host = host if host is not None else fallback_host

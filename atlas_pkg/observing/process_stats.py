@@ -51,6 +51,7 @@ class UpstreamNow(TypedDict):
     """One upstream: what no counter tells."""
 
     name: str
+    group: str
     address: str
     port: int
     kind: str  # these three as in `State`

@@ -27,6 +27,7 @@ class End(enum.Enum):
     UPSTREAM_TIMEOUT = "upstream-timeout"  # no answer in time: 504
     UPSTREAM_CUT = "upstream-cut"  # its answer had begun and did not end
     TUNNEL = "tunnel"  # switched protocols; or a connection of mode "tcp" that has come through
+    ROUTE = "route"  # a route says what Atlas answers: a redirect, or a fixed answer
     ERROR = "error"  # our own fault: 500
 
 

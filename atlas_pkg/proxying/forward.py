@@ -57,8 +57,8 @@ class Proxy:
         lane = exchange.client.lane
         if lane is not None and exchange.connection is not None:
             lane.ignore(exchange.connection)
-        if exchange.request.hops_left == 0:
-            exchange.answer_last()
+        if exchange.is_ours:
+            exchange.answer_ours()
             exchange.send_rest()
             return DONE
         piece = b""
@@ -78,15 +78,16 @@ class Proxy:
     def ask(self, exchange: Exchange) -> Step:
         """Send the request, as far as that takes no waiting. Never waits."""
         request = exchange.request
-        if request.hops_left == 0:
-            exchange.answer_last()
+        if exchange.is_ours:
+            exchange.answer_ours()
             return WAIT if exchange.rest else DONE
         if request.has_body:
             begin_body(exchange)
             if exchange.awaits_continue or not exchange.client.stream.buffered:
                 return WAIT
-        balancer = exchange.generation.balancer
-        lease = exchange.lease = balancer.lease_now(exchange.affinity, (), exchange.choices)
+        lease = exchange.lease = exchange.group.balancer.lease_now(
+            exchange.affinity, (), exchange.choices
+        )
         if lease is None:
             return WAIT  # all that are available are full
         if exchange.record is not None:
@@ -147,7 +148,7 @@ class Proxy:
         if exchange.request.has_body and exchange.request_body is None:
             begin_body(exchange)
         if exchange.lease is None:
-            exchange.lease = exchange.generation.balancer.lease(
+            exchange.lease = exchange.group.balancer.lease(
                 exchange.affinity,
                 exchange.tried,
                 exchange.choices,
@@ -182,8 +183,8 @@ class Proxy:
         assert connection is not None
         exchange.start(101)
         generation, mark = exchange.generation, b""
-        if generation.affinity is not None:
-            mark = generation.affinity.mark(exchange.affinity, connection.upstream)
+        if (affinity := exchange.group.affinity) is not None:
+            mark = affinity.mark(exchange.affinity, connection.upstream)
         exchange.send(generation.forwarder.build_switching_head(response, mark))
         if exchange.record is not None:
             exchange.record.end = End.TUNNEL

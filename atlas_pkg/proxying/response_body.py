@@ -56,8 +56,8 @@ def begin_response(exchange: Exchange, response: Response) -> bytes:
         head = generation.forwarder.build_response_head(response, onward, persistence)
     if response.fields.lacks_date and generation.forwarder.dates:
         head = head[:-2] + _date_line(int(time.time()))
-    if generation.affinity is not None:
-        mark = generation.affinity.mark(exchange.affinity, connection.upstream)
+    if (affinity := exchange.group.affinity) is not None:
+        mark = affinity.mark(exchange.affinity, connection.upstream)
         head = head[:-2] + mark + b"\r\n"
     if size is not None:  # the common road
         piece, stream.buffered = head + stream.buffered, b""
@@ -177,7 +177,7 @@ def finish_response(exchange: Exchange, response: Response, size: int) -> None:
     lease.release(FAILURE if response.status in generation.failure_statuses else SUCCESS)
     if exchange.is_retry:
         exchange.is_retry = False
-        generation.balancer.end_retry()
+        exchange.group.balancer.end_retry()
     if exchange.record is not None:
         exchange.record.body_out = size
 

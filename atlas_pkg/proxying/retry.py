@@ -26,9 +26,9 @@ def lease_again(exchange: Exchange, error: UpstreamError) -> None:
 
     May wait for an upstream that is full. Raises `ClientGone`.
     """
-    lease, record, balancer = exchange.lease, exchange.record, exchange.generation.balancer
+    lease, record, balancer = exchange.lease, exchange.record, exchange.group.balancer
     assert lease is not None
-    error.upstream = lease.upstream.name
+    error.upstream = lease.upstream.label
     if error.is_stale and _may_go_again(exchange):
         _close_connection(exchange)
         exchange.wants_fresh = True
@@ -75,7 +75,7 @@ def _may_go_again(exchange: Exchange) -> bool:
 
 
 def _may_retry(exchange: Exchange, error: UpstreamError) -> bool:
-    if len(exchange.tried) > exchange.generation.config.routing.retries or exchange.has_sent:
+    if len(exchange.tried) > exchange.group.retries or exchange.has_sent:
         return False
     body = exchange.request_body
     if body is not None and body.is_touched and exchange.replay is None:

@@ -49,7 +49,7 @@ class TcpProxy:
         Raises `ClientGone`, `NoUpstream` and `UpstreamError`.
         """
         generation = exchange.generation
-        exchange.lease = generation.balancer.lease(
+        exchange.lease = exchange.group.balancer.lease(
             exchange.affinity, (), exchange.choices, is_gone=exchange.is_client_gone
         )
         exchange.note_attempt(exchange.lease.upstream)

@@ -11,7 +11,7 @@ from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.lease import Affinity
 from atlas_pkg.balancing.sticky import StickySessions, read_cookie
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config.model import Config
+from atlas_pkg.config.model import Routing
 from atlas_pkg.http1.forwarding import ClientInfo, Forwarder
 from atlas_pkg.http1.message import Request
 
@@ -19,11 +19,11 @@ HASHING = frozenset(("ip_hash", "consistent_hash"))
 
 
 class AffinityReader:
-    """Reads what ties a client to an upstream, for one configuration. Thread-safe."""
+    """Reads what ties a client to an upstream, for one group. Thread-safe."""
 
     def __init__(
         self,
-        config: Config,
+        routing: Routing,
         balancer: Balancer,
         forwarder: Forwarder,
         sticky: StickySessions | None,
@@ -31,8 +31,8 @@ class AffinityReader:
         self._balancer = balancer
         self._forwarder = forwarder
         self._sticky = sticky
-        self._hashes = config.routing.strategy in HASHING
-        on = config.routing.hash_on if config.routing.strategy == "consistent_hash" else "client_ip"
+        self._hashes = routing.strategy in HASHING
+        on = routing.hash_on if routing.strategy == "consistent_hash" else "client_ip"
         self._hash_on, _, name = on.partition(":")
         self._hash_name = name.encode("ascii")
 

@@ -116,10 +116,12 @@ class Client:
         connection.stream.close()
         return None
 
-    def find_bound(self) -> Upstream | None:
-        """The upstream that knows this client best: the latest to which a connection is alive."""
+    def find_bound(self, group: str) -> Upstream | None:
+        """The upstream of a group that knows this client best: the latest to which a connection is
+        alive.
+        """
         for upstream, connection in reversed((self.bound or {}).items()):
-            if not connection.stream.is_readable():
+            if upstream.group == group and not connection.stream.is_readable():
                 return upstream
         return None
 

@@ -18,7 +18,6 @@ import re
 import time
 from typing import Protocol
 
-from atlas_pkg.config.model import Config
 from atlas_pkg.errors import ClientError, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request, refused_request
@@ -147,7 +146,8 @@ class HttpService:
         except ClientError as error:
             request, failure = refused_request(data or stream.buffered), error
         exchange = Exchange(request, client, self._clients, generation)
-        exchange.failure, exchange.is_raw = failure, self._is_raw
+        exchange.is_raw = self._is_raw
+        exchange.failure = failure or exchange.failure  # no route, perhaps
         if self._observers.are_there:
             self._begin_record(exchange)
         client.head_since = 0.0
@@ -306,7 +306,7 @@ class HttpService:
         """Turn an error into its answer, or into a cut. Never waits: see `exchange.rest`."""
         failure = find_failure(error, has_started=exchange.has_started)
         if isinstance(error, UpstreamError) and exchange.lease is not None:
-            error.upstream = exchange.lease.upstream.name
+            error.upstream = exchange.lease.upstream.label
         exchange.let_go(judge(error))
         exchange.rest = b""
         if (record := exchange.record) is not None:
@@ -314,9 +314,16 @@ class HttpService:
             record.status = record.status or failure.status
             if exchange.response_body is not None:
                 record.body_out = exchange.response_body.moved
-        log_failure(self._throttle, exchange.client.address, exchange.request.line, error, failure)
+        log_failure(
+            self._throttle,
+            exchange.client.address,
+            exchange.request.line,
+            error,
+            failure,
+            group=exchange.group.name,
+        )
         if isinstance(error, UpstreamError) and error.stage is Stage.CONNECT:
-            self._hint(exchange.generation.config)
+            self._hint(exchange)
         exchange.is_complete = True
         if failure.end is End.CLIENT_GONE:
             # A reset frees at once what a client that does not read has left in our kernel.
@@ -330,10 +337,11 @@ class HttpService:
             exchange.client.is_sending |= failure.closes
             exchange.answer(failure.status, failure.reason)
 
-    def _hint(self, config: Config) -> None:
+    def _hint(self, exchange: Exchange) -> None:
         """Say once what keeps clients from meeting an upstream that is gone, if nothing does."""
-        is_checked = any(upstream.health_check is not None for upstream in config.upstreams)
-        if self._has_hinted or is_checked or config.routing.retries or len(config.upstreams) < 2:
+        upstreams = exchange.group.balancer.upstreams
+        is_checked = any(upstream.health_check is not None for upstream in upstreams)
+        if self._has_hinted or is_checked or exchange.group.retries or len(upstreams) < 2:
             return
         self._has_hinted = True
         log.info(

@@ -19,16 +19,17 @@ from atlas_pkg.balancing.lease import ANYWHERE, Affinity, Lease, Outcome
 from atlas_pkg.balancing.pool import UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.choice import Choice
-from atlas_pkg.errors import ClientGone, Stage, UpstreamError
+from atlas_pkg.errors import ClientError, ClientGone, Stage, UpstreamError
 from atlas_pkg.http1.body import Body
 from atlas_pkg.http1.framing import CHUNKED
 from atlas_pkg.http1.message import Request, Response
 from atlas_pkg.net.copy import Copier
-from atlas_pkg.observing.record import Record, Times
+from atlas_pkg.observing.record import End, Record, Times
 from atlas_pkg.serving.client import FINISH, PARK, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.failures import build_answer, build_last_answer
 from atlas_pkg.serving.generation import Generation
+from atlas_pkg.serving.router import Route, Router
 
 # Whether a client is still there is not asked before its answer takes so long.
 LOOK_AFTER = 0.5
@@ -87,6 +88,9 @@ class Exchange:
     wants_fresh = False  # an idle connection had gone stale: this time a new one
     is_complete = False  # the whole answer has been handed to the client's connection
 
+    route: Route | None = None  # which one it takes; None: none is meant for it
+    is_ours = False  # Atlas answers it itself
+
     # The buffers of the thread that goes on with it.
     copier: Copier
 
@@ -97,14 +101,33 @@ class Exchange:
         self.client = client
         self._clients = clients
         self.generation = generation
+        # The upstreams that may answer it.
+        self.group = generation.group
+        if request.hops_left == 0:
+            self.is_ours = True
+        if generation.router is not None and request.target:  # else it is refused anyway
+            self._find_route(generation.router)
         # What ties this client to an upstream, for the balancer.
         self.affinity: Affinity = ANYWHERE
-        if generation.affinity is not None:
-            self.affinity = generation.affinity.read(request, client.info)
-        if client.bound and (upstream := client.find_bound()) is not None:
+        if self.group.affinity is not None:
+            self.affinity = self.group.affinity.read(request, client.info)
+        if client.bound and (upstream := client.find_bound(self.group.name)) is not None:
             self.affinity = self.affinity._replace(sticky=upstream)
         # What becomes of the client afterwards.
         self.following: Next = PARK if request.keep_alive else FINISH
+
+    def _find_route(self, router: Router) -> None:
+        try:
+            self.route = router.find(self.request, self.client.info)
+        except ClientError as error:
+            self.failure = error
+            return
+        if self.route is None:
+            return
+        if self.route.group:
+            self.group = self.generation.groups[self.route.group]
+        else:
+            self.is_ours = True
 
     def persistence(self) -> bytes:
         """The Connection line for an answer (RFC 9112 §9.3): said only where it is not implied."""
@@ -130,20 +153,29 @@ class Exchange:
         if self.record is not None:
             self.record.status = status
 
-    def answer(self, status: int, reason: str) -> None:
+    def answer(self, status: int, reason: str, *, location: bytes = b"") -> None:
         """Answer by Atlas itself. Never waits: what the client does not take at once is kept."""
         answer = build_answer(
             status,
             reason,
             accept=self.request.fields.get(b"accept") or b"",
+            location=location,
             persistence=self.persistence(),
         )
         self.answer_whole(status, self.generation.forwarder.dress_answer(answer))
 
-    def answer_last(self) -> None:
-        """Answer what nobody may pass on any more. Never waits, as `answer_whole`."""
+    def answer_ours(self) -> None:
+        """Answer what no upstream is asked for: a route says how, or nobody may pass it on.
+
+        Never waits, as `answer_whole`. Raises `ClientError`.
+        """
         if self.request.has_body:
             self.following = FINISH  # it would be read as a request
+        if self.route is not None and not self.route.group:
+            if self.record is not None:
+                self.record.end = End.ROUTE
+            self.answer(self.route.status, "", location=self.route.build_location(self.request))
+            return
         answer = build_last_answer(self.request, self.persistence())
         self.answer_whole(200, self.generation.forwarder.dress_answer(answer))
 
@@ -172,7 +204,7 @@ class Exchange:
             lease.release(outcome)
         if self.is_retry:
             self.is_retry = False
-            self.generation.balancer.end_retry()
+            self.group.balancer.end_retry()
 
     def find_loss(self, now: float) -> Exception | None:
         """Say why nothing good is to be awaited any more: time has run out, or the client left.

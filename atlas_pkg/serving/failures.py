@@ -17,6 +17,7 @@ import logging
 from typing import NamedTuple
 
 from atlas_pkg.balancing.lease import FAILURE, Outcome
+from atlas_pkg.config.model import DEFAULT_GROUP
 from atlas_pkg.errors import (
     ClientError,
     ClientGone,
@@ -104,7 +105,13 @@ def judge(error: Exception) -> Outcome:
 
 
 def log_failure(
-    throttle: Throttle, client: str, request_line: bytes, error: Exception, failure: Failure
+    throttle: Throttle,
+    client: str,
+    request_line: bytes,
+    error: Exception,
+    failure: Failure,
+    *,
+    group: str = DEFAULT_GROUP,
 ) -> None:
     """Log a failure at its level, each cause once in a while."""
     line = request_line.decode("latin-1")
@@ -123,7 +130,8 @@ def log_failure(
             failure.level, f"{upstream} {error}", message, failure.status, line, upstream, error
         )
     else:
-        throttle.write(failure.level, str(error), "%d for %s: %s", failure.status, line, error)
+        reason = str(error) if group == DEFAULT_GROUP else f"{error} (group {group})"
+        throttle.write(failure.level, reason, "%d for %s: %s", failure.status, line, reason)
 
 
 def build_last_answer(request: Request, persistence: bytes) -> bytes:
@@ -145,11 +153,17 @@ def build_last_answer(request: Request, persistence: bytes) -> bytes:
 
 
 def build_answer(
-    status: int, reason: str, *, accept: bytes = b"", persistence: bytes = b"Connection: close\r\n"
+    status: int,
+    reason: str,
+    *,
+    accept: bytes = b"",
+    location: bytes = b"",
+    persistence: bytes = b"Connection: close\r\n",
 ) -> bytes:
-    """Build a whole error answer: HTML for a client that asks for it, else one line of text.
+    """Build a whole answer: HTML for a client that asks for it, else one line of text.
 
-    `reason` is our own wording and never repeats what the client sent.
+    `reason` is our own wording and never repeats what the client sent; it may be empty. With a
+    `location` it is a redirect.
     """
     phrase = http.client.responses.get(status, "Error")
     if b"text/html" in accept.lower():
@@ -157,11 +171,11 @@ def build_answer(
         title = html.escape(f"{status} {phrase}")
         body = (
             f"<!DOCTYPE html>\n<html lang=en><title>{title}</title>\n"
-            f"<h1>{title}</h1>\n<p>{html.escape(reason)}</p>\n</html>\n"
+            f"<h1>{title}</h1>\n{f'<p>{html.escape(reason)}</p>' if reason else ''}\n</html>\n"
         )
     else:
         kind = "text/plain; charset=utf-8"
-        body = f"{status} {phrase}: {reason}\n"
+        body = f"{status} {phrase}{': ' if reason else ''}{reason}\n"
     payload = body.encode()
     head = [
         f"HTTP/1.1 {status} {phrase}",
@@ -171,4 +185,5 @@ def build_answer(
     ]
     if status == 503:
         head.append(f"Retry-After: {RETRY_AFTER}")
-    return "\r\n".join(head).encode() + b"\r\n" + persistence + b"\r\n" + payload
+    fields = b"Location: %b\r\n" % location if location else b""
+    return "\r\n".join(head).encode() + b"\r\n" + fields + persistence + b"\r\n" + payload

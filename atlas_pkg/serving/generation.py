@@ -8,49 +8,110 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
+from typing import NamedTuple
 
 from atlas_pkg.balancing.balancer import Addresses, Balancer, BalancerSettings
 from atlas_pkg.balancing.sticky import StickySessions
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config.model import Config
+from atlas_pkg.config.model import DEFAULT_GROUP, Config, HealthCheck
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.serving.affinity import HASHING, AffinityReader
+from atlas_pkg.serving.router import Router
+
+
+class Group(NamedTuple):
+    """One group of upstreams, as one configuration has it."""
+
+    name: str
+    balancer: Balancer  # lives on from one configuration to the next
+    retries: int
+    affinity: AffinityReader | None  # what ties a client to an upstream; None where nothing does
 
 
 class Generation:
-    """A configuration with its balancer, parser and forwarder. Immutable, thread-safe."""
+    """A configuration with its groups, parser and forwarder. Immutable, thread-safe."""
 
     def __init__(
         self, config: Config, previous: Generation | None = None, *, secret: bytes = b""
     ) -> None:
         """`secret` signs sticky cookies where the configuration has none; made up if empty.
 
-        The balancer of `previous` goes on under its settings until this generation is swapped in.
+        The balancers of `previous` go on under their settings until this generation is swapped in.
         """
         self.number: int = previous.number + 1 if previous else 1
         self.config = config
-        self.balancer: Balancer = (
-            previous.balancer if previous else Balancer(BalancerSettings.of(config))
-        )
         breaker = config.circuit_breaker
         # What an answer says about its upstream, if it has one of these.
         self.failure_statuses = frozenset(breaker.statuses if breaker else ())
         self.parser = MessageParser(config.limits)
         self.secret: bytes = previous.secret if previous else secret or os.urandom(32)
-        sticky = None
-        if config.sticky is not None:
-            key = config.sticky.secret.encode() or self.secret
-            names = [upstream.name for upstream in config.upstreams]
-            sticky = StickySessions(config.sticky, key, names)
+        cookies = self._build_cookies()
         self.forwarder = Forwarder(
-            config.forwarding, filter_cookie=sticky.without_own_cookie if sticky else None
+            config.forwarding,
+            filter_cookie=partial(_without_own, list(cookies.values())) if cookies else None,
         )
-        # What ties a client to an upstream; None where nothing does.
-        self.affinity: AffinityReader | None = None
-        if sticky is not None or config.routing.strategy in HASHING:
-            self.affinity = AffinityReader(config, self.balancer, self.forwarder, sticky)
+        self.groups = {
+            name: self._build_group(name, previous, cookies.get(name))
+            for name in config.group_names
+        }
+        self.group = self.groups[DEFAULT_GROUP]  # for those for whom no route is meant
+        self.router = Router(config.routes, self.forwarder) if config.routes else None
+
+    @property
+    def upstreams(self) -> tuple[Upstream, ...]:
+        """Those of all groups."""
+        return tuple(one for group in self.groups.values() for one in group.balancer.upstreams)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are in the queues."""
+        return sum(group.balancer.waiting for group in self.groups.values())
+
+    def health_checks(self) -> list[tuple[Upstream, HealthCheck]]:
+        """The upstreams that are to be probed, and how."""
+        return [pair for group in self.groups.values() for pair in group.balancer.health_checks()]
+
+    def _build_cookies(self) -> dict[str, StickySessions]:
+        """The sticky cookie of each group: a client of two groups has an upstream in either."""
+        config = self.config
+        if config.sticky is None:
+            return {}
+        key = config.sticky.secret.encode() or self.secret
+        found = {}
+        for group in config.group_names:
+            name = config.sticky.cookie + ("" if group == DEFAULT_GROUP else f"-{group}")
+            names = [upstream.name for upstream in config.upstreams if upstream.group == group]
+            found[group] = StickySessions(replace(config.sticky, cookie=name), key, names)
+        return found
+
+    def _build_group(
+        self, name: str, previous: Generation | None, sticky: StickySessions | None
+    ) -> Group:
+        routing = self.config.routing_of(name)
+        settings = BalancerSettings.of(self.config, name)
+        known = previous.groups.get(name) if previous else None
+        if known is not None and settings.upstreams:
+            balancer = known.balancer
+        else:
+            # In a reload it is without upstreams until the swap, which finds that all are new. One
+            # whose upstreams have all left keeps them for those who began with it.
+            balancer = Balancer(BalancerSettings() if previous else settings)
+        affinity = None
+        if sticky is not None or routing.strategy in HASHING:
+            affinity = AffinityReader(routing, balancer, self.forwarder, sticky)
+        return Group(name, balancer, routing.retries, affinity)
+
+
+def _without_own(cookies: Sequence[StickySessions], value: bytes) -> bytes:
+    """Take the cookies of all groups out of the value of a Cookie field."""
+    for cookie in cookies:
+        value = cookie.without_own_cookie(value)
+    return value
 
 
 class ConfigHolder:
@@ -75,5 +136,22 @@ class ConfigHolder:
         new.
         """
         with self._lock:
+            used = {group.balancer for group in self.generation.groups.values()}
+            # Before anybody is sent to them, and after, so that nobody finds a group empty.
+            new = _apply(generation, addresses, lambda balancer: balancer not in used)
             self.generation = generation
-        return generation.balancer.apply(BalancerSettings.of(generation.config), addresses)
+            return new + _apply(generation, addresses, lambda balancer: balancer in used)
+
+
+def _apply(
+    generation: Generation, addresses: Addresses, is_meant: Callable[[Balancer], bool]
+) -> list[Upstream]:
+    """Have balancers do as `generation` says; returns the upstreams that are new."""
+    return [
+        upstream
+        for group in generation.groups.values()
+        if is_meant(group.balancer)
+        for upstream in group.balancer.apply(
+            BalancerSettings.of(generation.config, group.name), addresses
+        )
+    ]

@@ -93,7 +93,7 @@ def test_an_upstream_is_the_same_as_long_as_name_address_and_port_are() -> None:
 
 def test_upstreams_of_different_groups_are_different() -> None:
     balancer = Balancer(build_settings(build_config("a")))
-    other = Balancer(build_settings(build_config("a"), group="api"))
+    other = Balancer(build_settings(build_config("a", group="api")))
 
     assert balancer.upstreams[0].identity == ("a", "192.0.2.1", 80, "default")
     assert other.upstreams[0].identity == ("a", "192.0.2.1", 80, "api")

@@ -39,6 +39,9 @@ REQUIRED = {
     "from": '["10.0.0.0/8"]',
 }
 
+# What stands there instead of a default with which the table would be none, by table and key.
+INSTEAD = {("routes", "group"): '"default"'}
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -67,6 +70,8 @@ def entries(table: Any = Config, where: str = "", *, is_live: bool = True) -> li
     for key in keys_of(table):
         place, live = join(where, key.name), is_live and Mark.RESTART not in key.marks
         inner = key.table or (key.element and key.element.table)
+        if key.pair and key.pair[1].table:
+            inner, place = key.pair[1].table, join(place, "NAME")
         if inner is not None:
             found += entries(inner, place, is_live=live)
         else:
@@ -94,6 +99,10 @@ def _example_table(key: Key, around: str = "") -> str:
     """
     place = join(around, key.name)
     element = key.element
+    if key.pair:
+        # As the only table of free names it has the keys of another one.
+        inner = next(other.name for other in keys_of(Config) if other.table is key.pair[1].table)
+        return f"# [{key.name}.NAME] has the keys of [{inner}] and is laid over it.\n"
     table = key.table or (element and element.table)
     purpose = (inspect.getdoc(table) or "").splitlines()[0].partition(": ")[2]
     mark = "" if isinstance(key.default, table) else "#"
@@ -101,7 +110,7 @@ def _example_table(key: Key, around: str = "") -> str:
     lines.append(f"{mark}[[{place}]]" if element else f"{mark}[{place}]")
     for entry in entries(table, is_live=Mark.RESTART not in key.marks):
         if "." not in entry.place and f"{place}.{entry.place}" not in NOT_YET:
-            lines += _example_key(entry, mark)
+            lines += _example_key(entry, mark, INSTEAD.get((place, entry.place), ""))
     own = {inner.table for inner in keys_of(Config)}
     within = [inner for inner in keys_of(table) if inner.table]
     lines += [
@@ -113,7 +122,7 @@ def _example_table(key: Key, around: str = "") -> str:
     return "\n".join(["\n".join(lines) + "\n", *others])
 
 
-def _example_key(entry: Entry, mark: str) -> list[str]:
+def _example_key(entry: Entry, mark: str, instead: str) -> list[str]:
     """Write one key, with what is to be said of it behind it or, where that is long, above."""
     key = entry.key
     is_choice = key.expected.startswith('"')
@@ -125,7 +134,7 @@ def _example_key(entry: Entry, mark: str) -> list[str]:
     facts.append("live" if entry.is_live else "restart")
     comment = f"{'; '.join(notes)} ({', '.join(facts)})".lstrip()
     is_absent = key.is_required or (entry.place == "port" and not key.default)
-    default = REQUIRED[entry.place] if is_absent else entry.default
+    default = instead or (REQUIRED[entry.place] if is_absent else entry.default)
     line = f"{mark}{entry.place} = {default}"
     if len(line) <= 27 and len(comment) <= 70:
         return [f"{line:27} # {comment}"]

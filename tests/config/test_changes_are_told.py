@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from atlas_pkg.config import diff
 from atlas_pkg.config.diff import live_changes, restart_changes
 from atlas_pkg.config.model import Config, UpstreamConfig
+from atlas_pkg.config.summary import summary
 from tests.config.samples import NAME, UPSTREAM, parse
 
 
@@ -72,7 +72,7 @@ def test_secrets_are_in_no_change_and_no_summary() -> None:
     old = parse(UPSTREAM)
     new = parse('[forwarding]\nset_request_fields = { Authorization = "hush" }\n' + UPSTREAM)
 
-    told = "\n".join((*live_changes(old, new), diff.summary(new)))
+    told = "\n".join((*live_changes(old, new), summary(new)))
 
     assert "hush" not in told
     assert live_changes(old, new) == ("forwarding.set_request_fields: changed",)
@@ -81,7 +81,7 @@ def test_secrets_are_in_no_change_and_no_summary() -> None:
 def test_the_summary_fits_one_screen() -> None:
     text = "[timeouts]\nconnect = 3\n[listen]\naddress = '::1'\nport = 80\n" + UPSTREAM
 
-    assert diff.summary(parse(text)) == (
+    assert summary(parse(text)) == (
         "atlas.toml: valid\n"
         "listen: [::1]:80, mode http\n"
         "upstreams: 1, round_robin\n"
@@ -94,7 +94,7 @@ def test_the_summary_fits_one_screen() -> None:
 def test_the_summary_of_very_many_upstreams_is_cut() -> None:
     many = tuple(UpstreamConfig(f"u{number}", f"h{number}", 1) for number in range(500))
 
-    lines = diff.summary(Config(NAME, upstreams=many)).splitlines()
+    lines = summary(Config(NAME, upstreams=many)).splitlines()
 
     assert lines[2] == "upstreams: 500, round_robin"
     assert lines[-1] == "  and 490 more"
@@ -102,7 +102,7 @@ def test_the_summary_of_very_many_upstreams_is_cut() -> None:
 
 
 def test_the_summary_says_what_no_upstreams_mean() -> None:
-    told = diff.summary(Config(NAME))
+    told = summary(Config(NAME))
 
     assert "upstreams: none" in told
     assert told.endswith("warnings:\n  no upstreams are configured: every request is answered 503")

@@ -329,10 +329,16 @@ def test_advice_does_not_tell_what_the_environment_says() -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('[listen]\nstrategy = "random"', "listen.strategy: unknown key, it belongs to [routing]"),
         (
-            UPSTREAM + "retries = 1",
-            'upstreams[0].retries: unknown key, it belongs to [routing] (name = "a")',
+            '[listen]\nstrategy = "random"',
+            "listen.strategy: unknown key, it belongs to [routing] or [groups.NAME]",
+        ),
+        (
+            UPSTREAM + "hash_on = 1",
+            (
+                "upstreams[0].hash_on: unknown key, it belongs to [routing] or [groups.NAME] "
+                '(name = "a")'
+            ),
         ),
         (
             "[pool]\nfail = 2\nfall = 2",

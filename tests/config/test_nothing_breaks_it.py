@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_pkg.config import diff, loader, model
+from atlas_pkg.config import loader, model, summary
 from atlas_pkg.config.loader import Reader
 from atlas_pkg.config.model import Config
 from atlas_pkg.errors import ConfigError
@@ -30,7 +30,7 @@ _VALUES = st.recursive(
 def outcome(reader: Reader[Config], document: dict[str, object]) -> list[str]:
     """The problems that reading ends with, or the summary of what is read."""
     built = reader.read(document, given={"path": NAME})
-    return [place for place, _ in reader.problems] if built is None else [diff.summary(built)]
+    return [place for place, _ in reader.problems] if built is None else [summary.summary(built)]
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))
@@ -43,7 +43,7 @@ def test_any_document_is_a_configuration_or_has_problems(document: dict[str, obj
 @settings(deadline=None)
 def test_no_bytes_raise_anything_but_a_config_error(data: bytes) -> None:
     try:
-        told: tuple[str, ...] = (diff.summary(loader.parse_config(data, NAME, {})),)
+        told: tuple[str, ...] = (summary.summary(loader.parse_config(data, NAME, {})),)
     except ConfigError as error:
         told = error.problems
 

@@ -13,6 +13,7 @@ from atlas_pkg.config.model import (
     HealthCheck,
     Listen,
     ProxyProtocol,
+    RouteConfig,
     SlowStart,
     Sticky,
     UpstreamConfig,
@@ -97,6 +98,7 @@ def test_the_example_without_its_marks_is_all_defaults_with_every_feature_on() -
         circuit_breaker=CircuitBreaker(),
         sticky=Sticky(),
         slow_start=SlowStart(),
+        routes=(RouteConfig(group="default"),),
         admin=Admin(),
     )
 

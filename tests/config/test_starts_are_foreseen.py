@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_pkg.config import diff
-from atlas_pkg.config.diff import warnings_of
+from atlas_pkg.config import summary
+from atlas_pkg.config.summary import warnings_of
 from tests.config.samples import UPSTREAM, UPSTREAMS, parse, problems
 
 # What is allowed and yet hardly meant
@@ -50,7 +50,7 @@ def test_a_server_that_is_there_twice_is_warned_of() -> None:
 
 
 def test_the_summary_ends_with_the_warnings() -> None:
-    told = diff.summary(parse(UPSTREAM + "weight = 3"))
+    told = summary.summary(parse(UPSTREAM + "weight = 3"))
 
     assert told.endswith("warnings:\n  upstream a: weight 3 has no effect with round_robin")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_pkg.config import diff, rules
+from atlas_pkg.config import rules, summary
 from atlas_pkg.config.diff import live_changes, restart_changes
 from atlas_pkg.config.model import (
     Admin,
@@ -241,7 +241,7 @@ def test_a_cookie_that_browsers_would_not_keep_is_refused(lines: str, sentence: 
 def test_the_secret_is_never_printed() -> None:
     loaded = parse('[sticky]\nsecret = "hunter2"')
     changed = parse('[sticky]\nsecret = "hunter3"')
-    told = [repr(loaded), diff.summary(loaded), *live_changes(loaded, changed)]
+    told = [repr(loaded), summary.summary(loaded), *live_changes(loaded, changed)]
     told += mistakes("[sticky]\nsecret = 8271")
     told += mistakes('[sticky]\nsecret = "hunter2"\nsame_site = "None"')
 
@@ -292,7 +292,7 @@ def test_the_admin_port_needs_a_restart() -> None:
 def test_the_token_is_never_printed() -> None:
     loaded = parse('[admin]\ntoken = "hunter2"')
 
-    told = [repr(loaded), diff.summary(loaded), *restart_changes(loaded, parse("[admin]"))]
+    told = [repr(loaded), summary.summary(loaded), *restart_changes(loaded, parse("[admin]"))]
 
     assert not any("hunter" in text for text in told)
 

@@ -34,6 +34,7 @@ def build_now(name: str, kind: str = "up", **more: object) -> UpstreamNow:
         state=kind,
         why="",
         weight=1,
+        group="default",
         configured_weight=1,
         backup=False,
         in_flight=0,

@@ -49,7 +49,7 @@ def begin(
     request: Request = build_request(f"{method} / HTTP/1.1", *fields)
     client, _ = ends.make()
     exchange = build_exchange(client, ends.clients, under, request)
-    exchange.lease = under.balancer.lease()
+    exchange.lease = under.group.balancer.lease()
     if body is not None:
         client.stream.buffered = body
         begin_body(exchange)
@@ -63,7 +63,7 @@ def error(stage: Stage, *, is_stale: bool = False) -> UpstreamError:
 
 def is_retried(exchange: Exchange, failure: UpstreamError) -> bool:
     """Ask for another lease after `failure`; all counts are right afterwards."""
-    balancer, lease = exchange.generation.balancer, exchange.lease
+    balancer, lease = exchange.generation.group.balancer, exchange.lease
     assert lease is not None
     try:
         lease_again(exchange, failure)
@@ -147,7 +147,7 @@ def test_after_a_stale_connection_the_same_upstream_is_asked_on_a_fresh_one(
     retries: int, stage: Stage, ends: Ends
 ) -> None:
     exchange = begin(ends, under=generation(retries=retries))
-    lease, balancer = exchange.lease, exchange.generation.balancer
+    lease, balancer = exchange.lease, exchange.generation.group.balancer
     assert lease is not None
     ours, theirs = socket.socketpair()
     stream = Stream(ours, Side.UPSTREAM)
@@ -205,7 +205,7 @@ def test_each_retry_goes_to_an_upstream_that_was_not_tried(ends: Ends) -> None:
             break
 
     assert sorted(tried) == list("abcde")
-    assert exchange.generation.balancer.in_flight == 0
+    assert exchange.generation.group.balancer.in_flight == 0
 
 
 def test_no_more_are_tried_than_are_allowed(ends: Ends) -> None:
@@ -215,12 +215,12 @@ def test_no_more_are_tried_than_are_allowed(ends: Ends) -> None:
     lease_again(exchange, error(Stage.HEAD))
     assert not is_retried(exchange, error(Stage.HEAD))
 
-    assert exchange.generation.balancer._retries == 0
+    assert exchange.generation.group.balancer._retries == 0
 
 
 def test_the_breaker_hears_of_a_failure_but_not_of_a_stale_connection(ends: Ends) -> None:
     under = generation(retries=0)
-    balancer = under.balancer
+    balancer = under.group.balancer
     assert not is_retried(begin(ends, "POST", under=under), error(Stage.HEAD, is_stale=True))
     assert all("breaker closed" in line for line in balancer.describe())
 
@@ -244,7 +244,7 @@ def test_a_client_that_belongs_to_an_upstream_is_retried_elsewhere(ends: Ends) -
 
 def test_beyond_the_budget_only_failed_connects_are_retried(ends: Ends) -> None:
     under = generation()
-    balancer = under.balancer
+    balancer = under.group.balancer
     for _ in range(3):
         assert balancer.begin_retry()
 
@@ -258,7 +258,7 @@ def test_beyond_the_budget_only_failed_connects_are_retried(ends: Ends) -> None:
 
 def test_a_retry_counts_in_the_budget_until_its_exchange_is_over(ends: Ends) -> None:
     exchange = begin(ends)
-    balancer = exchange.generation.balancer
+    balancer = exchange.generation.group.balancer
 
     assert is_retried(exchange, error(Stage.HEAD))
     assert balancer._retries == 1
@@ -275,7 +275,7 @@ def test_where_nobody_else_is_available_the_first_failure_is_told(ends: Ends) ->
 
 def test_a_client_that_is_gone_waits_for_no_retry(ends: Ends) -> None:
     exchange = begin(ends, under=generation(upstreams=2, limit=1))
-    balancer = exchange.generation.balancer
+    balancer = exchange.generation.group.balancer
     other = balancer.lease()  # the rest is full now
     ends.peer(exchange.client).close()
 

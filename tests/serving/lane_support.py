@@ -48,7 +48,7 @@ class Scene:
         )
         self.lane: EpollLane = frontend._lanes[0]
         # To open one takes waiting, and is for a thread.
-        connection = open_connection(generation.balancer.upstreams[0], PATIENCE)
+        connection = open_connection(generation.group.balancer.upstreams[0], PATIENCE)
         self.lane.pool.checkin(connection, config.pool, None)
         self.upstream, _ = listener.accept()
         self.upstream.settimeout(PATIENCE)

@@ -38,14 +38,14 @@ def read(
     head = "\r\n".join([line, "Host: h", *fields, "", ""]).encode()
     request: Request = generation.parser.parse_request(head)
     client = generation.forwarder.describe_client(by, "http")
-    if generation.affinity is None:  # nothing ties anybody to an upstream
+    if generation.group.affinity is None:  # nothing ties anybody to an upstream
         return ANYWHERE
-    return generation.affinity.read(request, client)
+    return generation.group.affinity.read(request, client)
 
 
 def mark(generation: Generation, affinity: Affinity, upstream: Upstream) -> bytes:
-    assert generation.affinity is not None
-    return generation.affinity.mark(affinity, upstream)
+    assert generation.group.affinity is not None
+    return generation.group.affinity.mark(affinity, upstream)
 
 
 def key(generation: Generation, *fields: str, **more: str) -> bytes:
@@ -53,8 +53,8 @@ def key(generation: Generation, *fields: str, **more: str) -> bytes:
 
 
 def test_without_hashes_and_cookies_nothing_is_looked_at() -> None:
-    assert build("round_robin").affinity is None
-    assert build("least_connections", hash_on="path").affinity is None
+    assert build("round_robin").group.affinity is None
+    assert build("least_connections", hash_on="path").group.affinity is None
 
 
 def test_the_client_is_known_by_its_address() -> None:
@@ -109,7 +109,7 @@ def test_a_cookie_is_hashed_in_the_case_of_its_name() -> None:
 @pytest.mark.parametrize("strategy", ["round_robin", "ip_hash"])
 def test_a_cookie_of_ours_names_its_upstream(strategy: str) -> None:
     generation = build(strategy, sticky=Sticky(secret="s"))
-    b = generation.balancer.by_name["b"]
+    b = generation.group.balancer.by_name["b"]
     line = mark(generation, ANYWHERE, b).decode().rstrip()
     cookie = line.removeprefix("Set-Cookie: ").partition(";")[0]
 
@@ -117,7 +117,7 @@ def test_a_cookie_of_ours_names_its_upstream(strategy: str) -> None:
 
     assert found.sticky is b
     assert mark(generation, found, b) == b""
-    assert mark(generation, found, generation.balancer.by_name["a"]).startswith(b"Set-")
+    assert mark(generation, found, generation.group.balancer.by_name["a"]).startswith(b"Set-")
 
 
 @pytest.mark.parametrize("cookie", ["atlas=b", "atlas=", "atlas", "b", "atlas=AAAA; atlas=BBBB"])
@@ -128,14 +128,14 @@ def test_a_forged_cookie_names_nobody(cookie: str) -> None:
 def test_without_sticky_sessions_no_answer_is_marked() -> None:
     generation = build()
 
-    assert mark(generation, ANYWHERE, generation.balancer.upstreams[0]) == b""
+    assert mark(generation, ANYWHERE, generation.group.balancer.upstreams[0]) == b""
 
 
 def test_a_secret_that_was_made_up_is_handed_on_to_the_next_generation() -> None:
     first = build("round_robin", sticky=Sticky())
     second = Generation(first.config, first)
     other = build("round_robin", sticky=Sticky())
-    a = first.balancer.by_name["a"]
+    a = first.group.balancer.by_name["a"]
 
     assert mark(first, ANYWHERE, a) == mark(second, ANYWHERE, a)
     assert mark(first, ANYWHERE, a) != mark(other, ANYWHERE, a)

@@ -1,0 +1,168 @@
+"""Which route a request takes: the first that matches, as an upstream will understand the request.
+
+Hosts are found in a dictionary, paths are compared in the order of the file. A path is compared as
+it is written, but for spellings that are equal everywhere (`http1/target.py`).
+
+A route with `from`, or with a fixed answer, is a *fence*: somebody is to be kept out. It is of no
+use if `/x/../admin` gets around one that stands before `/admin`, and reaches an upstream that
+follows `..`. So where there are fences, a path that servers read in different ways is looked up in
+every reading. A fence that any of them meets counts; where one and the same fence is met by all but
+the path as it is written, that one decides, and otherwise the request is refused: nobody can say
+what it means. Capitals are no other reading: `/ADMIN` is not `/admin`.
+
+It stands here, and not with what is done about it, since an exchange is counted, queued and kept at
+its upstream by group from its beginning on.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+
+from atlas_pkg.config.model import RouteConfig
+from atlas_pkg.config.route_rules import PLACEHOLDER
+from atlas_pkg.config.rules import Address
+from atlas_pkg.errors import ClientError
+from atlas_pkg.http1.forwarding import ClientInfo, Forwarder
+from atlas_pkg.http1.message import Request
+from atlas_pkg.http1.target import find_readings, is_odd, normalize_host, normalize_path
+
+# RFC 9110 §15.4.9: the same request once more, there and from now on.
+_USUAL_REDIRECT = 308
+
+# Hosts and addresses that are remembered; a client may make up any number of the former.
+_REMEMBERED = 1024
+
+_UNCERTAIN = "the path can be read in more than one way"
+
+
+class Route:
+    """One route. Immutable."""
+
+    __slots__ = ("_redirect", "group", "is_fence", "name", "networks", "prefix", "status", "strip")
+
+    def __init__(self, config: RouteConfig, number: int) -> None:
+        """`number` is its place in the file, from 1 on."""
+        # How people are told of it.
+        self.name = f"route {number} ({config.pattern}) → {config.target}"
+        # What is compared with a path that has a slash at its end.
+        self.prefix = config.path.encode("ascii") + b"/" if config.path else b""
+        self.networks = config.from_
+        self.group = config.group  # its name; empty: Atlas answers itself
+        # What is taken off the path before it is sent on.
+        self.strip = config.path.encode("ascii") if config.strip else b""
+        self.status = config.status or (_USUAL_REDIRECT if config.redirect else 0)
+        self.is_fence = bool(config.from_) or self.status >= 400
+        self._redirect = config.redirect
+
+    def build_location(self, request: Request) -> bytes:
+        """Where it redirects a request to; empty if it does not. Raises `ClientError`.
+
+        What is put in was checked when the request was read: no line ends, and no "/" in the host.
+        """
+        target = request.target.decode("ascii")
+        uri = target if target.startswith("/") else "/"
+        path, _, query = uri.partition("?")
+        host = re.sub(r":[0-9]*\Z", "", (request.host or b"").decode("ascii"))
+        if not host and "{host}" in self._redirect:
+            raise ClientError(400, "the Host field is missing")
+        values = {"uri": uri, "path": path, "query": query, "host": host}
+        return PLACEHOLDER.sub(lambda match: values[match[1]], self._redirect).encode("ascii")
+
+
+class _Table:
+    """The routes of one host, in their order."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self._routes = tuple(routes)
+        self.has_fences = any(route.is_fence for route in self._routes)
+        self.has_networks = any(route.networks for route in self._routes)
+
+    def match(self, path: bytes, address: Address | None) -> Route | None:
+        """The first route that matches; the `address` is that of the client, if it matters."""
+        path += b"/"
+        for route in self._routes:
+            if path.startswith(route.prefix) and (
+                not route.networks or any(address in network for network in route.networks)
+            ):
+                return route
+        return None
+
+
+class Router:
+    """The routes of one configuration. Immutable, thread-safe."""
+
+    def __init__(self, routes: Sequence[RouteConfig], forwarder: Forwarder) -> None:
+        """`forwarder` says where a client is, as far as those in between can be trusted."""
+        self._forwarder = forwarder
+        self._routes = [
+            (config.host, Route(config, number)) for number, config in enumerate(routes, 1)
+        ]
+        self._tables = {host: self._build_table(host) for host, _ in self._routes}
+        self._others = self._build_table("")
+        self._find_table = functools.lru_cache(_REMEMBERED)(self._look_up)
+        self._parse_address = functools.lru_cache(_REMEMBERED)(_parse_address)
+
+    def find(self, request: Request, client: ClientInfo) -> Route | None:
+        """The route that a request takes; None: none is meant for it.
+
+        Raises `ClientError` where nobody can say whether a fence stands before it.
+        """
+        table, address = self._find_table(request.host), None
+        if table.has_networks:
+            address = self._parse_address(self._forwarder.client_address(request, client))
+        path = normalize_path(request.target.partition(b"?")[0])
+        found = table.match(path, address)
+        if table.has_fences and is_odd(path):
+            return _settle(table, path, address, found)
+        return found
+
+    def _build_table(self, host: str) -> _Table:
+        """The routes for requests to `host`; "*.example.com" stands for those that have no own."""
+        return _Table(route for pattern, route in self._routes if _holds(pattern, host))
+
+    def _look_up(self, host: bytes | None) -> _Table:
+        name = normalize_host(host) if host is not None else ""
+        if name in self._tables:
+            return self._tables[name]
+        while "." in name:  # the longest pattern first: what else matches is in its table as well
+            name = name.partition(".")[2]
+            if f"*.{name}" in self._tables:
+                return self._tables[f"*.{name}"]
+        return self._others
+
+
+def _settle(
+    table: _Table, path: bytes, address: Address | None, found: Route | None
+) -> Route | None:
+    """Decide about a path that servers read in different ways; `found` is for it as written."""
+    if found is not None and found.status >= 400:
+        return found  # it leads to no upstream
+    readings = find_readings(path)
+    if found is not None and found.strip and readings is not None:
+        # An upstream that is told only the rest may climb out of that: /v1/../admin is its /admin,
+        # which is known here as /v1/admin.
+        rest = find_readings(path.removeprefix(found.strip) or b"/")
+        readings = None if rest is None else readings | {found.strip + one for one in rest}
+    if readings is None:
+        raise ClientError(400, _UNCERTAIN)
+    others = {table.match(reading, address) for reading in readings} - {found}
+    fences = [route for route in others if route is not None and route.is_fence]
+    if not fences:
+        return found
+    if len(others) > 1 or fences[0].strip:  # of what is not written it cannot be taken off
+        raise ClientError(400, _UNCERTAIN)
+    return fences[0]
+
+
+def _holds(pattern: str, host: str) -> bool:
+    """Is a route for `pattern` meant for `host`, or for all that another pattern stands for?"""
+    if pattern.startswith("*."):
+        return host.endswith(pattern[1:])
+    return pattern in {"", host}
+
+
+def _parse_address(text: bytes) -> Address:
+    return ipaddress.ip_address(text.decode("ascii"))
