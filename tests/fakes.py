@@ -1,8 +1,8 @@
 """Upstreams made for tests: real sockets, and answers that the test spells out byte by byte.
 
-An `Upstream` runs one function per connection, each in a thread of its own. `Conversation` is what
-that function is given: read a request, send bytes. `named` is the upstream of most tests: it
-answers with its name and counts.
+A `Scripted` upstream says in a line what is done for a request: answer, send these bytes, hold,
+reset. `named` is the upstream of most tests: it answers with its name and counts. Where a script
+does not say enough, an `Upstream` runs a function for each connection, in a thread of its own.
 
 `python -m tests.fakes NAME PORT` is such an upstream as a process, for tests that kill it.
 """
@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -229,71 +229,143 @@ def build_answer(body: bytes = b"", *, status: str = "200 OK", fields: str = "")
     return f"HTTP/1.1 {status}\r\n{fields}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def named(name: str, *, delay: float = 0.0, address: str = "127.0.0.1", port: int = 0) -> Upstream:
-    """An upstream that answers every request with its name, `delay` seconds later."""
+# The beginning of an answer, and of one that streams; both lack their end.
+CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n" + b"x" * 1000
+STREAM = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n"
+# The answer that makes a connection a tunnel.
+SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\nConnection: Upgrade\r\n\r\n"
 
-    def serve(conversation: Conversation) -> None:
+Step = bytes | int | float | str | Callable[[Conversation, Request], object]
+Script = Step | tuple[Step, ...]
+
+
+class Scripted(Upstream):
+    """An upstream that follows a script for each request, and remembers what it was sent.
+
+    A script is one step or several:
+
+    * a number answers with this status, and the upstream's name as the body;
+    * bytes are sent as they are;
+    * "hold" waits until the test calls `let_go`, "wait" until Atlas closes or says more, and "next"
+      for the next request of this connection; `0.1` lets this time pass;
+    * "reset" and "close" end the connection;
+    * "unread", the first of several, leaves the body where it is: otherwise it is read before;
+    * a function is called with the conversation and the request.
+
+    The script may be changed at any time; `targets` has those of some targets. Probes of `/health`
+    are answered with `health` where none is said for them, and are not counted as requests.
+    """
+
+    def __init__(
+        self,
+        name: str = "a",
+        script: Script = 200,
+        *,
+        targets: Mapping[str, Script] | None = None,
+        address: str = "127.0.0.1",
+        port: int = 0,
+    ) -> None:
+        self.script = script
+        self.targets = dict(targets or {})
+        self.health = 200
+        self.probes = 0
+        self.seen: list[Request] = []
+        self.bodies: list[bytes] = []
+        self._turns = threading.Semaphore(0)
+        super().__init__(self._converse, name=name, address=address, port=port)
+
+    def let_go(self, count: int = 1) -> None:
+        """Let so many of those that are held go on."""
+        self._turns.release(count)
+
+    def tokens(self) -> list[str]:
+        """The tokens of all requests that came in whole or in part."""
+        return [request.get("X-Token") for request in self.seen]
+
+    def close(self) -> None:
+        self.let_go(1000)
+        super().close()
+
+    def _converse(self, conversation: Conversation) -> None:
         while request := conversation.read_head():
-            for _ in conversation.read_body(request):
-                pass
-            upstream.count()
-            time.sleep(delay)
-            conversation.send(answer)
+            if request.target == "/health" and "/health" not in self.targets:
+                self.probes += 1
+                conversation.send(build_answer(status=f"{self.health} Whatever"))
+            elif not self._follow(conversation, request):
+                return
 
-    answer = build_answer(name.encode())
-    upstream = Upstream(serve, name=name, address=address, port=port)
-    return upstream
+    def _follow(self, conversation: Conversation, request: Request) -> bool:
+        """Do what the script says; False when the connection is over."""
+        self.seen.append(request)
+        self.count()
+        script = self.targets.get(request.target, self.script)
+        steps = script if isinstance(script, tuple) else (script,)
+        if steps[0] != "unread":
+            self.bodies.append(b"".join(conversation.read_body(request)))
+        for step in steps:
+            match step:
+                case bytes():
+                    conversation.send(step)
+                case int():
+                    status = f"{step} Whatever"
+                    conversation.send(build_answer(self.name.encode(), status=status))
+                case float():
+                    time.sleep(step)
+                case "hold":
+                    self._turns.acquire(timeout=PATIENCE)
+                case "wait":
+                    conversation.wait_for_end()
+                case "next":
+                    if not (following := conversation.read_head()):
+                        return False
+                    request = following
+                    self.seen.append(request)
+                    self.count()
+                case "reset":
+                    conversation.reset()
+                case function if callable(function):
+                    function(conversation, request)
+        return steps[-1] not in ("close", "reset", "wait")
 
 
-def digesting(name: str = "a") -> Upstream:
+def named(name: str, *, delay: float = 0.0, address: str = "127.0.0.1", port: int = 0) -> Scripted:
+    """An upstream that answers every request with its name, `delay` seconds later."""
+    return Scripted(name, (delay, 200), address=address, port=port)
+
+
+def answering(*answers: bytes, name: str = "a") -> Scripted:
+    """An upstream that gives `answers` in turn on each connection, then closes it."""
+    first, *others = answers
+    return Scripted(
+        name, (first, *(step for answer in others for step in ("next", answer)), "close")
+    )
+
+
+def silent(name: str = "a") -> Scripted:
+    """An upstream that reads a request and never answers."""
+    return Scripted(name, ("unread", "wait"))
+
+
+def digesting(name: str = "a") -> Scripted:
     """An upstream that answers with the SHA-256 of the body it was sent."""
 
-    def serve(conversation: Conversation) -> None:
-        while request := conversation.read_head():
-            digest = hashlib.sha256()
-            for piece in conversation.read_body(request):
-                digest.update(piece)
-            conversation.send(build_answer(digest.hexdigest().encode()))
+    def answer(conversation: Conversation, request: Request) -> None:
+        digest = hashlib.sha256()
+        for piece in conversation.read_body(request):
+            digest.update(piece)
+        conversation.send(build_answer(digest.hexdigest().encode()))
 
-    return Upstream(serve, name=name)
+    return Scripted(name, ("unread", answer))
 
 
-def echoing_fields(name: str = "a", address: str = "127.0.0.1") -> Upstream:
+def echoing_fields(name: str = "a", address: str = "127.0.0.1") -> Scripted:
     """An upstream that answers with the head it was sent, a line per field."""
 
-    def serve(conversation: Conversation) -> None:
-        while request := conversation.read_head():
-            lines = [request.line, *(f"{key}: {value}" for key, value in request.fields)]
-            conversation.send(build_answer("\n".join(lines).encode()))
+    def answer(conversation: Conversation, request: Request) -> None:
+        lines = [request.line, *(f"{key}: {value}" for key, value in request.fields)]
+        conversation.send(build_answer("\n".join(lines).encode()))
 
-    return Upstream(serve, name=name, address=address)
-
-
-def answering(*answers: bytes, name: str = "a") -> Upstream:
-    """An upstream that gives `answers` in turn on each connection, then closes it."""
-
-    def serve(conversation: Conversation) -> None:
-        for answer in answers:
-            request = conversation.read_head()
-            if request is None:
-                return
-            for _ in conversation.read_body(request):
-                pass
-            conversation.send(answer)
-
-    return Upstream(serve, name=name)
-
-
-def silent(name: str = "a") -> Upstream:
-    """An upstream that reads a request and never answers; it counts those whose client left."""
-
-    def serve(conversation: Conversation) -> None:
-        conversation.read_head()
-        upstream.count()
-        conversation.wait_for_end()
-
-    upstream = Upstream(serve, name=name)
-    return upstream
+    return Scripted(name, answer, address=address)
 
 
 if __name__ == "__main__":

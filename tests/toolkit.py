@@ -160,10 +160,11 @@ class Atlas(Program):
         *arguments: str,
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
+        python: str = sys.executable,
     ) -> None:
         """`prefix` is a command that starts commands, such as one that sets limits."""
         self.path = path
-        command = [*prefix, sys.executable, "-W", "error", str(ATLAS), str(path), *arguments]
+        command = [*prefix, python, "-W", "error", str(ATLAS), str(path), *arguments]
         super().__init__(command, env={**os.environ, **(env or {})})
         self.host, self.port = "", 0
 

@@ -367,11 +367,6 @@ class Balancer:
         """The upstreams that are to be probed, and how."""
         return [(one, one.health_check) for one in self.upstreams if one.health_check is not None]
 
-    def describe(self) -> list[str]:
-        """A line about every upstream, for the log."""
-        with self.lock:
-            return [upstream.describe(self._clock()) for upstream in self.upstreams]
-
     # From here on the caller holds the lock.
 
     def _changed(self) -> None:

@@ -158,20 +158,6 @@ class Upstream:
         self.is_up, self.health_reason = is_up, reason
         return was_up != is_up
 
-    def describe(self, now: float) -> str:
-        """Say in a line how it is. Caller holds the balancer's lock."""
-        facts = [
-            f"weight {self.weight}",
-            f"{self.in_flight} in flight",
-            self.admin_state.value,
-            "up" if self.is_up else f"down ({self.health_reason})",
-        ]
-        if self.breaker is not None:
-            facts.append(f"breaker {self.breaker.state(now).value}")
-        if self.is_backup:
-            facts.append("backup")
-        return f"upstream {self.label}: {', '.join(facts)}"
-
     def __repr__(self) -> str:
         return f"<Upstream {self.name} {self.address}:{self.port}>"
 

@@ -47,19 +47,11 @@ def refused() -> Upstream:
 
 
 def test_the_request_is_complete_and_closes() -> None:
-    heads: list[fakes.Request] = []
-
-    def serve(conversation: fakes.Conversation) -> None:
-        request = conversation.read_head()
-        assert request is not None
-        heads.append(request)
-        conversation.send(fakes.build_answer())
-
-    with fakes.Upstream(serve) as fake:
+    with fakes.Scripted() as fake:
         result = finish(listed(fake), HTTP)
 
     assert result == Result(True, "status 200")
-    (head,) = heads
+    (head,) = fake.seen
     assert head.line == "GET /health?full=1 HTTP/1.1"
     assert head.fields == (
         ("Host", f"127.0.0.1:{fake.port}"),
@@ -70,18 +62,10 @@ def test_the_request_is_complete_and_closes() -> None:
 
 
 def test_the_host_may_be_set() -> None:
-    hosts: list[str] = []
-
-    def serve(conversation: fakes.Conversation) -> None:
-        request = conversation.read_head()
-        assert request is not None
-        hosts.append(request.get("Host"))
-        conversation.send(fakes.build_answer())
-
-    with fakes.Upstream(serve) as fake:
+    with fakes.Scripted() as fake:
         finish(listed(fake), HealthCheck(path="/", host="app.example:81"))
 
-    assert hosts == ["app.example:81"]
+    assert [head.get("Host") for head in fake.seen] == ["app.example:81"]
 
 
 @pytest.mark.parametrize(
@@ -106,12 +90,7 @@ def test_the_status_decides_and_redirects_are_not_followed(
 
 
 def test_what_is_behind_the_head_is_not_waited_for() -> None:
-    def serve(conversation: fakes.Conversation) -> None:
-        conversation.read_head()
-        conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
-        assert conversation.wait_for_end()
-
-    with fakes.Upstream(serve) as fake:
+    with fakes.Scripted("a", (fakes.CUT, "wait")) as fake:
         assert finish(listed(fake), HTTP) == Result(True, "status 200")
 
 
@@ -127,12 +106,8 @@ def test_interim_answers_are_passed_over(answer: bytes) -> None:
 
 
 def test_an_answer_may_come_byte_by_byte() -> None:
-    def serve(conversation: fakes.Conversation) -> None:
-        conversation.read_head()
-        for byte in b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n":
-            conversation.send(bytes([byte]))
-
-    with fakes.Upstream(serve) as fake:
+    script = tuple(bytes([byte]) for byte in b"HTTP/1.1 204 No Content\r\nA: b\r\n\r\n")
+    with fakes.Scripted("a", script) as fake:
         assert finish(listed(fake), HTTP) == Result(True, "status 204")
 
 
@@ -155,11 +130,7 @@ def test_what_is_no_answer_fails(answer: bytes, reason: str) -> None:
 
 
 def test_a_connection_that_is_reset_fails() -> None:
-    def serve(conversation: fakes.Conversation) -> None:
-        conversation.read_head()
-        conversation.reset()
-
-    with fakes.Upstream(serve) as fake:
+    with fakes.Scripted("a", "reset") as fake:
         assert finish(listed(fake), HTTP) == Result(False, "no answer: connection reset by peer")
 
 
@@ -169,12 +140,7 @@ def test_silence_fails_when_the_time_is_up() -> None:
 
 
 def test_a_head_that_never_ends_fails_when_the_time_is_up() -> None:
-    def serve(conversation: fakes.Conversation) -> None:
-        conversation.read_head()
-        conversation.send(b"HTTP/1.1 200 OK\r\n")
-        conversation.wait_for_end()
-
-    with fakes.Upstream(serve) as fake:
+    with fakes.Scripted("a", (b"HTTP/1.1 200 OK\r\n", "wait")) as fake:
         assert finish(listed(fake), HTTP, time_limit=0.1) == Result(False, "no answer in time")
 
 
@@ -229,15 +195,9 @@ def test_a_fault_of_this_machine_is_no_result(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_time_is_for_all_of_it() -> None:
-    def serve(conversation: fakes.Conversation) -> None:
-        conversation.read_head()
-        conversation.send(b"HTTP/1.1 200 OK\r\nA: ")
-        while True:  # a byte now and then, until Atlas has had enough
-            conversation.send(b"b")
-            time.sleep(0.02)
-
+    drip = (b"HTTP/1.1 200 OK\r\nA: ", *[b"b", 0.02] * 1000)
     began = time.monotonic()
-    with fakes.Upstream(serve) as fake:
+    with fakes.Scripted("a", drip) as fake:
         assert finish(listed(fake), HTTP, time_limit=0.3) == Result(False, "no answer in time")
         assert time.monotonic() - began < 5
 

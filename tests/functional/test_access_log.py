@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, answering, build_answer, named, silent
+from tests.fakes import Scripted, Upstream, answering, build_answer, named, silent
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Threads, build_config, wait_until
 
@@ -138,18 +138,8 @@ def test_a_line_end_in_two_pieces_begins_no_head(a: Upstream, start: Start) -> N
 def test_a_line_does_not_wait_for_the_next_exchange(
     upstreams: contextlib.ExitStack, start: Start, is_pipelined: bool
 ) -> None:
-    may_end = threading.Event()
-
-    def serve(conversation: Conversation) -> None:
-        while request := conversation.read_head():
-            if request.target == "/long":
-                conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1")
-                may_end.wait(30)
-                conversation.send(b"2")
-            else:
-                conversation.send(build_answer(b"short"))
-
-    upstream = upstreams.enter_context(Upstream(serve))
+    script = (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n1", "hold", b"2")
+    upstream = upstreams.enter_context(Scripted("short", targets={"/long": script}))
     atlas = start(build(upstream.table(), listen={"max_threads": 1}))
     heads = [b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % name for name in (b"short", b"long")]
 
@@ -161,8 +151,7 @@ def test_a_line_does_not_wait_for_the_next_exchange(
             one.read_answer()
             other.send(heads[1])
         (entry,) = entries_of(atlas, 1)
-        assert not may_end.is_set()
-        may_end.set()
+        upstream.let_go()
 
     assert entry["target"] == "/short"
     assert len(entries_of(atlas, 2)) == 2
@@ -257,12 +246,7 @@ def test_without_an_upstream_it_is_503(start: Start) -> None:
 
 
 def test_a_tunnel_is_logged_when_it_begins(upstreams: contextlib.ExitStack, start: Start) -> None:
-    def serve(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED)
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(serve))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait")))
     atlas = start(build(upstream.table()))
 
     with atlas.client() as client:

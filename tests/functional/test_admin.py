@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, build_answer, named
+from tests.fakes import Scripted, Upstream, named
 from tests.functional.admin_client import ADMIN, TOKEN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Client, Cut, Threads, build_config, wait_until
+
+# What the admin address says does not depend on the engine that serves clients.
+pytestmark = pytest.mark.engines("lane")
 
 Open = Callable[..., tuple[Atlas, AdminClient]]
 
@@ -23,18 +26,9 @@ Open = Callable[..., tuple[Atlas, AdminClient]]
 CONNECTIONS = 28
 
 
-def choosy(name: str) -> Upstream:
+def choosy(name: str) -> Scripted:
     """An upstream that answers 404 where the path says so."""
-
-    def serve(conversation: Conversation) -> None:
-        while request := conversation.read_head():
-            upstream.count()
-            is_missing = request.target.startswith("/missing")
-            status = "404 Not Found" if is_missing else "200 OK"
-            conversation.send(build_answer(name.encode(), status=status))
-
-    upstream = Upstream(serve, name=name)
-    return upstream
+    return Scripted(name, targets={"/missing": 404})
 
 
 @pytest.fixture

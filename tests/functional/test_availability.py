@@ -11,9 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, build_answer, named
+from tests.fakes import CUT, STREAM, Conversation, Scripted, Upstream, build_answer, named
 from tests.functional.conftest import Start
-from tests.functional.moody import Moody
 from tests.functional.test_failure import UpstreamProcess, closed_port
 from tests.toolkit import Atlas, Cut, Threads, build_config, wait_until
 
@@ -30,13 +29,13 @@ def mortal() -> Iterator[UpstreamProcess]:
 
 
 @pytest.fixture
-def a(upstreams: contextlib.ExitStack) -> Moody:
-    return upstreams.enter_context(Moody("A"))
+def a(upstreams: contextlib.ExitStack) -> Scripted:
+    return upstreams.enter_context(Scripted("A"))
 
 
 @pytest.fixture
-def b(upstreams: contextlib.ExitStack) -> Moody:
-    return upstreams.enter_context(Moody("B"))
+def b(upstreams: contextlib.ExitStack) -> Scripted:
+    return upstreams.enter_context(Scripted("B"))
 
 
 def ask(atlas: Atlas, times: int) -> Counter[str]:
@@ -50,7 +49,7 @@ def ask(atlas: Atlas, times: int) -> Counter[str]:
 
 
 def test_a_stalled_upstream_is_taken_out_and_comes_back(
-    mortal: UpstreamProcess, a: Moody, start: Start
+    mortal: UpstreamProcess, a: Scripted, start: Start
 ) -> None:
     check = {**CHECK, "path": "/", "timeout": 0.2}
     atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN, health_check=check))
@@ -68,7 +67,7 @@ def test_a_stalled_upstream_is_taken_out_and_comes_back(
 
 
 def test_a_killed_upstream_is_taken_out_and_comes_back(
-    mortal: UpstreamProcess, a: Moody, start: Start
+    mortal: UpstreamProcess, a: Scripted, start: Start
 ) -> None:
     check = {**CHECK, "path": ""}
     atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN, health_check=check))
@@ -82,14 +81,14 @@ def test_a_killed_upstream_is_taken_out_and_comes_back(
     assert ask(atlas, 10) == {"mortal": 5, "A": 5}
 
 
-def test_fall_and_rise_are_counted(a: Moody, b: Moody, start: Start) -> None:
+def test_fall_and_rise_are_counted(a: Scripted, b: Scripted, start: Start) -> None:
     atlas = start(build_config(a.table(), b.table(), health_check=CHECK, routing=ROUND_ROBIN))
     wait_until(lambda: a.probes >= 3, "probes")
 
     a.health = 500
     probes = a.probes
     atlas.wait_for("upstream A is down: status 500")
-    # One may have been under way when the mood changed; and one more be by now.
+    # One may have been under way when the script changed; and one more be by now.
     assert 3 <= a.probes - probes <= 5
     a.health = 204
     probes = a.probes
@@ -98,9 +97,9 @@ def test_fall_and_rise_are_counted(a: Moody, b: Moody, start: Start) -> None:
 
 
 def test_what_is_healthy_can_be_said(
-    a: Moody, b: Moody, upstreams: contextlib.ExitStack, start: Start
+    a: Scripted, b: Scripted, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    c = upstreams.enter_context(Moody("C"))
+    c = upstreams.enter_context(Scripted("C"))
     a.health, b.health, c.health = 200, 404, 301
     check = {**CHECK, "expect": "404"}
     tables = [upstream.table() for upstream in (a, b, c)]
@@ -112,7 +111,7 @@ def test_what_is_healthy_can_be_said(
     assert ask(atlas, 4) == {"B": 4}
 
 
-def test_all_down_is_503_with_retry_after(a: Moody, b: Moody, start: Start) -> None:
+def test_all_down_is_503_with_retry_after(a: Scripted, b: Scripted, start: Start) -> None:
     a.health = b.health = 503
     atlas = start(build_config(a.table(), b.table(), health_check=CHECK))
     atlas.wait_for("upstream A is down")
@@ -130,9 +129,9 @@ def test_all_down_is_503_with_retry_after(a: Moody, b: Moody, start: Start) -> N
 
 
 def test_an_upstream_that_a_reload_adds_serves_after_its_first_passed_probe(
-    a: Moody, b: Moody, start: Start
+    a: Scripted, b: Scripted, start: Start
 ) -> None:
-    def config(*listed: Moody) -> str:
+    def config(*listed: Scripted) -> str:
         tables = [upstream.table() for upstream in listed]
         return build_config(*tables, health_check=CHECK, routing=ROUND_ROBIN)
 
@@ -154,18 +153,9 @@ def test_an_upstream_that_a_reload_adds_serves_after_its_first_passed_probe(
 
 @pytest.mark.parametrize("way", ["others", "renamed"])
 def test_a_reload_that_replaces_all_upstreams_costs_no_request(
-    way: str, a: Moody, upstreams: contextlib.ExitStack, start: Start
+    way: str, a: Scripted, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    may_answer = threading.Event()
-
-    def serve(conversation: Conversation) -> None:
-        while request := conversation.read_head():
-            if request.target == "/health":
-                may_answer.wait(20)
-            conversation.send(build_answer(b"B"))
-
-    b = upstreams.enter_context(Upstream(serve, name="B"))
-    upstreams.callback(may_answer.set)
+    b = upstreams.enter_context(Scripted("B", targets={"/health": ("hold", 200)}))
     new = b.table() if way == "others" else {**b.table(), "name": "C"}
     old = a.table() if way == "others" else b.table()
     check = {"health_check": {**CHECK, "timeout": 20.0, "interval": 20.0}}
@@ -177,7 +167,7 @@ def test_a_reload_that_replaces_all_upstreams_costs_no_request(
 
 
 def test_checks_of_one_upstream_are_laid_over_those_of_all(
-    a: Moody, b: Moody, start: Start
+    a: Scripted, b: Scripted, start: Start
 ) -> None:
     a.health = b.health = 418
     text = build_config(a.table(), b.table(), routing=ROUND_ROBIN, health_check=CHECK)
@@ -191,7 +181,7 @@ def test_checks_of_one_upstream_are_laid_over_those_of_all(
 
 
 def test_verdicts_survive_a_reload_and_end_with_the_checks(
-    a: Moody, b: Moody, start: Start
+    a: Scripted, b: Scripted, start: Start
 ) -> None:
     a.health = 500
     tables = [a.table(), b.table()]
@@ -210,10 +200,10 @@ def test_verdicts_survive_a_reload_and_end_with_the_checks(
 # The circuit breaker
 
 
-def test_the_breaker_opens_tries_and_closes(a: Moody, b: Moody, start: Start) -> None:
+def test_the_breaker_opens_tries_and_closes(a: Scripted, b: Scripted, start: Start) -> None:
     atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=BREAKER))
 
-    a.mood = "reset"
+    a.script = "reset"
     assert ask(atlas, 20) == {"502": 3, "B": 17}
     atlas.wait_for("upstream A: circuit breaker open for 0.4 s")
     assert a.requests == 3
@@ -225,7 +215,7 @@ def test_the_breaker_opens_tries_and_closes(a: Moody, b: Moody, start: Start) ->
     atlas.wait_for("upstream A: circuit breaker open for 0.8 s")
 
     # And another, which is held: nobody else is sent there meanwhile.
-    a.mood = "held"
+    a.script = ("hold", 200)
     threads = Threads()
 
     def is_tried() -> bool:
@@ -235,7 +225,7 @@ def test_the_breaker_opens_tries_and_closes(a: Moody, b: Moody, start: Start) ->
     wait_until(is_tried, "the next trial")
     assert ask(atlas, 10) == {"B": 10}
     assert a.requests == 5
-    a.mood = "well"
+    a.script = 200
     a.let_go()
     atlas.wait_for("upstream A: circuit breaker closed")
     assert {answer.status for answer in threads.join()} == {200}
@@ -243,12 +233,14 @@ def test_the_breaker_opens_tries_and_closes(a: Moody, b: Moody, start: Start) ->
     assert atlas.count("circuit breaker closed") == 1
 
 
-def test_a_trial_is_over_with_the_head_of_its_answer(a: Moody, b: Moody, start: Start) -> None:
+def test_a_trial_is_over_with_the_head_of_its_answer(
+    a: Scripted, b: Scripted, start: Start
+) -> None:
     atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=BREAKER))
-    a.mood = "reset"
+    a.script = "reset"
     assert ask(atlas, 20) == {"502": 3, "B": 17}
 
-    a.mood = "stream"
+    a.script = (STREAM, "hold", "reset")
     with contextlib.ExitStack() as stack:
 
         def is_tried() -> bool:
@@ -258,30 +250,30 @@ def test_a_trial_is_over_with_the_head_of_its_answer(a: Moody, b: Moody, start: 
 
         wait_until(is_tried, "a trial that does not end")
         atlas.wait_for("upstream A: circuit breaker closed")
-        a.mood = "well"
+        a.script = 200
         assert ask(atlas, 10) == {"A": 5, "B": 5}
 
         # What becomes of its body counts as it always does.
-        a.mood = "reset"
+        a.script = "reset"
         assert ask(atlas, 4) == {"502": 2, "B": 2}
         a.let_go()
         atlas.wait_for("upstream A: circuit breaker open for 0.4 s", times=2)
 
 
-def test_only_the_statuses_that_are_listed_count(a: Moody, b: Moody, start: Start) -> None:
+def test_only_the_statuses_that_are_listed_count(a: Scripted, b: Scripted, start: Start) -> None:
     breaker = {**BREAKER, "open_for": 60.0, "statuses": [502, 503]}
     atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
 
-    for status in ("500", "404"):
-        a.mood = status
-        assert ask(atlas, 40) == {status: 20, "B": 20}
-    a.mood = "503"
+    for status in (500, 404):
+        a.script = status
+        assert ask(atlas, 40) == {str(status): 20, "B": 20}
+    a.script = 503
     assert ask(atlas, 40) == {"503": 3, "B": 37}
 
 
 def test_every_failure_of_an_upstream_counts(upstreams: contextlib.ExitStack, start: Start) -> None:
-    moods = ("reset", "closed", "cut", "silent", "well")
-    ill = [upstreams.enter_context(Moody(mood, mood=mood)) for mood in moods]
+    scripts = {"r": "reset", "c": "close", "t": (CUT, "reset"), "w": "wait", "well": 200}
+    ill = [upstreams.enter_context(Scripted(*both)) for both in scripts.items()]
     refused = {"name": "refused", "address": "127.0.0.1", "port": closed_port()}
     atlas = start(
         build_config(
@@ -305,7 +297,7 @@ def test_every_failure_of_an_upstream_counts(upstreams: contextlib.ExitStack, st
     assert atlas.count("circuit breaker open for 60 s") == 5
 
 
-def test_what_clients_do_wrong_never_counts(a: Moody, b: Moody, start: Start) -> None:
+def test_what_clients_do_wrong_never_counts(a: Scripted, b: Scripted, start: Start) -> None:
     breaker = {**BREAKER, "failures": 1, "open_for": 60.0}
     atlas = start(
         build_config(
@@ -331,40 +323,42 @@ def test_what_clients_do_wrong_never_counts(a: Moody, b: Moody, start: Start) ->
     for _ in range(4):  # the client leaves in the middle of its body
         with atlas.client() as client:
             client.send(f"{head}Content-Length: 1000\r\n\r\nhalf".encode())
-    a.mood = b.mood = "held"
+    a.script = b.script = ("hold", 200)
     for _ in range(4):  # and while it waits for an answer
         before = a.requests + b.requests
         with atlas.client() as client:
             client.send_head()
             wait_until(lambda before=before: a.requests + b.requests > before)  # type: ignore[misc]
     wait_until(lambda: a.connected + b.connected <= 4, "the upstreams to be freed")
-    a.mood = b.mood = "well"
+    a.script = b.script = 200
 
     assert ask(atlas, 10) == {"A": 5, "B": 5}
     assert atlas.count("circuit breaker") == 0
 
 
-def test_the_last_upstream_available_is_never_taken_out(a: Moody, b: Moody, start: Start) -> None:
+def test_the_last_upstream_available_is_never_taken_out(
+    a: Scripted, b: Scripted, start: Start
+) -> None:
     breaker = {**BREAKER, "open_for": 60.0}
     atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
-    a.mood = b.mood = "reset"
+    a.script = b.script = "reset"
 
     assert ask(atlas, 40) == {"502": 40}
-    a.mood = b.mood = "well"
+    a.script = b.script = 200
     assert len(ask(atlas, 10)) == 1
     assert atlas.count("circuit breaker open") == 1
 
 
-def test_the_breaker_survives_a_reload(a: Moody, b: Moody, start: Start) -> None:
+def test_the_breaker_survives_a_reload(a: Scripted, b: Scripted, start: Start) -> None:
     def config(weight: int) -> str:
         tables = [a.table(weight=weight), b.table()]
         breaker = {**BREAKER, "open_for": 60.0}
         return build_config(*tables, routing=ROUND_ROBIN, circuit_breaker=breaker)
 
-    a.mood = "reset"
+    a.script = "reset"
     atlas = start(config(1))
     assert ask(atlas, 20)["502"] == 3
-    a.mood = "well"
+    a.script = 200
 
     atlas.reload(config(2))
 
@@ -374,7 +368,7 @@ def test_the_breaker_survives_a_reload(a: Moody, b: Moody, start: Start) -> None
 # Backups
 
 
-def test_a_backup_serves_while_nobody_else_can(a: Moody, b: Moody, start: Start) -> None:
+def test_a_backup_serves_while_nobody_else_can(a: Scripted, b: Scripted, start: Start) -> None:
     atlas = start(build_config(a.table(), b.table(backup=True), health_check=CHECK))
     assert ask(atlas, 6) == {"A": 6}
 
@@ -390,7 +384,7 @@ def test_a_backup_serves_while_nobody_else_can(a: Moody, b: Moody, start: Start)
 # Slow start
 
 
-def test_a_recovered_upstream_ramps_up(a: Moody, b: Moody, start: Start) -> None:
+def test_a_recovered_upstream_ramps_up(a: Scripted, b: Scripted, start: Start) -> None:
     duration = 2.0
     atlas = start(
         build_config(
@@ -476,13 +470,15 @@ def test_by_load_a_slow_upstream_does_not_spoil_the_rest(
 # What survives a reload
 
 
-def test_requests_in_flight_are_counted_over_reloads(a: Moody, b: Moody, start: Start) -> None:
+def test_requests_in_flight_are_counted_over_reloads(
+    a: Scripted, b: Scripted, start: Start
+) -> None:
     def config(**more: object) -> str:
         routing = {"strategy": "least_connections"}
         return build_config(a.table(**more), b.table(), routing=routing)
 
     atlas = start(config())
-    a.mood = b.mood = "held"
+    a.script = b.script = ("hold", 200)
     threads = Threads()
     for _ in range(3):
         threads.start(atlas.get)
@@ -499,7 +495,7 @@ def test_requests_in_flight_are_counted_over_reloads(a: Moody, b: Moody, start: 
     assert [answer.status for answer in threads.join()] == [200] * 4
 
 
-def test_the_state_of_all_upstreams_is_logged_on_demand(a: Moody, start: Start) -> None:
+def test_the_state_of_all_upstreams_is_logged_on_demand(a: Scripted, start: Start) -> None:
     backup = named("backup")
     with backup:
         atlas = start(

@@ -11,6 +11,9 @@ from tests.fakes import Upstream, named
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Threads, build_config
 
+# Who is chosen does not depend on the engine that asks.
+pytestmark = pytest.mark.engines("lane")
+
 
 @pytest.fixture
 def abc(upstreams: contextlib.ExitStack) -> list[Upstream]:

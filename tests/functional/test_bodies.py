@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, build_answer, digesting
+from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer, digesting
 from tests.functional.conftest import Start
 from tests.toolkit import Client, Threads, build_config, wait_until
 
@@ -110,13 +110,12 @@ def test_a_large_answer_arrives_whole(
     assert atlas.peak_memory < MOST_MEMORY
 
 
-def echo(conversation: Conversation) -> None:
+def echo(conversation: Conversation, request: Request) -> None:
     """Answer with the body while reading it, as `request.pipe(response)` does in Node."""
-    while request := conversation.read_head():
-        conversation.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for piece in conversation.read_body(request):
-            conversation.send(b"%x\r\n%b\r\n" % (len(piece), piece))
-        conversation.send(b"0\r\n\r\n")
+    conversation.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for piece in conversation.read_body(request):
+        conversation.send(b"%x\r\n%b\r\n" % (len(piece), piece))
+    conversation.send(b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
@@ -124,7 +123,7 @@ def test_an_upstream_may_answer_while_it_reads(
     framing: str, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
     size = 50 * MEGABYTE
-    upstream = upstreams.enter_context(Upstream(echo))
+    upstream = upstreams.enter_context(Scripted("a", ("unread", echo)))
     atlas = start(build_config(upstream.table()))
     digest, threads = hashlib.sha256(), Threads()
 
@@ -158,14 +157,7 @@ def test_a_slow_reader_does_not_fill_the_memory(
 def test_an_early_413_reaches_a_client_that_is_still_sending(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve(conversation: Conversation) -> None:
-        conversation.read_head()
-        refusal = build_answer(b"too big", status="413 Content Too Large")
-        conversation.send(refusal)
-        upstream.count()
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(serve))
+    upstream = upstreams.enter_context(Scripted("too big", ("unread", 413, "wait")))
     atlas = start(build_config(upstream.table()))
 
     with atlas.client() as client:

@@ -29,6 +29,9 @@ from tests.toolkit import (
     wait_until,
 )
 
+# Nothing here depends on the engine.
+pytestmark = pytest.mark.engines("lane")
+
 GOOD = build_config({"name": "a", "address": "127.0.0.1", "port": 3000, "weight": 2})
 
 
@@ -72,7 +75,7 @@ def test_check_tells_who_would_get_the_first_requests(config: Path) -> None:
             'upstreams[0].weigth: unknown key, did you mean "weight"',
         ),
         (GOOD.replace("3000", "70000"), "upstreams[0].port"),
-        ('[listen]\nmode = "tcp"\n', "listen.mode"),
+        ('[listen]\nmode = "static"\n', "listen.mode"),
     ],
     ids=["not TOML", "empty", "unknown key", "bad value", "not built yet"],
 )

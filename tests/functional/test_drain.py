@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import threading
 import time
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, build_answer, named, silent
+from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer, named, silent
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Client, build_config, wait_until
 
@@ -75,15 +74,7 @@ def test_an_answer_during_the_drain_says_that_the_connection_closes(
 def test_idle_clients_are_closed_at_once_and_new_ones_refused(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve(conversation: Conversation) -> None:
-        while request := conversation.read_head():
-            upstream.count()
-            if request.target == "/held":
-                may_answer.wait(20)
-            conversation.send(build_answer(b"A"))
-
-    may_answer = threading.Event()
-    upstream = upstreams.enter_context(Upstream(serve))
+    upstream = upstreams.enter_context(Scripted("A", targets={"/held": ("hold", 200)}))
     atlas = start(build_config(upstream.table()))
 
     with contextlib.ExitStack() as clients:
@@ -99,7 +90,7 @@ def test_idle_clients_are_closed_at_once_and_new_ones_refused(
         assert used.is_closed()
         assert all(client.is_closed() for client in silent_ones)
         wait_until(lambda: is_refused(atlas), "the listener to be closed")
-        may_answer.set()
+        upstream.let_go()
         assert busy.read_answer().text == "A"
     assert atlas.wait() == 0
 
@@ -202,14 +193,10 @@ def test_a_client_in_the_backlog_is_served(slow: Upstream, start: Start) -> None
 
 
 def test_an_upload_under_way_is_finished(upstreams: contextlib.ExitStack, start: Start) -> None:
-    def serve(conversation: Conversation) -> None:
-        request = conversation.read_head()
-        assert request
-        upstream.count()
-        body = b"".join(conversation.read_body(request))
-        conversation.send(build_answer(body))
+    def answer(conversation: Conversation, request: Request) -> None:
+        conversation.send(build_answer(b"".join(conversation.read_body(request))))
 
-    upstream = upstreams.enter_context(Upstream(serve))
+    upstream = upstreams.enter_context(Scripted("a", ("unread", answer)))
     atlas = start(build_config(upstream.table()))
 
     with atlas.client() as client:

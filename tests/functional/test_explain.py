@@ -17,6 +17,9 @@ from tests.functional.admin_client import ADMIN, TOKEN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, build_config, wait_until
 
+# What is told of a choice does not depend on the engine that asks.
+pytestmark = pytest.mark.engines("lane")
+
 FORM = {
     "Authorization": f"Bearer {TOKEN}",
     "Content-Type": "application/x-www-form-urlencoded",

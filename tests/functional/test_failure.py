@@ -17,7 +17,18 @@ from pathlib import Path
 import pytest
 
 from tests import toolkit
-from tests.fakes import Conversation, Upstream, answering, black_hole, build_answer, named, silent
+from tests.fakes import (
+    CUT,
+    Conversation,
+    Request,
+    Scripted,
+    Upstream,
+    answering,
+    black_hole,
+    build_answer,
+    named,
+    silent,
+)
 from tests.functional.conftest import Start
 from tests.toolkit import (
     ROOT,
@@ -250,12 +261,7 @@ def test_a_connection_that_nobody_answers_is_504(start: Start, a: Upstream) -> N
 
 
 def test_a_body_that_stalls_cuts_the_client(upstreams: contextlib.ExitStack, start: Start) -> None:
-    def serve(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(serve))
+    upstream = upstreams.enter_context(Scripted("a", (CUT, "wait")))
     atlas = start(build_config(upstream.table(), timeouts={"upstream_body": 0.5}))
 
     with pytest.raises((Cut, ConnectionError)):
@@ -279,14 +285,7 @@ def test_a_client_that_leaves_frees_its_upstream(way: str, stuck: Upstream, star
 def test_a_client_that_leaves_in_its_upload_frees_its_upstream(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve(conversation: Conversation) -> None:
-        request = conversation.read_head()
-        assert request
-        upstream.count()
-        for _ in conversation.read_body(request):
-            pass
-
-    upstream = upstreams.enter_context(Upstream(serve))
+    upstream = upstreams.enter_context(named("a"))
     atlas = start(build_config(upstream.table()))
 
     with atlas.client() as client:
@@ -300,15 +299,8 @@ def test_a_client_that_leaves_in_its_upload_frees_its_upstream(
 def test_a_client_that_does_not_read_is_let_go(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    endless = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (1 << 20)
-
-    def serve(conversation: Conversation) -> None:
-        conversation.read_head()
-        upstream.count()
-        while True:
-            conversation.send(endless)
-
-    upstream = upstreams.enter_context(Upstream(serve))
+    endless = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (100 << 20)
+    upstream = upstreams.enter_context(Scripted("a", (endless, "close")))
     atlas = start(build_config(upstream.table(), timeouts={"client_write": 0.5}))
 
     with atlas.client() as client:
@@ -357,7 +349,7 @@ def test_a_slow_body_is_408(framing: str, upstreams: contextlib.ExitStack, start
 
         assert client.read_answer().status == 408
     wait_until(lambda: not upstream.connected, "the upstream to be freed")
-    assert upstream.requests == 0
+    assert not upstream.bodies
 
 
 def test_idle_clients_are_closed_in_time(a: Upstream, start: Start) -> None:
@@ -482,24 +474,10 @@ def test_more_clients_than_the_usual_limit_of_descriptors(a: Upstream, start: St
 
 def test_nothing_leaks(upstreams: contextlib.ExitStack, start: Start) -> None:
     # Every way for an exchange to end, many times: descriptors and threads come back.
-    def serve(conversation: Conversation) -> None:
-        while request := conversation.read_head():
-            match request.target:
-                case "/cut":
-                    conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
-                    return
-                case "/reset":
-                    conversation.reset()
-                    return
-                case "/garbage":
-                    conversation.send(b"garbage\r\n\r\n")
-                    return
-                case _:
-                    conversation.send(build_answer(b"fine"))
-
-    upstream = upstreams.enter_context(Upstream(serve))
+    scripts = {"/cut": (CUT, "close"), "/reset": "reset", "/garbage": (b"garbage\r\n\r\n", "close")}
+    upstream = upstreams.enter_context(Scripted("fine", targets=scripts))
     atlas = start(build_config(upstream.table(), timeouts={"client_head": 1.0}))
-    targets = ["/", "/cut", "/reset", "/garbage", "/leave", "/half"]
+    targets = ["/", *scripts, "/leave", "/half"]
 
     def load(seed: int) -> None:
         dice = random.Random(seed)
@@ -541,18 +519,14 @@ def test_a_request_that_goes_in_a_circle_ends_with_508(
 ) -> None:
     atlases: list[Atlas] = []
 
-    def lead_back(conversation: Conversation) -> None:
-        request = conversation.read_head()
-        if request is None:
-            return
-        upstream.count()
+    def lead_back(conversation: Conversation, request: Request) -> None:
         lines = [request.line, *(f"{name}: {value}" for name, value in request.fields)]
         with atlases[0].client() as client:
             client.send("\r\n".join([*lines, "", ""]).encode())
             answer = client.read_answer()
         conversation.send(build_answer(answer.body, status=f"{answer.status} Whatever"))
 
-    upstream = upstreams.enter_context(Upstream(lead_back))
+    upstream = upstreams.enter_context(Scripted("a", (lead_back, "close")))
     atlases.append(start(build_config(upstream.table())))
 
     answer = atlases[0].get()
@@ -602,9 +576,9 @@ def test_who_uploads_slowly_gets_to_read_why_it_was_refused(
             client.send_head("POST", Transfer_Encoding="chunked")
         else:
             client.send_head("POST", Content_Length="100000")
-        for _ in range(9):  # a line of 1 kB/s; it looks for an answer only at the end
+        for _ in range(9):  # it looks for an answer only at the end
             client.send(piece)
-            time.sleep(0.5)
+            time.sleep(0.2)
         answer = client.read_answer()
 
     assert (answer.status, answer.get("Connection")) == (413, "close")

@@ -8,7 +8,16 @@ import time
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, answering, black_hole, build_answer, named
+from tests.fakes import (
+    STREAM,
+    Conversation,
+    Scripted,
+    Upstream,
+    answering,
+    black_hole,
+    build_answer,
+    named,
+)
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Client, Threads, build_config, wait_until
 
@@ -17,32 +26,14 @@ LONG = 3.0
 SOON = 1.0
 
 
-def ill(kind: str) -> Upstream:
-    """An upstream that makes Atlas wait: in the middle of something, on a connection of its own."""
-
-    def converse(conversation: Conversation) -> None:
-        while conversation.read_head():
-            upstream.count()
-            match kind:
-                case "says nothing":
-                    conversation.wait_for_end()
-                case "half a head":
-                    conversation.send(b"HTTP/1.1 200 OK\r\nContent-")
-                    conversation.wait_for_end()
-                case "an interim answer":
-                    conversation.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")
-                    conversation.wait_for_end()
-                case "half a small body":
-                    conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345")
-                    conversation.wait_for_end()
-                case "half a chunked body":
-                    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-                    conversation.send(head + b"5\r\n12345\r\n")
-                    conversation.wait_for_end()
-            return
-
-    upstream = Upstream(converse, name="ill")
-    return upstream
+# What makes Atlas wait in the middle of something.
+ILL = {
+    "nothing": b"",
+    "half a head": b"HTTP/1.1 200 OK\r\nContent-",
+    "an interim answer": b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n",
+    "half a small body": b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n12345",
+    "half a chunked body": STREAM,
+}
 
 
 def assert_others_are_served(atlas: Atlas, good: Upstream, times: int = 40) -> None:
@@ -69,20 +60,12 @@ def table_of(*upstreams: dict[str, object]) -> str:
     )
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "says nothing",
-        "half a head",
-        "an interim answer",
-        "half a small body",
-        "half a chunked body",
-    ],
-)
+@pytest.mark.parametrize("said", ILL.values(), ids=ILL)
 def test_an_upstream_that_stops_keeps_nobody_else(
-    kind: str, upstreams: contextlib.ExitStack, start: Start
+    said: bytes, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    bad, good = upstreams.enter_context(ill(kind)), upstreams.enter_context(named("good"))
+    bad = upstreams.enter_context(Scripted("ill", (said, "wait")))
+    good = upstreams.enter_context(named("good"))
     atlas = start(table_of(bad.table(weight=1), good.table()))
 
     with contextlib.ExitStack() as stack:
@@ -199,20 +182,16 @@ def test_all_of_an_answer_that_takes_two_reads_is_seen_at_once(
     assert time.monotonic() - began < LONG
 
 
-def streaming_or_silent(conversation: Conversation) -> None:
-    """Answer with a body that never ends, or not at all."""
-    request = conversation.read_head()
-    if request is not None and request.target != "/silent":
-        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-        conversation.send(head + b"5\r\nhello\r\n")
-    conversation.wait_for_end()
+def streaming_or_silent() -> Scripted:
+    """An upstream that answers with a body that never ends, or to /silent not at all."""
+    return Scripted("a", (STREAM, "wait"), targets={"/silent": "wait"})
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_time_limits_are_kept_where_all_threads_are_in_use(
     threads: int, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    upstream = upstreams.enter_context(Upstream(streaming_or_silent))
+    upstream = upstreams.enter_context(streaming_or_silent())
     listen, timeouts = {"max_threads": threads}, {"upstream_head": 0.5}
     atlas = start(build_config(upstream.table(), listen=listen, timeouts=timeouts))
 
@@ -227,7 +206,7 @@ def test_time_limits_are_kept_where_all_threads_are_in_use(
 def test_time_limits_are_kept_when_the_last_free_worker_is_taken(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    upstream = upstreams.enter_context(Upstream(streaming_or_silent))
+    upstream = upstreams.enter_context(streaming_or_silent())
     atlas = start(build_config(upstream.table(), timeouts={"upstream_head": 0.5}))
 
     with contextlib.ExitStack() as stack:

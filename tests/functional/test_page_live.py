@@ -7,8 +7,8 @@ import contextlib
 import pytest
 
 from tests.browser import Tab, find_browser, open_tab
+from tests.fakes import Scripted
 from tests.functional.conftest import Start
-from tests.functional.moody import Moody
 from tests.toolkit import Atlas, build_config
 
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
@@ -42,7 +42,7 @@ def tab() -> contextlib.AbstractContextManager[Tab]:
 def test_it_follows_what_happens(
     upstreams: contextlib.ExitStack, start: Start, tab: contextlib.AbstractContextManager[Tab]
 ) -> None:
-    a, b = (upstreams.enter_context(Moody(name)) for name in ("a", "b"))
+    a, b = (upstreams.enter_context(Scripted(name)) for name in ("a", "b"))
     tables = (a.table(), b.table())
     good = build_config(*tables, health_check=CHECK, admin={"port": 0})
     atlas = start(good)

@@ -8,19 +8,19 @@ import time
 
 import pytest
 
+from tests.fakes import Scripted
 from tests.functional.conftest import Start
-from tests.functional.moody import Moody
 from tests.toolkit import Answer, Atlas, Threads, build_config, wait_until
 
 
 @pytest.fixture
-def a(upstreams: contextlib.ExitStack) -> Moody:
-    return upstreams.enter_context(Moody("A", mood="held"))
+def a(upstreams: contextlib.ExitStack) -> Scripted:
+    return upstreams.enter_context(Scripted("A", ("hold", 200)))
 
 
 @pytest.fixture
-def b(upstreams: contextlib.ExitStack) -> Moody:
-    return upstreams.enter_context(Moody("B", mood="held"))
+def b(upstreams: contextlib.ExitStack) -> Scripted:
+    return upstreams.enter_context(Scripted("B", ("hold", 200)))
 
 
 def ask(atlas: Atlas, token: str = "", **fields: str) -> Answer:
@@ -35,7 +35,7 @@ def pause(seconds: float) -> None:
     wait_until(lambda: time.monotonic() > until)
 
 
-def test_the_limit_holds_and_who_came_first_is_served_first(a: Moody, start: Start) -> None:
+def test_the_limit_holds_and_who_came_first_is_served_first(a: Scripted, start: Start) -> None:
     # That the order is exact is tested in `tests/balancing/test_lease.py`; from outside nobody can
     # see when a request has joined the queue, so these come in two waves.
     atlas = start(build_config(a.table(max_connections=2), timeouts={"queue": 20.0}))
@@ -56,7 +56,7 @@ def test_the_limit_holds_and_who_came_first_is_served_first(a: Moody, start: Sta
     assert a.tokens() == ["first"] * 6 + ["second"] * 6
 
 
-def test_who_waits_too_long_hears_503(a: Moody, start: Start) -> None:
+def test_who_waits_too_long_hears_503(a: Scripted, start: Start) -> None:
     atlas = start(build_config(a.table(max_connections=1), timeouts={"queue": 0.5}))
     threads = Threads()
     threads.start(ask, atlas)
@@ -75,7 +75,9 @@ def test_who_waits_too_long_hears_503(a: Moody, start: Start) -> None:
     assert a.requests == 2
 
 
-def test_another_upstream_with_room_is_taken_at_once(a: Moody, b: Moody, start: Start) -> None:
+def test_another_upstream_with_room_is_taken_at_once(
+    a: Scripted, b: Scripted, start: Start
+) -> None:
     atlas = start(
         build_config(
             a.table(max_connections=1),
@@ -96,7 +98,9 @@ def test_another_upstream_with_room_is_taken_at_once(a: Moody, b: Moody, start: 
     assert all(answer.status == 200 for answer in threads.join())
 
 
-def test_a_full_upstream_does_not_call_for_the_backup(a: Moody, b: Moody, start: Start) -> None:
+def test_a_full_upstream_does_not_call_for_the_backup(
+    a: Scripted, b: Scripted, start: Start
+) -> None:
     atlas = start(
         build_config(a.table(max_connections=1), b.table(backup=True), timeouts={"queue": 0.3})
     )
@@ -110,7 +114,7 @@ def test_a_full_upstream_does_not_call_for_the_backup(a: Moody, b: Moody, start:
     threads.join()
 
 
-def test_a_client_that_hangs_up_leaves_the_queue(a: Moody, start: Start) -> None:
+def test_a_client_that_hangs_up_leaves_the_queue(a: Scripted, start: Start) -> None:
     timeouts = {"queue": 20.0, "client_gone": 0.2}
     atlas = start(build_config(a.table(max_connections=1), timeouts=timeouts))
     threads = Threads()
@@ -132,7 +136,7 @@ def test_a_client_that_hangs_up_leaves_the_queue(a: Moody, start: Start) -> None
     assert a.tokens() == ["first", "last"]
 
 
-def test_a_half_closed_client_is_served_from_the_queue(a: Moody, start: Start) -> None:
+def test_a_half_closed_client_is_served_from_the_queue(a: Scripted, start: Start) -> None:
     timeouts = {"queue": 20.0, "client_gone": 20.0}
     atlas = start(build_config(a.table(max_connections=1), timeouts=timeouts))
     threads = Threads()
@@ -148,8 +152,8 @@ def test_a_half_closed_client_is_served_from_the_queue(a: Moody, start: Start) -
     threads.join()
 
 
-def test_a_sticky_client_waits_for_its_own(a: Moody, b: Moody, start: Start) -> None:
-    a.mood = b.mood = "well"
+def test_a_sticky_client_waits_for_its_own(a: Scripted, b: Scripted, start: Start) -> None:
+    a.script = b.script = 200
     atlas = start(
         build_config(
             a.table(max_connections=1),
@@ -163,7 +167,7 @@ def test_a_sticky_client_waits_for_its_own(a: Moody, b: Moody, start: Start) -> 
     assert answer.text == "A"
     cookie = answer.get("Set-Cookie").partition(";")[0]
 
-    a.mood = "held"
+    a.script = ("hold", 200)
     threads = Threads()
     threads.start(lambda: ask(atlas, Cookie=cookie))
     wait_until(lambda: a.requests == 2, "the first to arrive")
@@ -177,7 +181,7 @@ def test_a_sticky_client_waits_for_its_own(a: Moody, b: Moody, start: Start) -> 
     assert b.requests == 1
 
 
-def test_a_higher_limit_by_a_reload_lets_those_who_wait_go_on(a: Moody, start: Start) -> None:
+def test_a_higher_limit_by_a_reload_lets_those_who_wait_go_on(a: Scripted, start: Start) -> None:
     def config(limit: int) -> str:
         return build_config(a.table(max_connections=limit), timeouts={"queue": 20.0})
 
@@ -197,10 +201,10 @@ def test_a_higher_limit_by_a_reload_lets_those_who_wait_go_on(a: Moody, start: S
 
 
 def test_those_who_wait_go_elsewhere_when_their_upstream_is_down(
-    a: Moody, b: Moody, start: Start
+    a: Scripted, b: Scripted, start: Start
 ) -> None:
     b.health = 500
-    b.mood = "well"
+    b.script = 200
     check = {"path": "/health", "interval": 0.1, "rise": 1, "fall": 1}
     atlas = start(
         build_config(
@@ -221,8 +225,8 @@ def test_those_who_wait_go_elsewhere_when_their_upstream_is_down(
     assert [answer.status for answer in threads.join()] == [200] * 3
 
 
-def test_many_clients_on_few_slots_lose_nothing(a: Moody, b: Moody, start: Start) -> None:
-    a.mood = b.mood = "well"
+def test_many_clients_on_few_slots_lose_nothing(a: Scripted, b: Scripted, start: Start) -> None:
+    a.script = b.script = 200
     tables = [a.table(max_connections=2), b.table(max_connections=1)]
     atlas = start(build_config(*tables, timeouts={"queue": 20.0}))
 

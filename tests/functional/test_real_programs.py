@@ -22,11 +22,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.server import ServerConnection, serve
 
-from tests.fakes import Conversation, Request, Upstream, build_answer
+from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer
 from tests.functional.conftest import Start
-from tests.functional.test_programs import need, running, table
-from tests.toolkit import Atlas, Program, build_config, find_program
+from tests.functional.test_interoperability import need, running, table
+from tests.toolkit import Atlas, Program, Threads, build_config, find_program, wait_until
 
 MEGABYTE = 1_000_000
 
@@ -404,3 +405,102 @@ def test_server_sent_events_come_one_by_one(node: int, start: Start) -> None:
 
     assert answer.headers["Content-Type"] == "text/event-stream"
     assert heard == [f"data: {number}" for number in range(10)]
+
+
+# Upgrades, with a length that says that there is no body, and with a body
+
+JAVA_CLIENT = """
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.WebSocket;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.CompletionStage;
+
+public class Talk {
+    public static void main(String[] arguments) throws Exception {
+        var heard = new CompletableFuture<String>();
+        var listener = new WebSocket.Listener() {
+            public CompletionStage<?> onText(WebSocket socket, CharSequence text, boolean last) {
+                heard.complete(text.toString());
+                return null;
+            }
+        };
+        var socket = HttpClient.newHttpClient().newWebSocketBuilder()
+            .buildAsync(URI.create(arguments[0]), listener).join();
+        socket.sendText("hello", true).join();
+        System.out.println(heard.get());
+        socket.sendClose(1000, "").join();
+    }
+}
+"""
+
+
+@pytest.mark.engines("lane")
+def test_a_websocket_client_of_the_jdk_talks(start: Start, tmp_path: Path) -> None:
+    java = need("java")
+    need("javac")  # which compiles what follows
+    (tmp_path / "Talk.java").write_text(JAVA_CLIENT)
+
+    def echo(websocket: ServerConnection) -> None:
+        assert websocket.request is not None
+        assert websocket.request.headers["Connection"] == "Upgrade"
+        websocket.send(f"{websocket.recv()} to you too")
+
+    with serve(echo, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        atlas = start(build_config(table(server.socket.getsockname()[1])))
+        said = run(java, "Talk.java", f"ws://127.0.0.1:{atlas.port}/", folder=tmp_path)
+        server.shutdown()
+
+    assert said == "hello to you too\n"
+
+
+DOCKER_SWITCHED = b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+
+
+def test_docker_runs_a_command_over_an_upgrade_with_a_body(
+    upstreams: contextlib.ExitStack, start: Start, tmp_path: Path
+) -> None:
+    docker = need("docker")
+
+    def told(text: bytes) -> bytes:
+        return build_answer(text, fields="Content-Type: application/json\r\n")
+
+    output = b"\x01\0\0\0" + struct.pack(">I", 6) + b"hello\n"  # of standard output
+    daemon = Scripted(
+        "daemon",
+        targets={
+            "/v1.44/containers/c/json": told(b'{"Id": "c", "State": {"Running": true}}'),
+            "/v1.44/containers/c/exec": told(b'{"Id": "e"}'),
+            "/v1.44/exec/e/start": (DOCKER_SWITCHED + output, "close"),
+            "/v1.44/exec/e/json": told(b'{"ExitCode": 0}'),
+        },
+    )
+    atlas = start(build_config(upstreams.enter_context(daemon).table()))
+    env = {"DOCKER_HOST": f"tcp://127.0.0.1:{atlas.port}", "DOCKER_API_VERSION": "1.44"}
+
+    said = run(docker, "exec", "c", "say", "hello", folder=tmp_path, env=env)
+
+    assert said == "hello\n"
+    (begun,) = (request for request in daemon.seen if request.target == "/v1.44/exec/e/start")
+    assert begun.get("Upgrade") == "tcp"
+    assert daemon.bodies[daemon.seen.index(begun)].startswith(b'{"Detach":false')
+
+
+def test_a_wget_that_ends_its_sending_at_once_waits_in_the_queue(
+    upstreams: contextlib.ExitStack, start: Start, tmp_path: Path
+) -> None:
+    busybox = need("busybox")
+    upstream = upstreams.enter_context(Scripted("a", ("hold", 200)))
+    atlas = start(build_config(upstream.table(max_connections=1)))
+    threads = Threads()
+
+    for _ in range(2):
+        threads.start(
+            lambda: run(busybox, "wget", "-qO-", f"http://127.0.0.1:{atlas.port}/", folder=tmp_path)
+        )
+    wait_until(lambda: upstream.requests, "the first of them")
+    threading.Event().wait(1.0)  # longer than a client that is gone is waited for
+    upstream.let_go(2)
+
+    assert threads.join() == ["a", "a"]

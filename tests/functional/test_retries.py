@@ -14,9 +14,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, black_hole, build_answer
+from tests.fakes import CUT, Scripted, black_hole
 from tests.functional.conftest import Start
-from tests.functional.moody import Moody
 from tests.functional.test_failure import closed_port
 from tests.toolkit import Answer, Atlas, Cut, Threads, build_config, wait_until
 
@@ -28,13 +27,13 @@ TOKENS = (f"token-{number}" for number in itertools.count())
 
 
 @pytest.fixture
-def bad(upstreams: contextlib.ExitStack) -> Moody:
-    return upstreams.enter_context(Moody("bad", mood="reset"))
+def bad(upstreams: contextlib.ExitStack) -> Scripted:
+    return upstreams.enter_context(Scripted("bad", "reset"))
 
 
 @pytest.fixture
-def good(upstreams: contextlib.ExitStack) -> Moody:
-    return upstreams.enter_context(Moody("good"))
+def good(upstreams: contextlib.ExitStack) -> Scripted:
+    return upstreams.enter_context(Scripted("good"))
 
 
 def config(*tables: dict[str, object], retries: int = 1, **more: Mapping[str, object]) -> str:
@@ -60,7 +59,7 @@ def ask(atlas: Atlas, method: str = "GET", body: bytes = b"", **fields: str) -> 
 # By default: never
 
 
-def test_by_default_nothing_is_tried_again(bad: Moody, good: Moody, start: Start) -> None:
+def test_by_default_nothing_is_tried_again(bad: Scripted, good: Scripted, start: Start) -> None:
     atlas = start(build_config(bad.table(), refused(), good.table()))
 
     for method in ("GET", "POST"):
@@ -73,7 +72,9 @@ def test_by_default_nothing_is_tried_again(bad: Moody, good: Moody, start: Start
 # Connecting
 
 
-def test_a_failed_connect_is_tried_elsewhere_whatever_the_method(good: Moody, start: Start) -> None:
+def test_a_failed_connect_is_tried_elsewhere_whatever_the_method(
+    good: Scripted, start: Start
+) -> None:
     atlas = start(config(refused(), good.table()))
 
     for method in IDEMPOTENT + OTHERS:
@@ -83,7 +84,7 @@ def test_a_failed_connect_is_tried_elsewhere_whatever_the_method(good: Moody, st
     assert len(set(good.tokens())) == 40
 
 
-def test_a_body_that_was_not_touched_yet_goes_to_the_next_one(good: Moody, start: Start) -> None:
+def test_a_body_that_was_not_touched_yet_goes_to_the_next_one(good: Scripted, start: Start) -> None:
     atlas = start(config(refused(), good.table()))
     body = bytes(range(256)) * 8192  # 2 MiB, of which none has been read when connecting fails
 
@@ -93,7 +94,7 @@ def test_a_body_that_was_not_touched_yet_goes_to_the_next_one(good: Moody, start
     assert good.bodies == [body]
 
 
-def test_so_many_are_tried_as_are_allowed(good: Moody, start: Start) -> None:
+def test_so_many_are_tried_as_are_allowed(good: Scripted, start: Start) -> None:
     dead = [refused(f"dead{number}") for number in range(3)]
     atlas = start(config(*dead, good.table(), retries=2))
 
@@ -106,7 +107,7 @@ def test_so_many_are_tried_as_are_allowed(good: Moody, start: Start) -> None:
     assert [ask(atlas).status for _ in range(4)] == [502] * 4  # each once, and that was it
 
 
-def test_a_connect_that_times_out_is_tried_elsewhere(good: Moody, start: Start) -> None:
+def test_a_connect_that_times_out_is_tried_elsewhere(good: Scripted, start: Start) -> None:
     with black_hole() as port:
         table = {"name": "hole", "address": "127.0.0.1", "port": port}
         atlas = start(config(table, good.table(), timeouts={"connect": 0.3}))
@@ -118,25 +119,25 @@ def test_a_connect_that_times_out_is_tried_elsewhere(good: Moody, start: Start) 
 
 
 def test_an_idempotent_request_without_an_answer_is_tried_elsewhere(
-    bad: Moody, good: Moody, start: Start
+    bad: Scripted, good: Scripted, start: Start
 ) -> None:
     atlas = start(config(bad.table(), good.table(), timeouts={"upstream_head": 0.5}))
 
-    pairs = [(mood, method) for mood in ("reset", "closed") for method in IDEMPOTENT]
-    for count, (bad.mood, method) in enumerate([*pairs, ("silent", "GET")], start=1):
+    pairs = [(script, method) for script in ("reset", "close") for method in IDEMPOTENT]
+    for count, (bad.script, method) in enumerate([*pairs, ("wait", "GET")], start=1):
         assert ask(atlas, method).status == 200
         assert bad.tokens() == good.tokens()
         assert bad.requests == count
 
 
-def test_another_request_is_never_sent_twice(bad: Moody, good: Moody, start: Start) -> None:
+def test_another_request_is_never_sent_twice(bad: Scripted, good: Scripted, start: Start) -> None:
     atlas = start(config(bad.table(), good.table(), timeouts={"upstream_head": 0.5}))
 
-    moods = ("reset", "closed", "reset at once")
-    pairs = [(mood, method) for mood in moods for method in OTHERS]
-    for bad.mood, method in [*pairs, ("silent", "POST")]:
+    scripts = ("reset", "close", ("unread", "reset"))
+    pairs = [(script, method) for script in scripts for method in OTHERS]
+    for bad.script, method in [*pairs, ("wait", "POST")]:
         before = good.requests
-        assert ask(atlas, method, b"body").status == (504 if bad.mood == "silent" else 502)
+        assert ask(atlas, method, b"body").status == (504 if bad.script == "wait" else 502)
         assert good.requests == before
         assert ask(atlas, method, b"body").status == 200  # the other one's turn
     assert bad.requests == good.requests == len(pairs) + 1
@@ -144,13 +145,9 @@ def test_another_request_is_never_sent_twice(bad: Moody, good: Moody, start: Sta
 
 
 def test_bad_answers_are_tried_elsewhere_too(
-    good: Moody, upstreams: contextlib.ExitStack, start: Start
+    good: Scripted, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve(conversation: Conversation) -> None:
-        while conversation.read_head():
-            conversation.send(b"HTTP/1.1 200 OK\r\nBad Field: x\r\n\r\n")
-
-    odd = upstreams.enter_context(Upstream(serve, name="odd"))
+    odd = upstreams.enter_context(Scripted("odd", b"HTTP/1.1 200 OK\r\nBad Field: x\r\n\r\n"))
     atlas = start(config(odd.table(), good.table()))
 
     assert [ask(atlas).status for _ in range(4)] == [200] * 4
@@ -158,19 +155,19 @@ def test_bad_answers_are_tried_elsewhere_too(
 
 
 def test_an_upstreams_own_answer_is_passed_on_and_never_tried_again(
-    bad: Moody, good: Moody, start: Start
+    bad: Scripted, good: Scripted, start: Start
 ) -> None:
     atlas = start(config(bad.table(), good.table(), circuit_breaker={"statuses": [502, 503]}))
 
     for count, status in enumerate((500, 502, 503, 404)):
-        bad.mood = str(status)
+        bad.script = status
         assert ask(atlas).status == status
         assert (bad.requests, good.requests) == (count + 1, count)
         assert ask(atlas).status == 200  # the other one's turn
 
 
-def test_nothing_is_tried_after_the_first_byte(bad: Moody, good: Moody, start: Start) -> None:
-    bad.mood = "cut"
+def test_nothing_is_tried_after_the_first_byte(bad: Scripted, good: Scripted, start: Start) -> None:
+    bad.script = (CUT, "reset")
     atlas = start(config(bad.table(), good.table()))
 
     with atlas.client() as client:
@@ -183,14 +180,10 @@ def test_nothing_is_tried_after_the_first_byte(bad: Moody, good: Moody, start: S
 
 
 def test_nothing_is_tried_after_an_interim_answer(
-    good: Moody, upstreams: contextlib.ExitStack, start: Start
+    good: Scripted, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n")
-        conversation.reset()
-
-    early = upstreams.enter_context(Upstream(serve, name="early"))
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\n\r\n"
+    early = upstreams.enter_context(Scripted("early", (hints, "reset")))
     atlas = start(config(early.table(), good.table()))
 
     with atlas.client() as client:
@@ -203,7 +196,7 @@ def test_nothing_is_tried_after_an_interim_answer(
 # Bodies
 
 
-def test_a_small_body_is_sent_again(bad: Moody, good: Moody, start: Start) -> None:
+def test_a_small_body_is_sent_again(bad: Scripted, good: Scripted, start: Start) -> None:
     atlas = start(config(bad.table(), good.table()))
     bodies = [(b"0123456789" * size)[:size] for size in (1, 10, 5000)]
 
@@ -214,7 +207,7 @@ def test_a_small_body_is_sent_again(bad: Moody, good: Moody, start: Start) -> No
     assert bad.bodies == good.bodies == [*bodies, b"hello world"]
 
 
-def test_a_large_body_is_not_sent_again(bad: Moody, good: Moody, start: Start) -> None:
+def test_a_large_body_is_not_sent_again(bad: Scripted, good: Scripted, start: Start) -> None:
     atlas = start(config(bad.table(), good.table()))
 
     for count, size in enumerate((2_000_000, 20_000_000)):
@@ -224,7 +217,7 @@ def test_a_large_body_is_not_sent_again(bad: Moody, good: Moody, start: Start) -
 
 
 def test_a_body_that_follows_its_head_later_is_not_sent_twice(
-    bad: Moody, good: Moody, start: Start
+    bad: Scripted, good: Scripted, start: Start
 ) -> None:
     atlas = start(config(bad.table(), good.table()))
     token = next(TOKENS)
@@ -247,51 +240,36 @@ def test_a_body_that_follows_its_head_later_is_not_sent_twice(
 def test_a_stale_connection_is_replaced_without_retries(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve(conversation: Conversation) -> None:
-        # Closes without a word when the second request comes.
-        if request := conversation.read_head():
-            upstream.count()
-            conversation.send(build_answer(request.line.encode()))
-            conversation.read_head()
-
-    upstream = upstreams.enter_context(Upstream(serve, name="short"))
+    # Closes without a word when the second request comes.
+    upstream = upstreams.enter_context(Scripted("short", (200, "next", "close")))
     atlas = start(config(upstream.table(), retries=0, circuit_breaker={"failures": 1}))
 
     with atlas.client() as client:
         assert [client.get().status for _ in range(6)] == [200] * 6
-    assert upstream.requests == 6
+    assert upstream.requests == 6 + 5
     assert atlas.count("circuit breaker") == 0
 
 
 def test_a_post_on_a_stale_connection_is_not_repeated(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    tokens: list[str] = []
-
-    def serve(conversation: Conversation) -> None:
-        request = conversation.read_head()
-        if request:
-            conversation.send(build_answer(b"once"))
-            if request := conversation.read_head():
-                tokens.append(request.get("X-Token"))
-                conversation.reset()
-
-    one, two = (upstreams.enter_context(Upstream(serve, name=name)) for name in ("one", "two"))
+    script = (200, "next", "reset")
+    one, two = (upstreams.enter_context(Scripted(name, script)) for name in ("one", "two"))
     atlas = start(config(one.table(), two.table()))
 
     with atlas.client() as client:
         assert [client.get().status for _ in range(2)] == [200, 200]
         client.send_head("POST", X_Token="only once", Content_Length="0")
         assert client.read_answer().status == 502
-    assert tokens == ["only once"]
+    assert sorted(one.tokens() + two.tokens()) == ["", "", "only once"]
 
 
 # The budget
 
 
-def test_retries_stay_within_their_budget(bad: Moody, good: Moody, start: Start) -> None:
+def test_retries_stay_within_their_budget(bad: Scripted, good: Scripted, start: Start) -> None:
     # Forty requests fail together: a fifth of what is in flight may be tried again, or three.
-    bad.mood, good.mood = "held, then reset", "held"
+    bad.script, good.script = ("hold", "reset"), ("hold", 200)
     routing = {"strategy": "weighted_round_robin", "retries": 1}
     atlas = start(build_config(bad.table(weight=1000), good.table(), routing=routing))
     statuses: list[int] = []
@@ -311,8 +289,8 @@ def test_retries_stay_within_their_budget(bad: Moody, good: Moody, start: Start)
     assert statuses.count(200) == good.requests
 
 
-def test_connect_failures_are_outside_the_budget(good: Moody, start: Start) -> None:
-    good.mood = "held"
+def test_connect_failures_are_outside_the_budget(good: Scripted, start: Start) -> None:
+    good.script = ("hold", 200)
     atlas = start(config(refused(), good.table()))
     threads = Threads()
 
@@ -325,9 +303,9 @@ def test_connect_failures_are_outside_the_budget(good: Moody, start: Start) -> N
 
 
 def test_a_client_that_leaves_is_noticed_before_a_retry(
-    bad: Moody, good: Moody, start: Start
+    bad: Scripted, good: Scripted, start: Start
 ) -> None:
-    bad.mood = "silent"
+    bad.script = "wait"
     atlas = start(config(bad.table(), good.table(), timeouts={"upstream_head": 30.0}))
 
     with atlas.client() as client:

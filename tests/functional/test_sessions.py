@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, echoing_fields, named
+from tests.fakes import SWITCHED, Scripted, Upstream, echoing_fields, named
 from tests.functional.conftest import Start
-from tests.functional.moody import Moody
 from tests.toolkit import Answer, Atlas, build_config
+
+# Who is chosen does not depend on the engine that asks.
+pytestmark = pytest.mark.engines("lane")
 
 STICKY = {"secret": "a secret of the test"}
 ROUND_ROBIN = {"strategy": "round_robin"}
@@ -172,7 +174,7 @@ def test_the_cookie_is_not_passed_on_and_others_are_byte_for_byte(
 def test_a_client_whose_upstream_is_down_gets_another_and_its_cookie(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    a, b = (upstreams.enter_context(Moody(name)) for name in "AB")
+    a, b = (upstreams.enter_context(Scripted(name)) for name in "AB")
     check = {"path": "/health", "interval": 0.1, "rise": 1, "fall": 1}
     atlas = start(config(a.table(), b.table(), health_check=check))
     cookie = cookie_of(atlas.get())
@@ -194,10 +196,10 @@ def test_a_client_whose_upstream_is_down_gets_another_and_its_cookie(
 def test_a_client_whose_upstream_fails_gets_another_by_a_retry(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    a, b = (upstreams.enter_context(Moody(name)) for name in "AB")
+    a, b = (upstreams.enter_context(Scripted(name)) for name in "AB")
     atlas = start(config(a.table(), b.table(), routing={**ROUND_ROBIN, "retries": 1}))
     cookie = cookie_of(atlas.get())
-    a.mood = "reset"
+    a.script = "reset"
 
     answer = atlas.get(Cookie=cookie)
 
@@ -249,14 +251,7 @@ def test_a_secret_from_the_environment_is_shared(
 def test_the_cookie_is_on_an_answer_that_switches_protocols(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def switch(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(
-            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\nConnection: Upgrade\r\n\r\n"
-        )
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(switch))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait")))
     atlas = start(config(upstream.table()))
 
     with atlas.client() as client:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import socket
 import statistics
-import threading
 import time
 
 import pytest
 
-from tests.fakes import Conversation, Upstream, named
+from tests.fakes import Scripted, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import DEADLINE, Atlas, Client, Threads, build_config, wait_until
@@ -156,19 +155,11 @@ def test_dripping_uploads_do_not_keep_others_from_new_connections(
 def test_a_stream_whose_client_has_caught_up_holds_no_thread(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    burst, goes_on = 3000, threading.Event()
+    burst = 3000  # more than all buffers on the way hold
     chunk = b"1000\r\n" + 4096 * b"x" + b"\r\n"
-
-    def serve(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for _ in range(burst):  # more than all buffers on the way hold
-            conversation.send(chunk)
-        goes_on.wait(3 * DEADLINE)
-        conversation.send(chunk + b"0\r\n\r\n")
-
-    upstream = upstreams.enter_context(Upstream(serve))
-    upstreams.callback(goes_on.set)
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+    script = (head, chunk * burst, "hold", chunk + b"0\r\n\r\n")
+    upstream = upstreams.enter_context(Scripted("a", script))
     # Two for answers under way. That of four streams is not over when its client has caught up.
     atlas = start(build_config(upstream.table(), listen={"max_threads": 3}))
 

@@ -17,7 +17,7 @@ from websockets.sync.server import unix_serve
 from tests.fakes import Conversation, Upstream, build_answer, echoing_fields, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.functional.test_programs import BODY, DIGEST, WSGI_UPSTREAM
+from tests.functional.test_interoperability import BODY, DIGEST, WSGI_UPSTREAM
 from tests.functional.test_tunnels import echo
 from tests.toolkit import Program, build_config, wait_until
 

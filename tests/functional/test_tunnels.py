@@ -15,11 +15,9 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
-from tests.fakes import Conversation, Upstream, named
+from tests.fakes import SWITCHED, Conversation, Request, Scripted, named
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Client, build_config, wait_until
-
-SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: raw\r\nConnection: Upgrade\r\n\r\n"
 
 
 def echo(websocket: ServerConnection) -> None:
@@ -115,15 +113,13 @@ def switch(atlas: Atlas) -> Client:
 def test_a_half_closed_tunnel_still_carries_the_other_way(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED)
+    def count(conversation: Conversation, _: Request) -> None:
         received = b""
         while not conversation.wait_for_end():
             received += b"."
         conversation.send(b"got %d bytes" % len(received))
 
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED, count, "close")))
     atlas = start(build_config(upstream.table()))
 
     with switch(atlas) as client:
@@ -137,12 +133,7 @@ def test_a_half_closed_tunnel_still_carries_the_other_way(
 def test_bytes_that_come_with_the_101_belong_to_the_tunnel(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED + b"first")
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED + b"first", "wait")))
     atlas = start(build_config(upstream.table()))
 
     with switch(atlas) as client:
@@ -153,14 +144,7 @@ def test_bytes_that_come_with_the_101_belong_to_the_tunnel(
 def test_an_upstream_that_dies_ends_the_tunnel(
     way: str, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED)
-        conversation.wait_for_end()  # for the client's first byte
-        if way == "reset":
-            conversation.reset()
-
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait", way)))
     atlas = start(build_config(upstream.table()))
 
     with switch(atlas) as client:
@@ -169,12 +153,7 @@ def test_an_upstream_that_dies_ends_the_tunnel(
 
 
 def test_a_client_that_dies_ends_the_tunnel(upstreams: contextlib.ExitStack, start: Start) -> None:
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED)
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait")))
     atlas = start(build_config(upstream.table()))
 
     Conversation(switch(atlas).sock).reset()
@@ -183,12 +162,7 @@ def test_a_client_that_dies_ends_the_tunnel(upstreams: contextlib.ExitStack, sta
 
 
 def test_an_idle_tunnel_ends(upstreams: contextlib.ExitStack, start: Start) -> None:
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED)
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait")))
     atlas = start(build_config(upstream.table(), timeouts={"tunnel_idle": 0.5}))
 
     with switch(atlas) as client:
@@ -202,16 +176,14 @@ def test_a_side_that_does_not_read_does_not_stop_the_other(
 ) -> None:
     size = 20_000_000
 
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED)
-        conversation.send(b"x" * size)  # before it reads anything at all
+    def read_all(conversation: Conversation, _: Request) -> None:
         received = 0
         while received < size:
             received += len(conversation.sock.recv(1 << 16))
-        conversation.send(b"done")
 
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    # It sends everything before it reads anything at all.
+    script = (SWITCHED, b"x" * size, read_all, b"done", "close")
+    upstream = upstreams.enter_context(Scripted("a", script))
     atlas = start(build_config(upstream.table()))
 
     with switch(atlas) as client:
@@ -226,12 +198,7 @@ def test_a_side_that_does_not_read_does_not_stop_the_other(
 def test_many_tunnels_end_at_once_without_a_trace(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
-        conversation.send(SWITCHED)
-        conversation.wait_for_end()
-
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait")))
     atlas = start(build_config(upstream.table()))
     before = atlas.descriptors
 
@@ -261,13 +228,10 @@ def test_peers_that_vanish_are_noticed_on_both_sides(
 ) -> None:
     peers = []
 
-    def serve_raw(conversation: Conversation) -> None:
-        conversation.read_head()
+    def note(conversation: Conversation, _: Request) -> None:
         peers.append(conversation.sock.getpeername()[1])
-        conversation.send(SWITCHED)
-        conversation.wait_for_end()
 
-    upstream = upstreams.enter_context(Upstream(serve_raw))
+    upstream = upstreams.enter_context(Scripted("a", (note, SWITCHED, "wait")))
     atlas = start(build_config(upstream.table()))
 
     with switch(atlas):

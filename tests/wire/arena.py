@@ -126,20 +126,25 @@ class Arena:
         parties = [*self._clients, *self._upstreams]
         is_dripping = any(party.is_dripping for party in parties)
         events = self._selector.select(0 if is_dripping else QUIET)
+        moved = set()
         for key, _ in events:
             if key.data is None:
                 self._accept()
                 continue
             key.data.read()
+            moved.add(key.data)
             if key.data.ending:
                 self._selector.unregister(key.data.sock)
         is_quiet = not events and not is_dripping
-        for party in self._clients:
+        for party in parties:
+            if not (is_quiet or party in moved or party.is_dripping):
+                continue  # nothing has changed for it
+            if party in self._upstreams:
+                self._serve(party, is_quiet=is_quiet)
+                continue
             party.advance(is_quiet=is_quiet)
             if party.is_gone:
                 self._drop(party)
-        for party in list(self._upstreams):
-            self._serve(party, is_quiet=is_quiet)
         return not is_quiet
 
     def _accept(self) -> None:

@@ -12,6 +12,9 @@ from tests.fakes import Upstream, named, silent
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, build_config, wait_until
 
+# What is told does not depend on the engine.
+pytestmark = pytest.mark.engines("lane")
+
 
 @pytest.fixture
 def a(upstreams: contextlib.ExitStack) -> Upstream:

@@ -15,6 +15,9 @@ from tests.fakes import black_hole, named
 from tests.functional.conftest import Start
 from tests.toolkit import build_config, wait_until
 
+# Which addresses a name has does not depend on the engine.
+pytestmark = pytest.mark.engines("lane")
+
 UNKNOWN = {"name": "lost", "address": "no-such-host.invalid", "port": 3000}
 
 # Stands for the name server: Python reads it as it starts. Addresses are looked up in a file.

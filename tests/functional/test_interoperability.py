@@ -20,7 +20,7 @@ import aiohttp
 import httpx
 import pytest
 
-from tests.fakes import Conversation, Upstream, build_answer
+from tests.fakes import Conversation, Request, Scripted, build_answer
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Program, build_config, find_program, wait_until
 
@@ -226,21 +226,20 @@ def test_node_may_pipe_a_large_request_into_its_answer(
     assert received.read_bytes() == BODY * 20
 
 
-def describe(conversation: Conversation) -> None:
+def describe(conversation: Conversation, request: Request) -> None:
     """Answer with what came: the method, the target and the digest of the body."""
-    while request := conversation.read_head():
-        digest = hashlib.sha256()
-        for piece in conversation.read_body(request):
-            digest.update(piece)
-        method, target, _ = request.line.split(" ")
-        answer = f"{method} {target} {digest.hexdigest()}".encode()
-        conversation.send(build_answer(b"" if method == "HEAD" else answer))
+    digest = hashlib.sha256()
+    for piece in conversation.read_body(request):
+        digest.update(piece)
+    method, target, _ = request.line.split(" ")
+    answer = f"{method} {target} {digest.hexdigest()}".encode()
+    conversation.send(build_answer(b"" if method == "HEAD" else answer))
 
 
 @pytest.fixture
 def described(upstreams: contextlib.ExitStack, start: Start) -> Atlas:
     """Atlas in front of an upstream that describes each request."""
-    upstream = upstreams.enter_context(Upstream(describe))
+    upstream = upstreams.enter_context(Scripted("a", ("unread", describe)))
     return start(build_config(upstream.table()))
 
 
