@@ -9,7 +9,7 @@ are heard once it serves.
 import signal
 import sys
 
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1})
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 
 from atlas_pkg.main import main  # noqa: E402 - see above
 

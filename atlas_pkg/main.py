@@ -5,10 +5,11 @@
     2  wrong arguments or an unusable configuration
 
 The main thread waits for signals and does what they say: SIGTERM and SIGINT drain (a second one
-cuts it short), SIGHUP reloads, SIGUSR1 logs the state of every upstream. They are blocked in all
-threads and have no handlers. A handler may interrupt any line of the main thread, and Python runs
-it only when that thread wakes up: the kernel is free to tell another thread of two signals that
-come together, and both would be lost. What comes while Atlas starts is heard after it.
+cuts it short), SIGHUP reloads, SIGUSR1 logs the state of every upstream, SIGUSR2 has a new Atlas
+take over (`control/takeover.py`). They are blocked in all threads and have no handlers. A handler
+may interrupt any line of the main thread, and Python runs it only when that thread wakes up: the
+kernel is free to tell another thread of two signals that come together, and both would be lost.
+What comes while Atlas starts is heard after it. Time passes as a signal too.
 
 With several processes (`listen.workers`) the supervisor waits for signals in the same way, and
 tells the worker processes what they mean.
@@ -48,8 +49,9 @@ from atlas_pkg.control.process import (
 )
 from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service, log_start
-from atlas_pkg.control.supervisor import Supervisor
-from atlas_pkg.control.worker_process import build_worker_life
+from atlas_pkg.control.supervisor import TICK, Supervisor
+from atlas_pkg.control.takeover import Heritage, Listeners, Takeover, read_heritage
+from atlas_pkg.control.worker_process import build_question, build_worker_life, recall_overrides
 from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.listener import open_listener, open_listeners
@@ -60,7 +62,7 @@ log = logging.getLogger("atlas")
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
-_SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1}
+_SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -112,17 +114,22 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         return EXIT_USAGE
     logs.set_up(options.log_level or config.log.level)
     listen = config.listen
+    heritage = read_heritage()
+    count = count_processes(listen.workers)
     listeners: list[socket.socket] = []
     try:
         check_access_log(config)
-        listeners = open_listeners(listen.address, listen.port, count_processes(listen.workers))
+        listeners = open_listeners(
+            listen.address, listen.port, count, use="listen", inherited=heritage.listeners
+        )
         port = listeners[0].getsockname()[1]
-        admin = _open_admin(config, port, len(listeners))
+        admin = _open_admin(config, port, count, heritage)
     except StartError as error:
         log.error("%s", error)
         for sock in listeners:
             sock.close()
         return EXIT_FAILED
+    heritage.listeners.close()
     log_start(config, port)
     if admin is not None:
         where = show_endpoint(admin.settings.address, admin.listener.getsockname()[1])
@@ -132,10 +139,8 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
     collect_rarely()
     if demo is not None:
         print(demo.invitation(port), flush=True)
-    if len(listeners) > 1:
-        is_finished = _serve_with_workers(listeners, config, seen, options, admin)
-    else:
-        is_finished = _serve_alone(listeners[0], config, seen, options, admin)
+    serve = _serve_alone if count == 1 else _serve_with_workers
+    is_finished = serve(_Ports(listeners, admin), config, seen, options, heritage)
     return EXIT_OK if is_finished else EXIT_FAILED
 
 
@@ -147,13 +152,29 @@ class _AdminParts(NamedTuple):
     about: About
 
 
-def _open_admin(config: Config, port: int, processes: int) -> _AdminParts | None:
+class _Ports(NamedTuple):
+    """Where clients connect."""
+
+    listeners: list[socket.socket]
+    admin: _AdminParts | None
+
+    def named(self) -> Listeners:
+        """All listening sockets, each with what it is for."""
+        named = [("listen", sock) for sock in self.listeners]
+        return [*named, ("admin", self.admin.listener)] if self.admin is not None else named
+
+
+def _open_admin(
+    config: Config, port: int, processes: int, heritage: Heritage
+) -> _AdminParts | None:
     """Open the admin address, if there is to be one; raises `StartError`."""
     settings = config.admin
     if settings is None:
         return None
     try:
-        listener = open_listener(settings.address, settings.port)
+        listener = open_listener(
+            settings.address, settings.port, use="admin", inherited=heritage.listeners
+        )
     except StartError as error:
         raise StartError(f"admin: {error}") from None
     about = About(
@@ -166,21 +187,23 @@ def _open_admin(config: Config, port: int, processes: int) -> _AdminParts | None
 
 
 def _serve_alone(
-    listener: socket.socket,
+    ports: _Ports,
     config: Config,
     seen: bytes,
     options: Options,
-    admin: _AdminParts | None,
+    heritage: Heritage,
 ) -> bool:
     """Serve in this process until a signal ends it; returns whether all was finished."""
+    listeners, admin = ports
+    overrides = OverridesHolder(heritage.overrides)
+    takeover = Takeover(ports.named(), heritage.secret, overrides.current)
     if config.listen.pin:
         hold_to_one_cpu()
     bury_orphans()
     logs.write_in_background()
-    service = Service(config, seen, options=options)
+    service = Service(config, seen, options=options, secret=heritage.secret)
     port = None
     if admin is not None:
-        overrides = OverridesHolder()
 
         def collect(*, explains: bool) -> dict[int, ProcessReport]:
             service.follow(overrides.current())
@@ -188,45 +211,68 @@ def _serve_alone(
 
         port = AdminPort(admin.settings, admin.about, collect, overrides)
         port.start(admin.listener)
-    service.start(listener)
+        service.follow(overrides.current())
+    service.start(listeners, takes_over=heritage.is_takeover)
+    heritage.tell_ready()
+    signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
         if word == signal.SIGUSR1:
             _log_upstreams(service)
-            continue
-        log.info("SIGHUP: looking at %s", config.path)
-        service.trigger_reload()
-    log.info("%s: ending", signal.Signals(word).name)
-    is_finished = service.drain(_has_stop_signal)
+        elif word == signal.SIGUSR2:
+            takeover.begin()
+        elif word == signal.SIGHUP:
+            log.info("SIGHUP: looking at %s", config.path)
+            service.trigger_reload()
+        elif takeover.is_done():
+            if port is not None:
+                port.stop_accepting()  # who asks from now on, asks about the successor
+            break
+    else:
+        log.info("%s: ending", signal.Signals(word).name)
+        takeover.abandon()
+    is_finished = service.drain(_has_stop_signal, has_successor=word not in _STOP_SIGNALS)
     if port is not None:
         port.stop()
     return is_finished
 
 
 def _serve_with_workers(
-    listeners: list[socket.socket],
+    ports: _Ports,
     config: Config,
     seen: bytes,
     options: Options,
-    admin: _AdminParts | None,
+    heritage: Heritage,
 ) -> bool:
-    """Serve in a process per listener; otherwise like `_serve_alone`."""
-    channels = [open_channel() for _ in listeners] if admin else []
+    """Serve in several processes; otherwise like `_serve_alone`."""
+    listeners, admin = ports
+    count = count_processes(config.listen.workers)
+    channels = [open_channel() for _ in range(count)] if admin else []
+    ours, theirs = [end for end, _ in channels], [end for _, end in channels]
+    for end in ours:
+        end.say({"number": 0, "question": build_question(heritage.overrides, explains=False)})
     life = build_worker_life(
         config,
         seen,
         options,
-        count=len(listeners),
-        ends=[its for _, its in channels],
+        count=count,
+        secret=heritage.secret,
+        takes_over=heritage.is_takeover,
+        ends=theirs,
         dump=_log_upstreams,
     )
     attendant = None
     if admin is not None:
-        admin_life = serve_admin(admin.settings, admin.about, [ours for ours, _ in channels])
-        attendant = ("admin", admin.listener, admin_life)
-    is_finished = Supervisor(listeners, life, attendant=attendant).run()
-    for ends in channels:
-        for end in ends:
-            end.bell.close()
+        attendant = ("admin", admin.listener, serve_admin(admin.settings, admin.about, ours))
+    is_finished = Supervisor(
+        count,
+        listeners,
+        life,
+        attendant=attendant,
+        takeover=Takeover(ports.named(), heritage.secret, lambda: recall_overrides(ours)),
+        tell_ready=heritage.tell_ready,
+    ).run()
+    for end in (*ours, *theirs):
+        end.bell.close()
     return is_finished
 
 
@@ -241,7 +287,7 @@ def _build_parser() -> argparse.ArgumentParser:
         prog="atlas",
         description="An HTTP/1.1 load balancer.",
         epilog="Signals: SIGTERM and SIGINT finish what is under way and end; SIGHUP reloads; "
-        "SIGUSR1 logs the state of every upstream.",
+        "SIGUSR1 logs the state of every upstream; SIGUSR2 has the program started anew take over.",
     )
     parser.add_argument(
         "file",

@@ -161,10 +161,11 @@ class Atlas(Program):
         env: Mapping[str, str] | None = None,
         prefix: Sequence[str] = (),
         python: str = sys.executable,
+        program: Path = ATLAS,
     ) -> None:
         """`prefix` is a command that starts commands, such as one that sets limits."""
         self.path = path
-        command = [*prefix, python, "-W", "error", str(ATLAS), str(path), *arguments]
+        command = [*prefix, python, "-W", "error", str(program), str(path), *arguments]
         super().__init__(command, env={**os.environ, **(env or {})})
         self.host, self.port = "", 0
 

@@ -66,12 +66,17 @@ class AdminPort:
     def start(self, listener: socket.socket) -> None:
         """Begin to serve the clients of `listener`, which is taken over."""
         self._aggregate.start()
-        self._front.start(listener)
+        self._front.start([listener])
+
+    def stop_accepting(self) -> None:
+        """Answer those who are connected once more, and nobody else: there is a successor."""
+        self._front.begin_drain()
+        self._front.stop_accepting()
 
     def stop(self) -> None:
         """End, and cut whoever does not let go in a second. Blocks."""
         self._aggregate.stop()
-        self._front.stop_accepting()
+        self.stop_accepting()
         self._front.release_idle()
         self._front.wait_until_alone(GRACE)
         self._front.cut()
@@ -81,7 +86,7 @@ class AdminPort:
 def serve_admin(settings: Admin, about: About, ends: Sequence[End]) -> Serve:
     """The life of the admin process, for the supervisor; `ends` lead to the worker processes."""
 
-    def serve(_: int, listener: socket.socket, orders: Orders) -> bool:
+    def serve(_: int, listeners: Sequence[socket.socket], orders: Orders) -> bool:
         logs.set_process("admin")
         logs.write_in_background()
         overrides = OverridesHolder(recall_overrides(ends))
@@ -94,9 +99,12 @@ def serve_admin(settings: Admin, about: About, ends: Sequence[End]) -> Serve:
             return reports
 
         port = AdminPort(settings, about, collect, overrides)
-        port.start(listener)
-        while orders.wait() not in (Order.DRAIN, Order.CUT):
-            pass  # reloads and dumps are for those who serve
+        port.start(listeners[0])
+        orders.say_ready()
+        # Reloads and dumps are for those who serve.
+        while (order := orders.wait()) not in (Order.DRAIN, Order.CUT):
+            if order is Order.HAND_OVER:
+                port.stop_accepting()
         port.stop()
         return True
 

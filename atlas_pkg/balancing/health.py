@@ -98,13 +98,14 @@ class RiseFall:
 class Patient:
     """One upstream under watch."""
 
-    __slots__ = ("began_at", "check", "health", "upstream")
+    __slots__ = ("began_at", "check", "health", "is_known", "upstream")
 
     def __init__(self, upstream: Upstream, check: HealthCheck, *, is_new: bool) -> None:
         self.upstream = upstream
         self.check = check
         self.health = RiseFall(is_new=is_new)
         self.began_at = 0.0
+        self.is_known = False  # it has been probed, and what came of it was told
 
 
 class Timetable:
@@ -166,10 +167,15 @@ class Timetable:
 
     def reschedule(self, patient: Patient, now: float) -> None:
         """The probe is over: put `patient` back, unless it has left or got new settings."""
+        patient.is_known = True
         if self._patients.get(patient.upstream.identity) is patient:
             chance = self._random.uniform(1 - _JITTER, 1 + _JITTER)
             due = patient.began_at + patient.health.interval(patient.check) * chance
             self._schedule(patient, max(now, due))
+
+    def are_known(self) -> bool:
+        """Have all been probed by now?"""
+        return all(patient.is_known for patient in self._patients.values())
 
     def _schedule(self, patient: Patient, instant: float) -> None:
         self._count += 1
@@ -222,6 +228,11 @@ class HealthChecker:
         """Begin to probe what is watched, now and later."""
         self._thread = threading.Thread(target=self._run, name="health", daemon=True)
         self._thread.start()
+
+    def wait_for_first_probes(self, timeout: float) -> None:
+        """Wait until all have been probed once, or time runs out. Blocks."""
+        with self._changed:
+            self._changed.wait_for(self._timetable.are_known, timeout)
 
     def stop(self) -> None:
         """Begin no more probes. One that is under way ends by itself, and is not told. Final."""

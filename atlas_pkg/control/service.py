@@ -48,7 +48,10 @@ DRAIN_TICK = 0.05
 # How often it says what it is waiting for.
 DRAIN_REPORT = 5.0
 
-# Whose connections were cut are given this long to take note of it, for the access log.
+# How long one who takes over waits for the first probes of its upstreams.
+FIRST_PROBES = 5.0
+
+# Whose connections are ended are given this long to take note of it, for the access log.
 CUT_GRACE = 1.0
 
 
@@ -122,19 +125,23 @@ class Service:
             # As at a start: in a reload, upstreams that are new wait for their first probe.
             self._put_in_force(Generation(config, secret=old.secret), self._seen, live)
 
-    def start(self, listener: socket.socket) -> None:
-        """Begin to serve the clients of `listener`, which is taken over.
+    def start(self, listeners: Sequence[socket.socket], *, takes_over: bool = False) -> None:
+        """Begin to serve the clients of `listeners`, which are taken over.
 
-        Raises `StartError` where the access log cannot be opened.
+        One who `takes_over` from another process knows first who of its upstreams is well, as that
+        one does. Raises `StartError` where the access log cannot be opened.
         """
         generation = self._holder.current()
         self._observing.start(generation.config)
         self._resolver.look_up(generation.config.upstreams)
         self._resolver.watch(generation.upstreams)
-        self._health.watch(generation.health_checks())
+        checks = generation.health_checks()
+        self._health.watch(checks, awaiting=[each for each, _ in checks] if takes_over else ())
         self._health.start()
         self._relay.start()
-        self._front.start(listener)
+        if takes_over:
+            self._health.wait_for_first_probes(FIRST_PROBES)
+        self._front.start(listeners)
         self._reporter.state = SERVING
         self._watcher.start()
 
@@ -222,19 +229,22 @@ class Service:
         if group is not None:
             group.balancer.note_probe(upstream, state)
 
-    def drain(self, is_cut: Callable[[], bool]) -> bool:
+    def drain(self, is_cut: Callable[[], bool], *, has_successor: bool = False) -> bool:
         """Stop accepting, finish what is under way; returns whether all of it was finished.
 
         Ends early when `is_cut` says so. Blocks for `timeouts.pre_drain` and then for
-        `timeouts.drain` at most.
+        `timeouts.drain` at most. With a successor nobody is to notice: who says nothing may go on
+        doing so until then, since what it is about to say would be lost with its connection. It is
+        answered, and told to ask the successor next time.
         """
         timeouts = self._holder.current().config.timeouts
         self._reporter.state = DRAINING
-        if timeouts.pre_drain:
+        front = self._front
+        front.begin_drain()
+        if timeouts.pre_drain and not has_successor:
             log.info("draining in %g s, still accepting", timeouts.pre_drain)
             _wait_until(is_cut, timeouts.pre_drain)
         deadline = time.monotonic() + timeouts.drain
-        front = self._front
         front.stop_accepting()
         log.info(
             "draining: no new clients, %d connected, %g s at most", front.connected, timeouts.drain
@@ -244,14 +254,17 @@ class Service:
 
         def has_ended() -> bool:
             nonlocal next_report
-            # Again each time: a client may just have been parked again.
-            front.release_idle()
+            if not has_successor:
+                front.release_idle()  # again each time: a client may just have been parked again
             if time.monotonic() >= next_report:
                 next_report += DRAIN_REPORT
                 log.info("draining: %d connections left", front.connected)
             return not front.connected or is_cut()
 
         _wait_until(has_ended, deadline - time.monotonic())
+        if has_successor:
+            front.release_idle()
+            front.wait_until_alone(CUT_GRACE)
         if cut := front.cut():
             front.wait_until_alone(CUT_GRACE)
         front.stop()

@@ -1,7 +1,7 @@
 """Several processes on one port, and the parent that looks after them.
 
-One interpreter lock uses one CPU, so more CPUs want more processes. The supervisor forks a worker
-process for each listening socket, and waits for signals. It has one thread and serves
+One interpreter lock uses one CPU, so more CPUs want more processes. The supervisor forks worker
+processes, with a listening socket each, and waits for signals. It has one thread and serves
 nobody, which keeps forking a replacement safe: no other thread can hold a lock at that moment.
 
 * **A worker process dies:** another is forked in its place, with the same socket, at once the first
@@ -14,6 +14,9 @@ nobody, which keeps forking a replacement safe: no other thread can hold a lock 
   managers often signal all of them too, and what comes twice must not count as a second, impatient
   one. Nor can two bytes melt into one, as two signals may.
 * **The supervisor dies:** its end of the bells closes, so all worker processes drain and end.
+
+* **Another Atlas takes over** (`takeover.py`): all are told to hand over, which is to drain without
+  anybody noticing.
 
 There may be one process more, the attendant: it is replaced like the others, but told to end only
 when all others have ended, since it tells how they are.
@@ -35,6 +38,7 @@ from typing import NoReturn
 
 from atlas_pkg import logs
 from atlas_pkg.control.channel import Bell, open_bell
+from atlas_pkg.control.takeover import Takeover
 
 log = logging.getLogger("atlas.supervisor")
 
@@ -57,7 +61,10 @@ MOST_UNANSWERED = 5
 _STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 # `sigtimedwait` is missing on macOS, so time passes as a signal too.
-_SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGCHLD, signal.SIGALRM}
+_SIGNALS = _STOP_SIGNALS | {
+    *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
+    *(signal.SIGCHLD, signal.SIGALRM),
+}
 
 _SIGNAL_NAMES = {known.value: known.name for known in signal.Signals}
 
@@ -69,6 +76,7 @@ class Order(enum.Enum):
     RELOAD = b"r"
     DUMP = b"u"  # log the state of the upstreams
     DRAIN = b"d"
+    HAND_OVER = b"h"  # drain: others serve the same sockets now
     CUT = b"c"
 
 
@@ -93,6 +101,10 @@ class Orders:
                 return order
             self._bell.ring()
 
+    def say_ready(self) -> None:
+        """Tell the supervisor that this process serves."""
+        self._bell.ring()
+
     def is_cut(self) -> bool:
         """Have we been told to end at once? Does not block. For the time of the drain."""
         told, self._told = self._told + (self._bell.wait(0) or b""), b""
@@ -102,7 +114,7 @@ class Orders:
         return self._is_cut
 
 
-Serve = Callable[[int, socket.socket, Orders], bool]
+Serve = Callable[[int, Sequence[socket.socket], Orders], bool]
 
 
 class Backoff:
@@ -123,14 +135,17 @@ class Backoff:
 class _Child:
     """The place of one process, and who holds it now."""
 
-    def __init__(self, number: int, name: str, listener: socket.socket, serve: Serve) -> None:
+    def __init__(
+        self, number: int, name: str, listeners: Sequence[socket.socket], serve: Serve
+    ) -> None:
         self.number = number
         self.name = name
-        self.listener = listener
+        self.listeners = listeners
         self.serve = serve
         self.backoff = Backoff()
         self.pid = 0  # 0 while nobody is there
         self.bell: Bell | None = None  # while somebody is there
+        self.is_ready = False  # it has said that it serves
         self.unanswered = 0  # questions for a sign of life
         self.alive_since = 0.0
         self.due = 0.0  # when to start it, while nobody is there
@@ -139,30 +154,42 @@ class _Child:
         if self.bell is not None:
             self.bell.ring(order.value)
 
+    def close_listeners(self) -> None:
+        for listener in self.listeners:
+            listener.close()
+
 
 class Supervisor:
-    """Keeps one worker process for each listening socket. Has one thread and starts no other."""
+    """Keeps `count` worker processes. Has one thread and starts no other."""
 
     def __init__(
         self,
+        count: int,
         listeners: Sequence[socket.socket],
         serve: Serve,
         *,
         attendant: tuple[str, socket.socket, Serve] | None = None,
+        takeover: Takeover | None = None,
+        tell_ready: Callable[[], None] | None = None,
         sign_interval: float = SIGN_INTERVAL,
     ) -> None:
-        """Takes over `listeners`.
+        """Takes over `listeners`, of which each worker process gets one, or several in turn.
 
-        `serve(number, listener, orders)` is the life of a worker process, whose number counts
+        `serve(number, listeners, orders)` is the life of a worker process, whose number counts
         from 1; it returns whether all was finished. `attendant` is a name, a listening socket
-        and the life of the process that ends last.
+        and the life of the process that ends last. `tell_ready` is called once all serve.
         """
         self._workers = [
-            _Child(number, f"worker {number}", sock, serve)
-            for number, sock in enumerate(listeners, 1)
+            _Child(number, f"worker {number}", listeners[number - 1 :: count], serve)
+            for number in range(1, count + 1)
         ]
-        self._attendant = _Child(0, *attendant) if attendant else None
+        self._attendant = None
+        if attendant is not None:
+            name, listener, attend = attendant
+            self._attendant = _Child(0, name, [listener], attend)
         self._children = [*self._workers, *([self._attendant] if self._attendant else [])]
+        self._takeover = takeover
+        self._tell_ready = tell_ready
         self._is_stopping = False
         self._sign_interval = sign_interval
         self._next_signs = time.monotonic() + sign_interval
@@ -183,9 +210,13 @@ class Supervisor:
                 self._tell(self._workers, Order.RELOAD)
             elif word == signal.SIGUSR1:
                 self._tell(self._workers, Order.DUMP)
+            elif word == signal.SIGUSR2 and self._takeover is not None and not self._is_stopping:
+                self._takeover.begin()
+            self._look_after_takeover()
             self._note_deaths()
             self._start_due()
             self._dismiss_attendant()
+            self._hear()
             self._ask_for_signs()
         signal.setitimer(signal.ITIMER_REAL, 0)
         log.info("all worker processes have ended")
@@ -202,12 +233,25 @@ class Supervisor:
             self._tell(self._children, Order.CUT)
             return
         log.info("%s: ending", reason)
+        if self._takeover is not None:
+            self._takeover.abandon()
+        self._let_end(Order.DRAIN)
+
+    def _let_end(self, order: Order) -> None:
         self._is_stopping = True
         # Before anybody drains: a socket is closed, and clients refused, when its last holder
         # has closed it. Else they would wait in a queue that nobody looks at.
         for child in self._children:
-            child.listener.close()
-        self._tell(self._workers, Order.DRAIN)
+            child.close_listeners()
+        self._tell(self._workers, order)
+
+    def _look_after_takeover(self) -> None:
+        """Hand over to a successor that serves."""
+        if self._takeover is None or self._is_stopping or not self._takeover.is_done():
+            return
+        self._let_end(Order.HAND_OVER)
+        if self._attendant is not None:
+            self._attendant.tell(Order.HAND_OVER)  # who asks from now on, asks about the successor
 
     def _dismiss_attendant(self) -> None:
         """Have the attendant end when all others have."""
@@ -242,7 +286,7 @@ class Supervisor:
             bell.close()
             self._become(child, Orders(its_bell))
         its_bell.close()
-        child.pid, child.bell, child.unanswered = pid, bell, 0
+        child.pid, child.bell, child.unanswered, child.is_ready = pid, bell, 0, False
         log.info("%s is process %d", child.name, pid)
 
     def _become(self, child: _Child, orders: Orders) -> NoReturn:
@@ -254,12 +298,12 @@ class Supervisor:
             if other.bell is not None:
                 other.bell.close()  # else the others would not notice the supervisor's end
             if other is not child:
-                other.listener.close()
+                other.close_listeners()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD, signal.SIGALRM})
         status = 1
         try:
-            status = 0 if child.serve(child.number, child.listener, orders) else 1
+            status = 0 if child.serve(child.number, child.listeners, orders) else 1
         except BaseException:
             log.exception("this worker process ends")
             raise
@@ -300,6 +344,15 @@ class Supervisor:
             f"in {pause:g} s" if pause else "at once",
         )
 
+    def _hear(self) -> None:
+        """Take note of all signs of life; when first all serve, tell so."""
+        for child in self._children:
+            if child.bell is not None and child.bell.wait(0):
+                child.unanswered, child.is_ready = 0, True
+        if self._tell_ready is not None and all(child.is_ready for child in self._children):
+            self._tell_ready()
+            self._tell_ready = None
+
     def _ask_for_signs(self) -> None:
         """Ask everybody for a sign of life, and kill who has given none for too long."""
         if time.monotonic() < self._next_signs:
@@ -308,8 +361,6 @@ class Supervisor:
         for child in self._children:
             if child.bell is None:
                 continue
-            if child.bell.wait(0):
-                child.unanswered = 0
             if child.unanswered >= MOST_UNANSWERED:
                 log.error(
                     "%s (process %d) gives no sign of life for %g s: killed",

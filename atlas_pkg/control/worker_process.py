@@ -8,7 +8,6 @@ before the first client comes, so one that replaces another begins with what hol
 
 from __future__ import annotations
 
-import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
@@ -48,19 +47,21 @@ def build_worker_life(
     options: Options,
     *,
     count: int,
+    secret: bytes,
+    takes_over: bool,
     ends: Sequence[End],
     dump: Callable[[Service], None],
 ) -> Serve:
     """Make the life of all `count` worker processes, for the supervisor.
 
-    `seen` is the file as `config` was read from it. `ends[0]` is that of the first worker process,
-    and leads to the admin process; without one there are none. `dump` logs the state of upstreams.
+    `seen` is the file as `config` was read from it. `secret` signs sticky cookies: one must mean
+    the same to whichever process it meets. `takes_over`: from the processes of another supervisor.
+    `ends[0]` is that of the first worker process, and leads to the admin process; without one there
+    are none. `dump` logs the state of upstreams.
     """
     heritages = [SharedText() for _ in range(count)]
-    # A client's sticky cookie must mean the same to whichever process it meets.
-    secret = os.urandom(32)
 
-    def live(number: int, listener: socket.socket, orders: Orders) -> bool:
+    def live(number: int, listeners: Sequence[socket.socket], orders: Orders) -> bool:
         logs.set_process(f"worker {number}")
         logs.write_in_background()
         if config.listen.pin:
@@ -71,13 +72,14 @@ def build_worker_life(
         service.catch_up()
         if ends:
             _listen_to_admin(service, ends[number - 1])
-        service.start(listener)
+        service.start(listeners, takes_over=takes_over)
+        orders.say_ready()
         while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
             if order is Order.DUMP:
                 dump(service)
             else:
                 service.trigger_reload()
-        return service.drain(orders.is_cut)
+        return service.drain(orders.is_cut, has_successor=order is Order.HAND_OVER)
 
     return live
 

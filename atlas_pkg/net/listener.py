@@ -6,6 +6,10 @@ rounds of eight. With a socket each (`SO_REUSEPORT`) the kernel deals them out b
 addresses: 25 to 39 was the worst. The price is that a process too busy to accept keeps its share
 waiting. Not every system deals them out, so only Linux gets a socket each.
 
+Some may be open already: a process that takes over from another inherits them
+(`control/takeover.py`). They are adopted and never opened anew, since a socket that is closed
+resets the clients in its queue. So there may be more of them than processes.
+
 Accepted sockets inherit the options of the socket that accepted them, so what every client
 connection needs (no Nagle delay, a short patience, see `stream.py`) is set here once and costs
 nothing per connection.
@@ -20,6 +24,8 @@ import errno
 import os
 import socket
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from atlas_pkg.errors import StartError
 from atlas_pkg.net.stream import set_patience
@@ -36,19 +42,53 @@ CLIENT_PATIENCE = 0.02
 SEND_PATIENCE = 0.25
 
 
-def open_listener(address: str, port: int) -> socket.socket:
-    """Bind and listen on `address` (IPv4, IPv6 or a host name) and `port` (0 = any free one).
+class Inherited:
+    """Listening sockets that were open before this process began, each with what it was for."""
 
-    `::` takes IPv4 clients too. Raises `StartError` with one sentence.
+    def __init__(self, sockets: Iterable[tuple[str, socket.socket]] = ()) -> None:
+        self._left = list(sockets)
+
+    def adopt(self, use: str, sockaddr: tuple[Any, ...]) -> list[socket.socket]:
+        """Take those that listen on `sockaddr`; where any port will do, those of the same use."""
+        adopted = []
+        for known, sock in self._left.copy():
+            host, port = sock.getsockname()[:2]
+            is_the_same = (host, port) == sockaddr[:2]
+            if is_the_same or (known == use and (host, 0) == sockaddr[:2]):
+                self._left.remove((known, sock))
+                adopted.append(sock)
+        return adopted
+
+    def make_room(self, port: int) -> bool:
+        """Let others bind `port` while one of these listens there, on another address. Is there?"""
+        rivals = [sock for _, sock in self._left if sock.getsockname()[1] == port]
+        for sock in rivals:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return bool(rivals)
+
+    def close(self) -> None:
+        """Close those that nobody has adopted."""
+        for _, sock in self._left:
+            sock.close()
+        self._left.clear()
+
+
+def open_listener(
+    address: str, port: int, *, use: str = "", inherited: Inherited | None = None
+) -> socket.socket:
+    """Have one socket listen; otherwise like `open_listeners`."""
+    return open_listeners(address, port, 1, use=use, inherited=inherited)[0]
+
+
+def open_listeners(
+    address: str, port: int, count: int, *, use: str = "", inherited: Inherited | None = None
+) -> list[socket.socket]:
+    """Have `count` sockets, or more, listen on `address` and `port`, each for one process.
+
+    `address` is IPv4, IPv6 (`::` takes IPv4 clients too) or a host name; port 0 is any free one.
+    What of it is `inherited` is adopted. Raises `StartError` with one sentence.
     """
-    return open_listeners(address, port, 1)[0]
-
-
-def open_listeners(address: str, port: int, count: int) -> list[socket.socket]:
-    """Open `count` listening sockets on the same address and port; otherwise like `open_listener`.
-
-    Each is for a process of its own.
-    """
+    inherited = inherited or Inherited()
     where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
     try:
         candidates = socket.getaddrinfo(
@@ -59,14 +99,18 @@ def open_listeners(address: str, port: int, count: int) -> list[socket.socket]:
     # A name with addresses of both kinds is opened on IPv4, where most clients will look for it.
     candidates.sort(key=lambda candidate: candidate[0] != socket.AF_INET)
     family, _, _, _, sockaddr = candidates[0]
-    listeners: list[socket.socket] = []
+    listeners = inherited.adopt(use, sockaddr)
     try:
-        listeners.append(_create_socket(family))
-        listeners[0].bind(sockaddr)
+        if not listeners:
+            listeners.append(_create_socket(family))
+            if inherited.make_room(port):
+                listeners[0].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listeners[0].bind(sockaddr)
         while len(listeners) < count:
             listeners.append(_create_companion(listeners[0]))
         for sock in listeners:
-            sock.listen(BACKLOG)
+            if not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                sock.listen(BACKLOG)
     except OSError as error:
         for sock in listeners:
             sock.close()

@@ -38,7 +38,8 @@ class Clients:
         self._open: set[Stream] = set()
         # Those that wait until they say something, by descriptor, the longest waiting first.
         self.parked: dict[int, Client] = {}
-        # Set once, when Atlas begins to drain: every answer from then on closes its connection.
+        # Set once, when Atlas begins to drain: every answer from then on closes its connection, and
+        # whoever says nothing is let go (`release_idle` in `frontend.py`).
         self.is_draining = False
         self.is_cut = False  # and all that were left have been ended
 
@@ -67,8 +68,6 @@ class Clients:
             following = self._finish(client)
         elif following is PARK and not (client.head_since or client.is_lingering):
             client.deadline = time.monotonic() + client.idle_limit
-            if self.is_draining and _is_between_requests(client):
-                following = CLOSE
         if following is PARK:
             if client.lane is not None:
                 client.lane.park(client)

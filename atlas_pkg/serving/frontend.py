@@ -1,9 +1,9 @@
 """One port with all that serves its clients: acceptor, lanes, threads, and an app.
 
 The proxy has a frontend (the word is HAProxy's), and so has the admin address: the same HTTP with
-another app. A frontend is made first, then started with a listening socket. It ends in steps, since
-a drain wants to do things between them: `stop_accepting`, `release_idle` as often as needed, `cut`,
-`stop`.
+another app. A frontend is made first, then started with its listening sockets, as a rule one. It
+ends in steps, since a drain wants to do things between them: `begin_drain`, `stop_accepting`,
+`release_idle` as often as needed, `cut`, `stop`.
 
 Not done here: what the app does, and how long a drain waits.
 """
@@ -14,7 +14,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.balancing.upstream import Upstream
@@ -70,7 +70,7 @@ class Frontend:
         # Guards _pools: those of the threads that serve a client each.
         self._lock = threading.Lock()
         self._pools: set[Pool] = set()
-        self._server: AtlasServer | None = None
+        self._servers: list[AtlasServer] = []
 
     @property
     def connected(self) -> int:
@@ -82,25 +82,27 @@ class Frontend:
         """How many requests stand in line for a thread, because all are at work."""
         return self._threads.waiting
 
-    def start(self, listener: socket.socket) -> None:
-        """Begin to serve the clients of `listener`, which is taken over."""
+    def start(self, listeners: Sequence[socket.socket]) -> None:
+        """Begin to serve the clients of `listeners`, which are taken over."""
         threading.stack_size(STACK_BYTES)
         if self._lanes:
             self._threads.start()
         for number, lane in enumerate(self._lanes, 1):
             lane.start(f"lane-{number}")
-        self._server = AtlasServer(
-            listener,
-            self._holder,
-            self._clients,
-            lanes=self._lanes,
-            welcome=self._welcome,
-            serve=self._serve,
-            most_threads=self._max_threads,
-        )
-        threading.Thread(
-            target=self._server.serve_forever, args=(POLL_INTERVAL,), name="accept", daemon=True
-        ).start()
+        for listener in listeners:
+            server = AtlasServer(
+                listener,
+                self._holder,
+                self._clients,
+                lanes=self._lanes,
+                welcome=self._welcome,
+                serve=self._serve,
+                most_threads=self._max_threads,
+            )
+            self._servers.append(server)
+            threading.Thread(
+                target=server.serve_forever, args=(POLL_INTERVAL,), name="accept", daemon=True
+            ).start()
 
     def idle_connections(self) -> dict[Upstream, int]:
         """How many upstream connections are kept at rest."""
@@ -112,15 +114,21 @@ class Frontend:
                 counts[upstream] = counts.get(upstream, 0) + count
         return counts
 
+    def begin_drain(self) -> None:
+        """From now on have every answer close its connection."""
+        self._clients.is_draining = True
+
     def stop_accepting(self) -> None:
         """Take those whom the kernel has connected already, and from now on nobody."""
-        if self._server is not None:
-            self._clients.is_draining = True
-            self._server.shutdown()
-            self._server.accept_backlog()
+        for server in self._servers:
+            server.shutdown()
+            server.accept_backlog()
 
     def release_idle(self) -> None:
-        """Close the connections of clients that are saying nothing."""
+        """Close the connections of clients that are saying nothing.
+
+        One that is just about to say something loses it: it has to ask again.
+        """
         self._clients.dismiss_idle(len(self._clients))
 
     def wait_until_alone(self, timeout: float) -> None:

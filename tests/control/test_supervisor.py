@@ -458,12 +458,12 @@ import socket, sys
 from atlas_pkg import logs
 from atlas_pkg.control import supervisor
 
-def serve(number, listener, orders):
+def serve(number, listeners, orders):
     {body}
 
 logs.set_up("info")
 listener = socket.create_server(("127.0.0.1", 0))
-sys.exit(not supervisor.Supervisor([listener], serve, sign_interval={sign_interval}).run())
+sys.exit(not supervisor.Supervisor(1, [listener], serve, sign_interval={sign_interval}).run())
 """
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import toolkit
-from tests.toolkit import Atlas
+from tests.toolkit import ATLAS, Atlas
 
 # The shortcut, and the road alone.
 ENGINES = {"lane": 1, "road": 0}
@@ -32,10 +32,13 @@ def start(tmp_path: Path, lanes: int) -> Iterator[Start]:  # noqa: ARG001 - for 
             *arguments: str,
             env: Mapping[str, str] | None = None,
             prefix: tuple[str, ...] = (),
+            program: Path = ATLAS,
         ) -> Atlas:
             path = tmp_path / "atlas.toml"
             path.write_text(text)
-            atlas = running.enter_context(Atlas(path, *arguments, env=env, prefix=prefix))
+            atlas = running.enter_context(
+                Atlas(path, *arguments, env=env, prefix=prefix, program=program)
+            )
             return atlas.wait_until_listening()
 
         yield start_atlas

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from atlas_pkg.errors import StartError
-from atlas_pkg.net.listener import open_listener
+from atlas_pkg.net.listener import Inherited, open_listener, open_listeners
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "localhost", "0.0.0.0"])
@@ -63,3 +63,41 @@ def test_an_impossible_address_is_told(address: str, sentence: str) -> None:
 
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_inherited_is_adopted_by_its_address() -> None:
+    with open_listener("127.0.0.1", 0) as one, open_listener("127.0.0.1", 0) as other:
+        inherited = Inherited([("admin", one), ("listen", other)])
+
+        assert open_listener(*other.getsockname(), use="admin", inherited=inherited) is other
+        # Any port will do: that which had the same use.
+        assert open_listener("127.0.0.1", 0, use="admin", inherited=inherited) is one
+        with open_listener("127.0.0.1", 0, use="admin", inherited=inherited) as third:
+            assert third.getsockname() not in (one.getsockname(), other.getsockname())
+
+
+def test_more_sockets_than_wanted_are_all_adopted_and_missing_ones_opened() -> None:
+    sockets = open_listeners("127.0.0.1", 0, 2)
+    address, port = sockets[0].getsockname()
+
+    assert open_listeners(address, port, 1, inherited=as_listen(sockets)) == sockets
+    all_three = open_listeners(address, port, 3, inherited=as_listen(sockets))
+
+    assert all_three[:2] == sockets
+    assert {sock.getsockname() for sock in all_three} == {(address, port)}
+    for sock in all_three:
+        sock.close()
+
+
+def test_what_nobody_adopts_is_closed_and_does_not_stand_in_the_way() -> None:
+    sockets = open_listeners("127.0.0.1", 0, 1)
+    inherited = as_listen(sockets)
+
+    with open_listener("0.0.0.0", sockets[0].getsockname()[1], inherited=inherited):
+        inherited.close()
+
+        assert sockets[0].fileno() == -1
+
+
+def as_listen(sockets: list[socket.socket]) -> Inherited:
+    return Inherited([("listen", sock) for sock in sockets])

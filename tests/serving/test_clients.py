@@ -194,36 +194,6 @@ def test_one_turn_of_a_lingering_client_is_bounded(ends: Ends) -> None:
     flooding.join(20)
 
 
-def test_while_draining_one_between_two_requests_is_closed(ends: Ends) -> None:
-    ends.clients.is_draining = True
-    client, theirs = ends.make()
-
-    assert ends.clients.put_away(client, PARK) is TAKEN
-
-    assert theirs.recv(1) == b""
-
-
-@pytest.mark.parametrize(
-    "sign", ["half a head", "a request", "a request that was read", "lingering"]
-)
-def test_while_draining_one_that_is_heard_waits_on(sign: str, ends: Ends) -> None:
-    ends.clients.is_draining = True
-    client, theirs = ends.make()
-    if sign == "half a head":
-        client.head_since = NOW
-    elif sign == "lingering":
-        client.is_lingering = True
-    elif sign == "a request that was read":
-        client.stream.buffered = b"GET / HTTP/1.1\r\n"
-    else:
-        theirs.send(b"GET / HTTP/1.1\r\n")
-        wait_for_input(client)
-
-    assert ends.clients.put_away(client, PARK) is PARK
-
-    assert ends.lane.parked == [client]
-
-
 def park(ends: Ends, *deadlines: float, has_lane: bool = True) -> list[Client]:
     made = [ends.make(deadline, has_lane=has_lane)[0] for deadline in deadlines]
     for client in made:
