@@ -267,8 +267,11 @@ class Cut(Exception):
 class Client:
     """One connection to Atlas, which the test drives by hand."""
 
-    def __init__(self, port: int, *, host: str = "127.0.0.1", timeout: float = DEADLINE) -> None:
-        self.sock = socket.create_connection((host, port), timeout)
+    def __init__(
+        self, port: int, *, host: str = "127.0.0.1", source: str = "", timeout: float = DEADLINE
+    ) -> None:
+        """`source` is an address of this machine to come from."""
+        self.sock = socket.create_connection((host, port), timeout, (source, 0) if source else None)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = self.sock.makefile("rb")
 

@@ -3,7 +3,8 @@
 Pools are per thread, so taking a connection needs no lock and its memory is warm: with a lane the
 lane has one, and threads that wait borrow from it and give back to it; without a lane each thread
 has its own. The newest idle connection is taken first: it is the least likely to have been closed,
-and the oldest ones age out.
+and the oldest ones age out. A connection of which its upstream has been told for whom it is (PROXY
+protocol) serves one client; it rests in a pool of that client's.
 
 An idle connection that can be read is finished: either the upstream closed it, or it sent bytes
 that nobody asked for. Both mean discard (RFC 9112 §9.3 and §9.6). The look shrinks the race
@@ -19,7 +20,8 @@ from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import PoolConfig
 from atlas_pkg.errors import Stage, StreamError, UpstreamError
 from atlas_pkg.net.connect import connect
-from atlas_pkg.net.stream import Stream
+from atlas_pkg.net.proxy_protocol import build_header
+from atlas_pkg.net.stream import Ends, Stream
 
 # A request that may not be repeated is only put on a connection that was in use this recently.
 FRESH = 1.0
@@ -56,17 +58,39 @@ class UpstreamConnection:
         self.requests = 0  # that were answered over it
 
 
-def open_connection(upstream: Upstream, timeout: float) -> UpstreamConnection:
-    """Connect to `upstream`, at one of its addresses. Blocks. Raises `UpstreamError` (CONNECT)."""
+def open_connection(
+    upstream: Upstream, timeout: float, ends: Ends | None = None
+) -> UpstreamConnection:
+    """Connect to `upstream`; `ends` are those of the client for whom. Blocks.
+
+    Raises `UpstreamError` (CONNECT).
+    """
     if not upstream.endpoints:
         raise UpstreamError(Stage.CONNECT, f"host name {upstream.address} is not resolved")
     try:
-        stream = connect(upstream.endpoints, timeout)
+        stream = reach(upstream, timeout, ends)
     except StreamError as error:
         raise UpstreamError(
             Stage.CONNECT, error.reason, timed_out=error.timed_out, is_own_fault=error.is_own_fault
         ) from None
     return UpstreamConnection(upstream, stream, time.monotonic())
+
+
+def reach(upstream: Upstream, timeout: float, ends: Ends | None) -> Stream:
+    """Connect to `upstream`, at one of its addresses, and say for whom if it wants to know that.
+
+    Blocks. `ends` are None where it is for nobody, as a probe is. Raises `StreamError`.
+    """
+    stream = connect(upstream.endpoints, timeout)
+    if upstream.proxy_protocol:
+        try:
+            if ends is None and upstream.proxy_protocol == 1:
+                ends = stream.ends()  # as HAProxy has it: some servers know no UNKNOWN
+            stream.send(build_header(upstream.proxy_protocol, ends), timeout)
+        except StreamError:
+            stream.close()
+            raise
+    return stream
 
 
 class Pool:

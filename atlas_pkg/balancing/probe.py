@@ -11,11 +11,11 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
+from atlas_pkg.balancing.pool import reach
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import HealthCheck, Limits
 from atlas_pkg.errors import StreamError, UpstreamError
 from atlas_pkg.http1.message import MessageParser
-from atlas_pkg.net.connect import connect
 from atlas_pkg.net.stream import Stream
 
 # Twice what the head of an ordinary answer may have by default (`limits.upstream_head`): a probe
@@ -46,7 +46,7 @@ def probe_upstream(upstream: Upstream, check: HealthCheck) -> Result:
     if not upstream.endpoints:
         return Result(False, "host name is not resolved")
     try:
-        stream = connect(upstream.endpoints, check.timeout)
+        stream = reach(upstream, check.timeout, None)
     except StreamError as error:
         if error.is_own_fault:
             raise

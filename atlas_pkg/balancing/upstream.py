@@ -64,6 +64,7 @@ class Upstream:
         "name",
         "order",
         "port",
+        "proxy_protocol",
         "recovered_at",
         "weight_override",
     )
@@ -108,6 +109,7 @@ class Upstream:
         self.configured_weight = config.weight
         self.max_connections = config.max_connections
         self.is_backup = config.backup
+        self.proxy_protocol = config.proxy_protocol
         self.order = order
         if breaker is None:
             self.breaker = None

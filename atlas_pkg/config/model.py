@@ -68,7 +68,6 @@ NOT_YET = frozenset(
         "listen.mode = static",
         "listen.root",
         "listen.tls",
-        "upstreams.proxy_protocol",
         "upstreams.resolve",
         "upstreams.tls",
         "timeouts.tls_handshake",
@@ -168,7 +167,7 @@ class UpstreamConfig:
     backup: Annotated[bool, "used only when no ordinary upstream is available"] = False
     group: Annotated[str, GROUP, "which group it belongs to; see [[routes]]"] = DEFAULT_GROUP
     proxy_protocol: Annotated[
-        int, between(0, 2), "version of the PROXY header sent to it; 0 = none"
+        int, between(0, 2), "version of the PROXY header that it is sent ahead of all; 0 = none"
     ] = 0
     resolve: Annotated[
         SecondsOrZero, "how often its host name is resolved again; 0 = once, at load"

@@ -37,7 +37,8 @@ def send_at_once(exchange: Exchange) -> bool:
     idle_limit = generation.config.timeouts.upstream_idle
     if exchange.request_body is not None or request.method not in IDEMPOTENT:
         idle_limit = min(FRESH, idle_limit)
-    connection = client.pool.checkout(lease.upstream, generation.config.pool, idle_limit)
+    pool = client.own_pool if lease.upstream.proxy_protocol else client.pool
+    connection = pool.checkout(lease.upstream, generation.config.pool, idle_limit)
     return connection is not None and _send_head(exchange, connection)
 
 
@@ -50,8 +51,7 @@ def send_request(exchange: Exchange) -> None:
     if exchange.connection is None and not exchange.wants_fresh:
         send_at_once(exchange)
     if exchange.connection is None:
-        assert exchange.lease is not None
-        _send_head(exchange, open_connection(exchange.lease.upstream, timeouts.connect))
+        _send_head(exchange, open_for(exchange))
     connection = exchange.connection
     assert connection is not None
     if exchange.unsent:
@@ -65,6 +65,14 @@ def send_request(exchange: Exchange) -> None:
             exchange.is_deaf = True
         exchange.deadline = time.monotonic() + timeouts.upstream_head
     _go_on_sending(exchange, connection)
+
+
+def open_for(exchange: Exchange) -> UpstreamConnection:
+    """Connect to the upstream that is leased. Blocks. Raises `UpstreamError`."""
+    assert exchange.lease is not None
+    upstream, timeouts = exchange.lease.upstream, exchange.generation.config.timeouts
+    ends = exchange.client.find_ends() if upstream.proxy_protocol else None
+    return open_connection(upstream, timeouts.connect, ends)
 
 
 def is_sent(exchange: Exchange) -> bool:

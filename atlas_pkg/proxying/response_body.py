@@ -171,9 +171,9 @@ def finish_response(exchange: Exchange, response: Response, size: int) -> None:
     ):
         exchange.client.bind(connection)  # whoever else used it would be taken for this client
     else:
-        exchange.client.pool.checkin(
-            connection, generation.config.pool, response.fields.keep_alive_timeout
-        )
+        client = exchange.client
+        pool = client.own_pool if connection.upstream.proxy_protocol else client.pool
+        pool.checkin(connection, generation.config.pool, response.fields.keep_alive_timeout)
     lease.release(FAILURE if response.status in generation.failure_statuses else SUCCESS)
     if exchange.is_retry:
         exchange.is_retry = False

@@ -15,11 +15,11 @@ import logging
 from collections.abc import Callable
 
 from atlas_pkg.balancing.lease import SUCCESS
-from atlas_pkg.balancing.pool import open_connection
 from atlas_pkg.errors import Side, StreamError, UpstreamError
 from atlas_pkg.net.tunnel import Relay, Tunnel
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.record import End
+from atlas_pkg.proxying.attempt import open_for
 from atlas_pkg.proxying.retry import lease_again
 from atlas_pkg.serving.client import TAKEN
 from atlas_pkg.serving.clients import Clients
@@ -48,16 +48,13 @@ class TcpProxy:
 
         Raises `ClientGone`, `NoUpstream` and `UpstreamError`.
         """
-        generation = exchange.generation
         exchange.lease = exchange.group.balancer.lease(
             exchange.affinity, (), exchange.choices, is_gone=exchange.is_client_gone
         )
         exchange.note_attempt(exchange.lease.upstream)
         while exchange.connection is None:
             try:
-                exchange.connection = open_connection(
-                    exchange.lease.upstream, generation.config.timeouts.connect
-                )
+                exchange.connection = open_for(exchange)
             except UpstreamError as error:
                 lease_again(exchange, error)
         exchange.note_connection(exchange.connection)

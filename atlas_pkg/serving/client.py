@@ -51,6 +51,7 @@ class Client:
     """One client's connection. Belongs to the parked ones, a lane or one thread, to one of them."""
 
     __slots__ = (
+        "_own_pool",
         "address",
         "awaits_header",
         "bound",
@@ -84,6 +85,8 @@ class Client:
         self.ends: Ends | None = None
         self.lane = lane  # which serves it; None: a thread of its own does
         self.pool = pool  # of upstream connections, for its requests
+        # Connections to upstreams that are told for whom they are (PROXY protocol); made on demand.
+        self._own_pool: Pool | None = None
         self.requests = 0
         # Upstream connections that have been told who the client is (NTLM, Negotiate): they serve
         # nobody else, and end with it. The latest is last; None while there are none.
@@ -125,11 +128,22 @@ class Client:
                 return upstream
         return None
 
+    @property
+    def own_pool(self) -> Pool:
+        """A pool for its requests alone. Without a lane its pool is that."""
+        if self.lane is None:
+            return self.pool
+        if self._own_pool is None:
+            self._own_pool = Pool()
+        return self._own_pool
+
     def release_bound(self) -> None:
         """Close all connections that speak for this client: it is gone."""
         bound, self.bound = self.bound, None
         for connection in (bound or {}).values():
             connection.stream.close()
+        if self._own_pool is not None:
+            self._own_pool.close()
 
     def await_header(self, timeout: float) -> None:
         """Expect a PROXY header before anything else, for so long."""
@@ -142,6 +156,12 @@ class Client:
         self.awaits_header = False
         self.head_since = 0.0
         self.ends, self.address = ends, ends.source
+
+    def find_ends(self) -> Ends:
+        """From where it came, and to where. Raises `StreamError`."""
+        ends = self.ends or self.stream.ends()
+        assert ends is not None  # clients do not come through socket files
+        return ends
 
     def follow(self, generation: Generation) -> None:
         """Be served as `generation` says, from now on."""

@@ -5,16 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import select
+import socket
+import struct
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from atlas_pkg.net.proxy_protocol import build_header
 from atlas_pkg.net.stream import Ends
-from tests.fakes import Upstream, echoing_fields, named
+from tests.fakes import Conversation, Upstream, build_answer, echoing_fields, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, Client, build_config, wait_until
+from tests.functional.test_interoperability import need
+from tests.toolkit import Atlas, Client, Program, build_config, wait_until
 
 NAMED = Ends("192.0.2.1", 56324, "198.51.100.7", 443)
 LINE = b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n"
@@ -197,3 +202,245 @@ def test_the_admin_address_expects_none(echo: Upstream, start: Start) -> None:
     atlas = start(build_config(echo.table(), admin=ADMIN) + listens())
 
     assert AdminClient(atlas).ask("/-/live")[0] == 200
+
+
+# To upstreams
+
+
+def read_exactly(sock: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = sock.recv(count - len(data))
+        if not piece:
+            raise ConnectionError("the header was cut")
+        data += piece
+    return data
+
+
+def read_told(sock: socket.socket) -> str:
+    """Read a header as an upstream does; returns version, source and destination as words."""
+    data = read_exactly(sock, 12)
+    if data.startswith(b"PROXY "):
+        while not data.endswith(b"\r\n"):
+            data += read_exactly(sock, 1)
+        _, family, *words = data.decode().split()
+        return " ".join(["1", family, *words])
+    assert data == b"\r\n\r\n\0\r\nQUIT\n"
+    command, kind, length = struct.unpack("!BBH", read_exactly(sock, 4))
+    body = read_exactly(sock, length)
+    if command == 0x20:
+        return "2 LOCAL"
+    assert (command, kind, length) == (0x21, 0x11, 12)
+    ports = struct.unpack("!HH", body[8:])
+    return (
+        f"2 TCP4 {socket.inet_ntoa(body[:4])} {socket.inet_ntoa(body[4:8])} {ports[0]} {ports[1]}"
+    )
+
+
+class Told(Upstream):
+    """Wants a header ahead of each connection, and answers with what it says."""
+
+    def __init__(self, name: str = "a") -> None:
+        super().__init__(self._answer, name=name)
+        self.headers: list[str] = []
+
+    def _answer(self, conversation: Conversation) -> None:
+        told = read_told(conversation.sock)
+        self.headers.append(told)
+        while conversation.read_head():
+            conversation.send(build_answer(told.encode()))
+
+
+@pytest.fixture
+def told(upstreams: contextlib.ExitStack) -> Told:
+    return upstreams.enter_context(Told())
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_upstream_is_told_for_whom_a_connection_is(
+    version: int, told: Told, start: Start
+) -> None:
+    atlas = start(build_config(told.table(proxy_protocol=version)))
+
+    with atlas.client() as client:
+        port = client.sock.getsockname()[1]
+        said = f"{version} TCP4 127.0.0.1 127.0.0.1 {port} {atlas.port}"
+        assert [client.get().text for _ in range(3)] == [said] * 3
+        assert client.post(b"x" * 100_000).text == said
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_a_proxy_in_front_has_said_is_passed_on(
+    version: int, told: Told, start: Start
+) -> None:
+    atlas = start(build_config(told.table(proxy_protocol=version)) + listens())
+
+    with atlas.client() as client:
+        client.send(LINE)
+        assert client.get().text == f"{version} TCP4 192.0.2.1 198.51.100.7 56324 443"
+    with atlas.client() as client:
+        port = client.sock.getsockname()[1]
+        client.send(LOCAL["2"])
+        said = f"{version} TCP4 127.0.0.1 127.0.0.1 {port} {atlas.port}"
+        assert client.get().text == said
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_connections_that_are_passed_on_unread_are_announced_too(
+    version: int, told: Told, start: Start
+) -> None:
+    text = build_config(told.table(proxy_protocol=version), listen={"mode": "tcp"})
+    atlas = start(text + listens())
+
+    with atlas.client() as client:
+        client.send(LINE)
+        assert client.get().text == f"{version} TCP4 192.0.2.1 198.51.100.7 56324 443"
+
+
+def test_such_a_connection_serves_its_client_alone_and_ends_with_it(
+    told: Told, start: Start
+) -> None:
+    atlas = start(build_config(told.table(proxy_protocol=1)))
+
+    with atlas.client() as first, atlas.client() as second:
+        for _ in range(4):
+            own = [client.sock.getsockname()[1] for client in (first, second)]
+            said = [client.get().text.split()[4] for client in (first, second)]
+            assert said == [str(port) for port in own]
+        assert told.accepted == 2
+    wait_until(lambda: not told.connected, "their connections to end")
+
+
+@pytest.mark.parametrize(("version", "said"), [(1, "1 TCP4 127.0.0.1 127.0.0.1"), (2, "2 LOCAL")])
+@pytest.mark.parametrize("path", ["/health", ""])
+def test_probes_say_that_they_are_for_nobody(
+    version: int, said: str, path: str, told: Told, start: Start
+) -> None:
+    check = {"interval": 0.1, "path": path}
+    start(build_config(told.table(proxy_protocol=version), health_check=check))
+
+    wait_until(lambda: told.headers, "a probe")
+    assert told.headers[0].startswith(said)
+
+
+def test_a_reload_begins_to_tell(told: Told, upstreams: contextlib.ExitStack, start: Start) -> None:
+    plain = upstreams.enter_context(named("plain"))
+    atlas = start(build_config(plain.table()))
+    with atlas.client() as client:
+        assert client.get().text == "plain"
+        atlas.reload(build_config(told.table(proxy_protocol=2)))
+        assert client.get().text.startswith("2 TCP4 127.0.0.1")
+        atlas.reload(build_config(plain.table()))
+        assert client.get().text == "plain"
+
+
+# Programs of other makers
+
+HAPROXY_CONFIG = """
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 20s
+  timeout server 20s
+frontend sends
+  bind 127.0.0.1:{sends}
+  default_backend atlas
+backend atlas
+  server atlas 127.0.0.1:{atlas} {option}
+frontend receives
+  bind 127.0.0.1:{receives} accept-proxy
+  http-request return status 200 content-type text/plain lf-string "%[src] %[src_port]"
+"""
+
+NGINX_CONFIG = """
+daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
+  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
+  server {{
+    listen 127.0.0.1:{receives} proxy_protocol;
+    location / {{ return 200 "$proxy_protocol_addr $proxy_protocol_port"; }}
+  }}
+}}
+"""
+
+
+def free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@contextlib.contextmanager
+def serving(port: int, *command: str | Path) -> Iterator[None]:
+    """Keep a server running that listens on `port`."""
+    server = Program(command)
+
+    def is_listening() -> bool:
+        assert server.process.poll() is None, server.log
+        with contextlib.suppress(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port)).close()
+            return True
+        return False
+
+    try:
+        wait_until(is_listening, "the server to listen")
+        yield
+    finally:
+        server.end()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("receiver", ["haproxy", "nginx"])
+def test_haproxy_and_nginx_understand_what_they_are_told(
+    receiver: str, version: int, tmp_path: Path, start: Start
+) -> None:
+    sends, receives = free_ports(2)
+    file = tmp_path / "receiver.cfg"
+    config = HAPROXY_CONFIG if receiver == "haproxy" else NGINX_CONFIG
+    places = {"sends": sends, "receives": receives, "atlas": 1, "option": "", "folder": tmp_path}
+    file.write_text(config.format(**places))
+    options = ["-f", file] if receiver == "haproxy" else ["-p", tmp_path, "-c", file]
+    table = {"name": "a", "address": "127.0.0.1", "port": receives, "proxy_protocol": version}
+    check = {"path": "/", "interval": 0.1, "fall": 1}
+    with serving(receives, need(receiver), *options):
+        atlas = start(build_config(table, health_check=check) + listens())
+
+        for number in range(3):
+            with atlas.client() as client:
+                client.send(build_header(2, NAMED._replace(source=f"192.0.2.{number}")))
+                assert [client.get().text for _ in range(3)] == [f"192.0.2.{number} 56324"] * 3
+        assert "is down" not in atlas.log
+
+
+NGINX_STREAM_CONFIG = """
+load_module {module}; daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
+events {{}}
+stream {{
+  server {{ listen 127.0.0.1:{sends}; proxy_pass 127.0.0.1:{atlas}; proxy_protocol on; }}
+}}
+"""
+STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+
+
+@pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2", "nginx"])
+def test_haproxy_and_nginx_in_front_say_who_asks(
+    option: str, tmp_path: Path, echo: Upstream, start: Start
+) -> None:
+    is_nginx = option == "nginx"
+    if is_nginx and not STREAM_MODULE.exists():
+        pytest.skip("nginx has no stream module")
+    sends, receives = free_ports(2)
+    atlas = start(build_config(echo.table()) + listens())
+    file = tmp_path / "sender.cfg"
+    places = {"sends": sends, "receives": receives, "atlas": atlas.port, "folder": tmp_path}
+    places |= {"option": f"{option} check inter 100ms", "module": STREAM_MODULE}
+    file.write_text((NGINX_STREAM_CONFIG if is_nginx else HAPROXY_CONFIG).format(**places))
+    options = ["-p", tmp_path, "-c", file] if is_nginx else ["-f", file]
+    with (
+        serving(sends, need("nginx" if is_nginx else "haproxy"), *options),
+        Client(sends, source="127.0.0.2") as client,
+    ):
+        assert all("X-Forwarded-For: 127.0.0.2" in client.get().text for _ in range(3))
