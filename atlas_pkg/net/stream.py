@@ -290,6 +290,12 @@ class Stream:
         except OSError:
             return True
 
+    def is_broken(self) -> bool:
+        """Has it been reset, or ended in both directions? Never waits."""
+        poller = select.poll()
+        poller.register(self.fd, 0)
+        return bool(poller.poll(0))
+
     def is_silent(self) -> bool:
         """Has nothing arrived that is still to be read, not even an end? For any thread."""
         try:

@@ -228,6 +228,8 @@ class Exchange:
         """
         if not self.client.stream.has_ended():
             return False
+        if self.client.stream.is_broken():
+            return True
         now = time.monotonic() if now is None else now
         self.client_left_at = self.client_left_at or now
         grace = self.generation.config.timeouts.client_gone

@@ -155,7 +155,9 @@ class _Service:
         self.clients = Clients()
         config = Config(Path("atlas.toml"), timeouts=timeouts or Timeouts())
         holder = ConfigHolder(Generation(config))
-        self._http = HttpService(holder, self.clients, app, Observers(), has_lane=False)
+        self._http = HttpService(
+            holder, self.clients, app, Observers(), has_lane=False, is_raw=False
+        )
 
     def serve(self, sock: socket.socket, address: str, patience: float) -> None:
         """Serve one client until it leaves, or says nothing for so many seconds."""

@@ -282,6 +282,28 @@ def test_a_client_that_leaves_frees_its_upstream(way: str, stuck: Upstream, star
     wait_until(lambda: not stuck.connected, "the upstream to be freed", timeout=5)
 
 
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", CUT],
+    ids=["before its answer", "in a small answer", "in a large one"],
+)
+def test_a_client_that_resets_its_connection_is_given_no_time(
+    said: bytes, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(Scripted("a", (said, "wait")))
+    atlas = start(build_config(upstream.table(), timeouts={"client_gone": 60.0}))
+
+    client = atlas.client()
+    client.send_head()
+    wait_until(lambda: upstream.requests, "the request to reach its upstream")
+    if said:
+        assert client.read_head().status == 200
+    Conversation(client.sock).reset()
+    client.close()
+
+    wait_until(lambda: not upstream.connected, "the upstream to be freed")
+
+
 def test_a_client_that_leaves_in_its_upload_frees_its_upstream(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
