@@ -50,6 +50,7 @@ from atlas_pkg.control.process import (
 from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service, log_start
 from atlas_pkg.control.supervisor import TICK, Supervisor
+from atlas_pkg.control.systemd import Notifier
 from atlas_pkg.control.takeover import Heritage, Listeners, Takeover, read_heritage
 from atlas_pkg.control.worker_process import build_question, build_worker_life, recall_overrides
 from atlas_pkg.demo import Demo
@@ -114,10 +115,10 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         return EXIT_USAGE
     logs.set_up(options.log_level or config.log.level)
     listen = config.listen
-    heritage = read_heritage()
     count = count_processes(listen.workers)
     listeners: list[socket.socket] = []
     try:
+        heritage = read_heritage()
         check_access_log(config)
         listeners = open_listeners(
             listen.address, listen.port, count, use="listen", inherited=heritage.listeners
@@ -129,7 +130,8 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         for sock in listeners:
             sock.close()
         return EXIT_FAILED
-    heritage.listeners.close()
+    for where in heritage.listeners.close():
+        log.warning("%s is open but not in the configuration: closed", where)
     log_start(config, port)
     if admin is not None:
         where = show_endpoint(admin.settings.address, admin.listener.getsockname()[1])
@@ -213,7 +215,9 @@ def _serve_alone(
         port.start(admin.listener)
         service.follow(overrides.current())
     service.start(listeners, takes_over=heritage.is_takeover)
-    heritage.tell_ready()
+    notifier = Notifier()
+    if not heritage.tell_ready():
+        notifier.ready(service.status())
     signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
         if word == signal.SIGUSR1:
@@ -222,14 +226,20 @@ def _serve_alone(
             takeover.begin()
         elif word == signal.SIGHUP:
             log.info("SIGHUP: looking at %s", config.path)
-            service.trigger_reload()
+            notifier.reloading()
+            service.reload_now()
+            notifier.ready(service.status())
         elif takeover.is_done():
+            notifier.hand_over(takeover.successor)
             if port is not None:
                 port.stop_accepting()  # who asks from now on, asks about the successor
             break
+        else:
+            notifier.tick(service.is_serving, service.status)
     else:
         log.info("%s: ending", signal.Signals(word).name)
         takeover.abandon()
+        notifier.stopping()
     is_finished = service.drain(_has_stop_signal, has_successor=word not in _STOP_SIGNALS)
     if port is not None:
         port.stop()

@@ -49,6 +49,7 @@ SOCKETS = {
     "atlas_pkg.control.service": "opens and hands on listeners",
     "atlas_pkg.control.worker_process": "hands on a listener",
     "atlas_pkg.control.supervisor": "opens and hands on listeners",
+    "atlas_pkg.control.systemd": "takes listeners from systemd, and tells it things",
     "atlas_pkg.control.takeover": "leaves listeners to another process",
     "atlas_pkg.demo": "makes upstreams for a demonstration",
     "atlas_pkg.main": "opens listeners before anything else",

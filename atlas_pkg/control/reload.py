@@ -100,6 +100,7 @@ class ConfigWatcher:
         self._path = path.absolute()
         self._on_change = on_change
         self._poll_interval = poll_interval
+        self._has_looked = threading.Event()  # since it was last asked for by hand
         self._signals: queue.SimpleQueue[_Signal] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="atlas-reload", daemon=True)
         # From here on only that thread looks at what follows.
@@ -121,7 +122,12 @@ class ConfigWatcher:
 
     def trigger(self) -> None:
         """Have the file handed over now, changed or not. Returns at once; thread-safe."""
+        self._has_looked.clear()
         self._signals.put(_Signal.TRIGGER)
+
+    def wait(self, timeout: float) -> None:
+        """Wait until what was triggered is done, or time runs out. Blocks."""
+        self._has_looked.wait(timeout)
 
     def _run(self) -> None:
         self._watch.open()
@@ -161,7 +167,10 @@ class ConfigWatcher:
         due = self._burst.due()
         if signal is _Signal.TRIGGER or (due is not None and now >= due):
             self._burst.clear()
-            self._look(is_manual=signal is _Signal.TRIGGER)
+            try:
+                self._look(is_manual=signal is _Signal.TRIGGER)
+            finally:
+                self._has_looked.set()
 
     def _look(self, *, is_manual: bool) -> None:
         """Read the file, and hand it over where it differs from what was last seen."""

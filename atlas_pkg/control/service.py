@@ -33,6 +33,7 @@ from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.net.tunnel import Relay
 from atlas_pkg.observing.observers import Observers
+from atlas_pkg.observing.process_stats import is_usable
 from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.proxying.forward import Proxy
 from atlas_pkg.proxying.tcp import TcpProxy
@@ -47,6 +48,9 @@ DRAIN_TICK = 0.05
 
 # How often it says what it is waiting for.
 DRAIN_REPORT = 5.0
+
+# How long a reload that was asked for is waited for: host names may have to be looked up.
+RELOAD_PATIENCE = 5.0
 
 # How long one who takes over waits for the first probes of its upstreams.
 FIRST_PROBES = 5.0
@@ -145,10 +149,28 @@ class Service:
         self._reporter.state = SERVING
         self._watcher.start()
 
-    def trigger_reload(self) -> None:
-        """Open the access log anew, and have the configuration file looked at, changed or not."""
+    def reload_now(self) -> None:
+        """Open the access log anew, and have the configuration file looked at, changed or not.
+
+        Blocks until that is done, for a few seconds at most.
+        """
         self._observing.follow(self._holder.current().config, reopen=True)
         self._watcher.trigger()
+        self._watcher.wait(RELOAD_PATIENCE)
+
+    def is_serving(self) -> bool:
+        """Are clients served? False where a thread that many depend on is stuck."""
+        return self._front.is_serving()
+
+    def status(self) -> str:
+        """Say in a line how this process is."""
+        report = self.report(explains=False)
+        upstreams = report["upstreams"]
+        usable = sum(map(is_usable, upstreams))
+        return (
+            f"serving: {report['connections']} clients, {usable} of {len(upstreams)} upstreams "
+            f"usable, configuration {report['generation']}"
+        )
 
     def report(self, *, explains: bool) -> ProcessReport:
         """Say how this process is; `explains`: with the last exchanges. Thread-safe."""

@@ -38,6 +38,7 @@ from typing import NoReturn
 
 from atlas_pkg import logs
 from atlas_pkg.control.channel import Bell, open_bell
+from atlas_pkg.control.systemd import Notifier
 from atlas_pkg.control.takeover import Takeover
 
 log = logging.getLogger("atlas.supervisor")
@@ -88,8 +89,11 @@ class Orders:
         self._told = b""  # and not yet heeded
         self._is_cut = False
 
-    def wait(self) -> Order:
-        """Wait for the next order. Blocks. Without a supervisor the order is to drain."""
+    def wait(self, is_well: Callable[[], bool] = lambda: True) -> Order:
+        """Wait for the next order. Blocks. Without a supervisor the order is to drain.
+
+        Only while this process `is_well` it gives signs of life.
+        """
         while True:
             told = self._told or self._bell.wait()
             if told is None:
@@ -99,11 +103,16 @@ class Orders:
             order = Order(told[:1])
             if order is not Order.ANSWER:
                 return order
-            self._bell.ring()
+            if is_well():
+                self._bell.ring()
 
     def say_ready(self) -> None:
         """Tell the supervisor that this process serves."""
         self._bell.ring()
+
+    def say_reloaded(self) -> None:
+        """Tell the supervisor that this process has done so."""
+        self._bell.ring(Order.RELOAD.value)
 
     def is_cut(self) -> bool:
         """Have we been told to end at once? Does not block. For the time of the drain."""
@@ -146,6 +155,7 @@ class _Child:
         self.pid = 0  # 0 while nobody is there
         self.bell: Bell | None = None  # while somebody is there
         self.is_ready = False  # it has said that it serves
+        self.is_reloading = False  # it has been told to
         self.unanswered = 0  # questions for a sign of life
         self.alive_since = 0.0
         self.due = 0.0  # when to start it, while nobody is there
@@ -170,14 +180,15 @@ class Supervisor:
         *,
         attendant: tuple[str, socket.socket, Serve] | None = None,
         takeover: Takeover | None = None,
-        tell_ready: Callable[[], None] | None = None,
+        tell_ready: Callable[[], bool] | None = None,
         sign_interval: float = SIGN_INTERVAL,
     ) -> None:
         """Takes over `listeners`, of which each worker process gets one, or several in turn.
 
         `serve(number, listeners, orders)` is the life of a worker process, whose number counts
         from 1; it returns whether all was finished. `attendant` is a name, a listening socket
-        and the life of the process that ends last. `tell_ready` is called once all serve.
+        and the life of the process that ends last. `tell_ready` is called once all serve; it
+        returns whether there is a predecessor, who tells systemd.
         """
         self._workers = [
             _Child(number, f"worker {number}", listeners[number - 1 :: count], serve)
@@ -189,6 +200,7 @@ class Supervisor:
             self._attendant = _Child(0, name, [listener], attend)
         self._children = [*self._workers, *([self._attendant] if self._attendant else [])]
         self._takeover = takeover
+        self._notifier = Notifier()
         self._tell_ready = tell_ready
         self._is_stopping = False
         self._sign_interval = sign_interval
@@ -207,7 +219,7 @@ class Supervisor:
             if word in _STOP_SIGNALS:
                 self._stop(signal.Signals(word).name)
             elif word == signal.SIGHUP:
-                self._tell(self._workers, Order.RELOAD)
+                self._reload()
             elif word == signal.SIGUSR1:
                 self._tell(self._workers, Order.DUMP)
             elif word == signal.SIGUSR2 and self._takeover is not None and not self._is_stopping:
@@ -218,6 +230,8 @@ class Supervisor:
             self._dismiss_attendant()
             self._hear()
             self._ask_for_signs()
+            if not self._is_stopping:
+                self._notifier.tick(self._is_serving, self._status)
         signal.setitimer(signal.ITIMER_REAL, 0)
         log.info("all worker processes have ended")
         return self._are_all_good
@@ -225,6 +239,20 @@ class Supervisor:
     def _tell(self, children: Sequence[_Child], order: Order) -> None:
         for child in children:
             child.tell(order)
+
+    def _reload(self) -> None:
+        self._notifier.reloading()
+        for child in self._workers:
+            child.is_reloading = child.bell is not None
+            child.tell(Order.RELOAD)
+
+    def _is_serving(self) -> bool:
+        """Does anybody serve? Who does not will be replaced by us."""
+        return any(child.is_ready and child.unanswered < MOST_UNANSWERED for child in self._workers)
+
+    def _status(self) -> str:
+        ready = sum(child.is_ready for child in self._workers)
+        return f"serving: {ready} of {len(self._workers)} worker processes"
 
     def _stop(self, reason: str) -> None:
         """Have all drain the first time, and end at once the second time."""
@@ -235,6 +263,7 @@ class Supervisor:
         log.info("%s: ending", reason)
         if self._takeover is not None:
             self._takeover.abandon()
+        self._notifier.stopping()
         self._let_end(Order.DRAIN)
 
     def _let_end(self, order: Order) -> None:
@@ -249,6 +278,7 @@ class Supervisor:
         """Hand over to a successor that serves."""
         if self._takeover is None or self._is_stopping or not self._takeover.is_done():
             return
+        self._notifier.hand_over(self._takeover.successor)
         self._let_end(Order.HAND_OVER)
         if self._attendant is not None:
             self._attendant.tell(Order.HAND_OVER)  # who asks from now on, asks about the successor
@@ -286,7 +316,8 @@ class Supervisor:
             bell.close()
             self._become(child, Orders(its_bell))
         its_bell.close()
-        child.pid, child.bell, child.unanswered, child.is_ready = pid, bell, 0, False
+        child.pid, child.bell = pid, bell
+        child.unanswered, child.is_ready, child.is_reloading = 0, False, False
         log.info("%s is process %d", child.name, pid)
 
     def _become(self, child: _Child, orders: Orders) -> NoReturn:
@@ -346,11 +377,16 @@ class Supervisor:
 
     def _hear(self) -> None:
         """Take note of all signs of life; when first all serve, tell so."""
+        was_reloading = any(child.is_reloading for child in self._children)
         for child in self._children:
-            if child.bell is not None and child.bell.wait(0):
+            if child.bell is not None and (words := child.bell.wait(0)):
                 child.unanswered, child.is_ready = 0, True
+                child.is_reloading &= Order.RELOAD.value not in words
+        if was_reloading and not any(child.is_reloading for child in self._children):
+            self._notifier.ready(self._status())
         if self._tell_ready is not None and all(child.is_ready for child in self._children):
-            self._tell_ready()
+            if not self._tell_ready():
+                self._notifier.ready(self._status())
             self._tell_ready = None
 
     def _ask_for_signs(self) -> None:

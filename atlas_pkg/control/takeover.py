@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from atlas_pkg.control.overrides import NO_OVERRIDES, Overrides, decode, encode
+from atlas_pkg.control.systemd import take_sockets
 from atlas_pkg.net.listener import Inherited
 
 log = logging.getLogger("atlas.takeover")
@@ -55,19 +56,20 @@ class Heritage(NamedTuple):
         """Is there a predecessor?"""
         return self.predecessor > 0
 
-    def tell_ready(self) -> None:
-        """Tell the predecessor that we serve. It may be gone."""
+    def tell_ready(self) -> bool:
+        """Tell the predecessor that we serve. Is there one? It may have died since."""
         if self.is_takeover:
             with contextlib.suppress(OSError):
                 os.write(self.ready, b"!")
             os.close(self.ready)
+        return self.is_takeover
 
 
 def read_heritage() -> Heritage:
-    """Take over what a predecessor has left for this process, if there is one."""
+    """Take over what a predecessor has left for this process, or systemd. Raises `StartError`."""
     number = os.environ.pop(VARIABLE, "")
     if not number:
-        return Heritage(Inherited(), os.urandom(32), NO_OVERRIDES)
+        return Heritage(Inherited(take_sockets()), os.urandom(32), NO_OVERRIDES)
     with open(int(number), "rb") as file:  # noqa: PTH123 - a descriptor, not a path
         left = json.loads(file.read())
     sockets = [(use, socket.socket(fileno=fd)) for use, fd in left["listeners"]]
@@ -98,14 +100,14 @@ class Takeover:
         self._secret = secret
         self._recall = recall
         self._cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        self._successor = 0  # its process id, while there is one
+        self.successor = 0  # its process id, while there is one
         self._news = -1  # the pipe through which it says that it serves
         self._deadline = 0.0
 
     def begin(self) -> None:
         """Start a successor; returns at once. What prevents it is logged."""
-        if self._successor:
-            log.warning("SIGUSR2: process %d is starting already", self._successor)
+        if self.successor:
+            log.warning("SIGUSR2: process %d is starting already", self.successor)
         elif os.getpid() == 1:
             log.error(
                 "SIGUSR2 is refused: a container ends with its process 1, which is this one. "
@@ -121,24 +123,24 @@ class Takeover:
 
     def is_done(self) -> bool:
         """Does a successor serve? Does not block. To be asked now and then."""
-        if not self._successor:
+        if not self.successor:
             return False
         with contextlib.suppress(BlockingIOError):
             if os.read(self._news, 1):
-                log.info("process %d serves: this one ends", self._successor)
+                log.info("process %d serves: this one ends", self.successor)
                 return True
         how = self._find_failure()
         if how:
-            log.error("process %d has not taken over (%s): all is as before", self._successor, how)
+            log.error("process %d has not taken over (%s): all is as before", self.successor, how)
             os.close(self._news)
-            self._successor = 0
+            self.successor = 0
         return False
 
     def abandon(self) -> None:
         """This process is to end, and so is a successor that has not begun to serve."""
-        if self._successor:
+        if self.successor:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._successor, signal.SIGTERM)
+                os.kill(self.successor, signal.SIGTERM)
 
     def _start(self) -> None:
         """Start the program as this one was started. Raises `OSError`."""
@@ -157,7 +159,7 @@ class Takeover:
             os.pwrite(file, json.dumps(left).encode(), 0)
             for fd in inherited:
                 os.set_inheritable(fd, True)
-            self._successor = os.posix_spawn(
+            self.successor = os.posix_spawn(
                 sys.executable,
                 [sys.executable, *sys.orig_argv[1:]],
                 {**os.environ, VARIABLE: str(file)},
@@ -172,17 +174,17 @@ class Takeover:
             os.close(ready)
         os.set_blocking(news, False)
         self._news, self._deadline = news, time.monotonic() + PATIENCE
-        log.info("SIGUSR2: process %d starts, and takes over once it serves", self._successor)
+        log.info("SIGUSR2: process %d starts, and takes over once it serves", self.successor)
 
     def _find_failure(self) -> str:
         """Say why the successor will not serve; empty where it still may."""
         try:
-            pid, status = os.waitpid(self._successor, os.WNOHANG)
+            pid, status = os.waitpid(self.successor, os.WNOHANG)
         except ChildProcessError:  # the supervisor, who asks for all that have died, was first
             return "it has ended"
         if pid:
             return f"it has ended with {os.waitstatus_to_exitcode(status)}"
         if time.monotonic() < self._deadline:
             return ""
-        os.kill(self._successor, signal.SIGKILL)
+        os.kill(self.successor, signal.SIGKILL)
         return f"it does not serve after {PATIENCE:g} s, and is killed"

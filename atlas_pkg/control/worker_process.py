@@ -74,11 +74,12 @@ def build_worker_life(
             _listen_to_admin(service, ends[number - 1])
         service.start(listeners, takes_over=takes_over)
         orders.say_ready()
-        while (order := orders.wait()) in (Order.RELOAD, Order.DUMP):
+        while (order := orders.wait(service.is_serving)) in (Order.RELOAD, Order.DUMP):
             if order is Order.DUMP:
                 dump(service)
             else:
-                service.trigger_reload()
+                service.reload_now()
+                orders.say_reloaded()
         return service.drain(orders.is_cut, has_successor=order is Order.HAND_OVER)
 
     return live

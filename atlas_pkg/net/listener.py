@@ -6,9 +6,10 @@ rounds of eight. With a socket each (`SO_REUSEPORT`) the kernel deals them out b
 addresses: 25 to 39 was the worst. The price is that a process too busy to accept keeps its share
 waiting. Not every system deals them out, so only Linux gets a socket each.
 
-Some may be open already: a process that takes over from another inherits them
-(`control/takeover.py`). They are adopted and never opened anew, since a socket that is closed
-resets the clients in its queue. So there may be more of them than processes.
+Some may be open already: those of a predecessor (`control/takeover.py`), or of systemd. They are
+adopted and never opened anew, since a socket that is closed resets the clients in its queue. So
+there may be more of them than processes. To systemd's no others of another user can be added:
+several processes accept on the same one.
 
 Accepted sockets inherit the options of the socket that accepted them, so what every client
 connection needs (no Nagle delay, a short patience, see `stream.py`) is set here once and costs
@@ -49,13 +50,19 @@ class Inherited:
         self._left = list(sockets)
 
     def adopt(self, use: str, sockaddr: tuple[Any, ...]) -> list[socket.socket]:
-        """Take those that listen on `sockaddr`; where any port will do, those of the same use."""
+        """Take those that listen on `sockaddr`; where any port will do, those of the same use.
+
+        One on all addresses of both kinds (`::`) will do for all IPv4 addresses, too: systemd opens
+        it where only a port is given.
+        """
         adopted = []
         for known, sock in self._left.copy():
             host, port = sock.getsockname()[:2]
-            is_the_same = (host, port) == sockaddr[:2]
-            if is_the_same or (known == use and (host, 0) == sockaddr[:2]):
+            hosts = {host, "0.0.0.0"} if host == "::" else {host}
+            ports = {port, 0} if known == use else {port}
+            if sockaddr[0] in hosts and sockaddr[1] in ports:
                 self._left.remove((known, sock))
+                _prepare(sock)
                 adopted.append(sock)
         return adopted
 
@@ -66,11 +73,14 @@ class Inherited:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return bool(rivals)
 
-    def close(self) -> None:
-        """Close those that nobody has adopted."""
+    def close(self) -> list[str]:
+        """Close those that nobody has adopted; returns where they listened."""
+        where = []
         for _, sock in self._left:
+            where.append(_show(*sock.getsockname()[:2]))
             sock.close()
         self._left.clear()
+        return where
 
 
 def open_listener(
@@ -89,7 +99,7 @@ def open_listeners(
     What of it is `inherited` is adopted. Raises `StartError` with one sentence.
     """
     inherited = inherited or Inherited()
-    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    where = _show(address, port)
     try:
         candidates = socket.getaddrinfo(
             address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -124,9 +134,14 @@ def _create_socket(family: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    _prepare(sock)
+    return sock
+
+
+def _prepare(sock: socket.socket) -> None:
+    """Set what all sockets that it accepts are to inherit."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     set_patience(sock, receive=CLIENT_PATIENCE, send=SEND_PATIENCE)
-    return sock
 
 
 def _create_companion(first: socket.socket) -> socket.socket:
@@ -140,10 +155,16 @@ def _create_companion(first: socket.socket) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind(first.getsockname())
-    except OSError:
+    except OSError as error:
         sock.close()
+        if error.errno == errno.EADDRINUSE:  # the first one belongs to another user: systemd
+            return first.dup()
         raise
     return sock
+
+
+def _show(address: str, port: int) -> str:
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _explain(error: OSError) -> str:

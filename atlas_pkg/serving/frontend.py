@@ -32,6 +32,10 @@ from atlas_pkg.serving.threads import STACK_BYTES, Threads
 
 log = logging.getLogger("atlas.frontend")
 
+# A lane, or the accepting thread, that has not come round for so long is stuck: they do so several
+# times a second.
+STUCK = 5.0
+
 
 class Frontend:
     """Serves the clients of one port with one app."""
@@ -103,6 +107,12 @@ class Frontend:
             threading.Thread(
                 target=server.serve_forever, args=(POLL_INTERVAL,), name="accept", daemon=True
             ).start()
+
+    def is_serving(self) -> bool:
+        """Do clients get in, and does each lane look after them?"""
+        beats = [lane.swept_at for lane in self._lanes]
+        beats += [server.turned_at for server in self._servers]
+        return time.monotonic() - min(beats) < STUCK
 
     def idle_connections(self) -> dict[Upstream, int]:
         """How many upstream connections are kept at rest."""

@@ -71,6 +71,7 @@ class EpollLane:
         self._observers = observers
         self._tidy = tidy
         self._next_tidying = 0.0
+        self.swept_at = time.monotonic()  # when it last came to look after deadlines
         self._is_stopping = False
         self._epoll = select.epoll()
         # Those whose answers are awaited, by the upstream connection's descriptor.
@@ -134,7 +135,7 @@ class EpollLane:
                     self._observers.publish()
                 now = time.monotonic()
                 if now >= next_sweep:
-                    next_sweep = now + SWEEP_INTERVAL
+                    next_sweep, self.swept_at = now + SWEEP_INTERVAL, now
                     self._sweep(now)
             except Exception:
                 log.exception("the lane met an error of ours and goes on")

@@ -102,6 +102,11 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         self._waiting.register(listener, select.POLLIN)
         self._is_full = False
         self._is_exhausted = False
+        self.turned_at = time.monotonic()  # when it last came to look for new clients
+
+    def service_actions(self) -> None:
+        """One more turn of the library's loop."""
+        self.turned_at = time.monotonic()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept one client, when there is room for it; raises `OSError` to be called again."""

@@ -499,6 +499,12 @@ def test_a_process_that_hangs_does_not_keep_the_others_from_ending() -> None:
     assert "gives no sign of life" in program.log
 
 
+def test_a_process_that_is_not_well_gives_no_signs_of_life() -> None:
+    body = "return orders.wait(lambda: False) is None"
+    with running_toy(body, sign_interval=0.05) as program:
+        program.wait_for("gives no sign of life")
+
+
 def test_whoever_gives_signs_of_life_lives_on() -> None:
     body = "return [orders.wait(), orders.wait()] is None"
     with running_toy(body, sign_interval=0.05) as program:
