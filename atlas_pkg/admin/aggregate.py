@@ -31,7 +31,7 @@ from atlas_pkg.control.overrides import Change, OverridesHolder
 from atlas_pkg.control.report import DRAINING, SERVING, STARTING, ProcessReport
 from atlas_pkg.observing.event_log import Events, merge_errors
 from atlas_pkg.observing.metrics import Departures, Snapshot, fold, merge
-from atlas_pkg.observing.process_stats import STATES, Reload, UpstreamNow, is_usable
+from atlas_pkg.observing.process_stats import STATES, Reload, UpstreamNow, is_usable, key_of
 from atlas_pkg.observing.prometheus import render_prometheus
 from atlas_pkg.observing.rates import Rates
 from atlas_pkg.observing.timeline import Explained, Wanted
@@ -154,7 +154,7 @@ class Aggregate:
                     self._gone = merge([self._gone, before["counted"]])
                 self._last[place] = report
             if reports:
-                self._retire({item["name"] for report in reports for item in report["upstreams"]})
+                self._retire({key_of(item) for report in reports for item in report["upstreams"]})
             counted = [self._gone, *(report["counted"] for report in self._last.values())]
         whole = merge_reports(reports)
         whole["counted"] = merge(counted)

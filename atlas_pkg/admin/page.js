@@ -133,6 +133,7 @@ function strip(data) {
 const failuresOf = (upstream) => Object.values(upstream.failures).reduce((a, b) => a + b, 0);
 function nameCell(upstream) {
   return make("th", {scope: "row", role: "rowheader", class: "name"}, make("b", {}, upstream.name),
+    upstream.group === "default" ? "" : sub(`group ${upstream.group}`),
     sub(endpoint(upstream.address, upstream.port), upstream.backup ? ", backup" : ""));
 }
 function stateCell(upstream) {
@@ -201,8 +202,9 @@ const SORT_VALUES = {
   latency: (upstream) => upstream.p95_ms ?? -1,
 };
 
+const keyOf = ({name, address, port, group}) => JSON.stringify([name, address, port, group]);
 function rowOf(upstream) {
-  const key = JSON.stringify([upstream.name, upstream.address, upstream.port]);
+  const key = keyOf(upstream);
   let row = rows.get(key);
   if (!row) {
     const button = make("button", {class: "button", type: "button"}, "Change…");
@@ -221,7 +223,7 @@ function showUpstreams() {
   if (stats === null) return;
   const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = stats.upstreams.filter((upstream) => {
-    const text = [upstream.name, endpoint(upstream.address, upstream.port), upstream.state,
+    const text = [upstream.name, upstream.group, endpoint(upstream.address, upstream.port), upstream.state,
       upstream.why, upstream.backup ? "backup" : ""].join(" ").toLowerCase();
     return words.every((word) => text.includes(word));
   });
@@ -234,7 +236,7 @@ function showUpstreams() {
   const wanted = shown.map(rowOf);
   for (const key of rows.keys()) {
     if (!stats.upstreams.some((upstream) =>
-      JSON.stringify([upstream.name, upstream.address, upstream.port]) === key)) rows.delete(key);
+      keyOf(upstream) === key)) rows.delete(key);
   }
   const body = byId("upstreams"), present = [...body.children];
   // Moving a row takes the focus out of it, so rows that are in their places already stay.
@@ -314,7 +316,8 @@ function showLogs() {
     make("code", {}, error.line),
     error.count > 1 ? make("b", {class: "times"}, `× ${count(error.count)}`) : "",
     sub(`${error.text}; ${error.count > 1 ? "last client" : "client"} ${error.client}`
-      + (error.upstream === "-" ? "" : `, upstream ${error.upstream}`))));
+      + (error.upstream === "-" ? "" : `, upstream ${error.upstream}`)
+      + (["-", "default"].includes(error.group) ? "" : `, group ${error.group}`))));
   const nothing = (text) => [make("li", {}, make("span", {class: "sub"}, text))];
   settleChildren(byId("events"), ...(events.length ? events : nothing("None yet.")));
   settleChildren(byId("errors"), ...(errors.length ? errors : nothing("None so far.")));
@@ -430,6 +433,7 @@ function sayStages(item) {
 }
 function thoughtsOf(item) {
   const thoughts = (item.choices ?? []).flatMap(choiceOf);
+  if (item.route) thoughts.unshift(make("p", {}, item.route));
   if (item.choices === null) thoughts.push(make("p", {}, "Its candidates were not noted."));
   else if (!item.choices.length) thoughts.push(make("p", {}, "It did not come to a choice."));
   if (item.failures.length) {
@@ -526,7 +530,7 @@ function listenToExchanges() {
 const dialog = byId("dialog");
 let chosen = "";  // the key of the upstream that the dialog is about
 const find = (key) => stats.upstreams.find((upstream) =>
-  JSON.stringify([upstream.name, upstream.address, upstream.port]) === key);
+  keyOf(upstream) === key);
 const stateBy = (upstream) =>
   upstream.kind === "drain" || upstream.kind === "maintenance" ? upstream.kind : "ready";
 
@@ -568,7 +572,8 @@ function weigh() {
   const leaves = (change.state && change.state !== "ready") || change.weight === 0;
   const takes = (other) => ["up", "half-open"].includes(other.kind) && other.weight > 0;
   const isLast = leaves && takes(upstream)
-    && !stats.upstreams.some((other) => other !== upstream && takes(other));
+    && !stats.upstreams.some((other) => other !== upstream && other.group === upstream.group
+      && takes(other));
   byId("warning").textContent = "This is the last upstream that takes new clients: "
     + "without it they are answered 503.";
   byId("warning").hidden = !isLast;

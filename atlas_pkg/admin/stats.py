@@ -17,7 +17,7 @@ from typing import NotRequired, TypedDict
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport
 from atlas_pkg.observing.event_log import ErrorLine, Event, Events
 from atlas_pkg.observing.metrics import FAILURES, REQUESTS, RETRIES, Snapshot
-from atlas_pkg.observing.process_stats import Reload, UpstreamNow
+from atlas_pkg.observing.process_stats import Reload, UpstreamNow, key_of
 from atlas_pkg.observing.rates import Latency, Rates, Sample, Strip
 
 # More than these, and the summary is no longer one.
@@ -125,8 +125,8 @@ def build_stats(
         upstreams=[
             UpstreamStats(
                 **item,
-                **rates.of_upstream(item["name"]),
-                **_count(item["name"], report["counted"]),
+                **rates.of_upstream(key_of(item)),
+                **_count(key_of(item), report["counted"]),
                 since=events.since(item["name"]),
             )
             for item in report["upstreams"]
@@ -143,10 +143,10 @@ class _Counted(TypedDict):
     retries: int
 
 
-def _count(name: str, counted: Snapshot) -> _Counted:
+def _count(key: str, counted: Snapshot) -> _Counted:
     """What was counted for one upstream."""
     classes, failures, retries = (
-        {label: int(number) for label, number in counted[row.name].get(name, {}).items()}
+        {label: int(number) for label, number in counted[row.name].get(key, {}).items()}
         for row in (REQUESTS, FAILURES, RETRIES)
     )
     return _Counted(

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from atlas_pkg.admin.stats import Stats, UpstreamStats, Verdict
+from atlas_pkg.config.model import DEFAULT_GROUP
 from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.observing.event_log import ErrorLine, Event
 from atlas_pkg.observing.process_stats import UpstreamNow
@@ -52,6 +53,7 @@ _NOW: tuple[_Column[UpstreamNow], ...] = (
     ("in flight", _show_room),
     ("idle", lambda item: f"{item['idle']}"),
 )
+_GROUP: _Column[UpstreamNow] = ("group", lambda item: item["group"])
 _MEASURED: tuple[_Column[UpstreamStats], ...] = (
     ("per s", lambda item: f"{item['rate']:.1f}"),
     ("share", lambda item: f"{item['share_percent']:.1f} %"),
@@ -69,7 +71,7 @@ def show_status(stats: Stats, verdict: Verdict) -> str:
     lines = [verdict["text"], *(f"  {detail}" for detail in verdict["details"]), ""]
     lines += _show_facts(stats)
     lines += ["", *_show_totals(stats), ""]
-    lines += _show_table((*_NOW, *_MEASURED), stats["upstreams"])
+    lines += _show_table((*_now(stats["upstreams"]), *_MEASURED), stats["upstreams"])
     lines += ["", "Last events (UTC)", *map(_show_event, stats["events"])]
     lines += ["", "Last errors (UTC)", *map(_show_error, stats["errors"])]
     return "".join(f"{_clean(line)}\n" for line in lines)
@@ -77,7 +79,13 @@ def show_status(stats: Stats, verdict: Verdict) -> str:
 
 def show_upstreams(upstreams: Sequence[UpstreamNow]) -> list[str]:
     """A table of all upstreams, as they are at this moment."""
-    return [_clean(line) for line in _show_table(_NOW, upstreams)]
+    return [_clean(line) for line in _show_table(_now(upstreams), upstreams)]
+
+
+def _now(upstreams: Sequence[UpstreamNow]) -> Sequence[_Column[UpstreamNow]]:
+    """The columns of `_NOW`, with the groups where there are any."""
+    has_groups = any(item["group"] != DEFAULT_GROUP for item in upstreams)
+    return (_NOW[0], _GROUP, *_NOW[1:]) if has_groups else _NOW
 
 
 def _show_facts(stats: Stats) -> Iterator[str]:
@@ -125,6 +133,8 @@ def _show_event(event: Event) -> str:
 def _show_error(error: ErrorLine) -> str:
     times = f" x{error['count']}" if error["count"] > 1 else ""
     upstream = "" if error["upstream"] == "-" else f", upstream {error['upstream']}"
+    if error["group"] not in {"-", DEFAULT_GROUP}:
+        upstream += f", group {error['group']}"
     return (
         f"  {_show_clock(error['time'])}  {error['status']}{times} {error['line']}: "
         f"{error['text']}; client {error['client']}{upstream}"

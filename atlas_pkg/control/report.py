@@ -24,6 +24,7 @@ from atlas_pkg.observing.process_stats import (
     ProcessStats,
     Reload,
     UpstreamNow,
+    key_of,
     read_process,
     state_of,
 )
@@ -96,7 +97,7 @@ class Reporter:
         upstreams = _describe_upstreams(generation, self._front.idle_connections())
         counts, last = self.reloads.read()
         counters = self._observing.counters
-        counters.retire({upstream["name"] for upstream in upstreams}, time.monotonic())
+        counters.retire(set(map(key_of, upstreams)), time.monotonic())
         for_threads = self._front.waiting
         return ProcessReport(
             version=atlas_pkg.__version__,

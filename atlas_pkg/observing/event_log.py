@@ -43,6 +43,7 @@ _FAILED = {
     End.ERROR: "an error in Atlas; the log has the traceback",
 }
 _ANSWERED = "the upstream's own answer"
+_ROUTED = "the fixed answer of a route"
 
 _DONE = End.DONE
 
@@ -50,7 +51,7 @@ _DONE = End.DONE
 _BREAKER_KINDS = frozenset({"open", "half-open"})
 
 # See `_kind_of`.
-_Kind = tuple[int, str, str, str]
+_Kind = tuple[int, str, str, str, str]
 
 
 class Event(TypedDict):
@@ -68,6 +69,7 @@ class ErrorLine(TypedDict):
     time: float  # of the last one
     client: str  # of the last one
     line: str  # the request line, without the query
+    group: str  # "-" if no upstream was to answer
     upstream: str  # "-" if none was tried
     status: int
     text: str
@@ -93,7 +95,8 @@ class Errors:
         """Keep the exchanges that failed; an `Observer`."""
         for record in records:
             if record.end is not _DONE or record.status >= 500:
-                text = _FAILED.get(record.end, _ANSWERED if record.status >= 500 else "")
+                own = _ROUTED if record.end is End.ROUTE else _ANSWERED
+                text = _FAILED.get(record.end, own if record.status >= 500 else "")
                 if text:
                     self._keep(record, text)
 
@@ -108,6 +111,7 @@ class Errors:
             time=self._clock() - age,
             client=record.address,
             line=show_line(record.line),
+            group=record.group,
             upstream=record.upstream,
             status=record.status,
             text=text,
@@ -136,7 +140,7 @@ def merge_errors(errors: Iterable[ErrorLine]) -> list[ErrorLine]:
 
 def _kind_of(error: ErrorLine) -> _Kind:
     """What is the same in errors that are one line."""
-    return error["status"], error["line"], error["upstream"], error["text"]
+    return error["status"], error["line"], error["group"], error["upstream"], error["text"]
 
 
 class Events:

@@ -133,6 +133,8 @@ class Json:
             f',"method":{quote(method)},"target":{_quote(target)},"protocol":{quote(protocol)}'
             f',"status":{record.status}'
             f',"bytes_in":{record.body_in},"bytes_out":{record.body_out}'
+            f',"route":{_quote_text(record.route)}'
+            f',"group":{"null" if record.group == "-" else self._quote_text(record.group)}'
             f',"upstream":{"null" if record.upstream == "-" else self._quote_text(record.upstream)}'
             f',"head":{_span(record.began_at, record.head_at)}'
             f',"queue":{_span(record.head_at, times.chosen_at)}'

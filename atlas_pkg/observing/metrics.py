@@ -8,6 +8,7 @@ Every request is counted, so counting must cost little. Exchanges come here many
 (`observers.py`), and one lock, taken once for all of them, keeps the counters exact. Durations are
 kept as a histogram, from which quantiles are estimated as Prometheus does it.
 
+It is counted by group and upstream, written as one word ("api/one"): no group has a slash.
 Upstreams that leave the configuration keep their counters for five minutes, for whoever looks what
 the last scrape brought. Then their counts go over to one series, `GONE`: no chain of reloads fills
 memory and dashboards, and no sum over all upstreams ever falls. The names are bounded all the same;
@@ -38,24 +39,42 @@ BUCKETS = (*map(str, BUCKET_BOUNDS), "+Inf")
 # By the first digit of the status. None at all (no answer could be sent) is the first.
 CODE_CLASSES = ("other", "1xx", "2xx", "3xx", "4xx", "5xx")
 
-# Who made the answers that no upstream made.
+# Who made the answers that no upstream made, in each group and outside of all.
 NOBODY = "-"
 
 # Whose it is where a counter is not kept for each upstream.
 ALL = ""
 
-# Names of upstreams that are told apart, and the name that all others share.
+# Upstreams that are told apart, and what all others are called together.
 MOST_NAMES = 2000
-OTHER_NAME = "_other"
+OTHER = "-/_other"
 
-# The name under which those are counted on who left so long ago, in seconds.
-GONE = "-gone-"
+# As whom those are counted on who left so long ago, in seconds.
+GONE = "-/-gone-"
 GONE_AFTER = 300.0
 
-_NO_UPSTREAMS = frozenset((ALL, NOBODY, OTHER_NAME, GONE))
+
+def name_key(group: str, upstream: str) -> str:
+    """As whom an upstream of a group is counted."""
+    return f"{group}/{upstream}"
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """The group and the upstream that are counted as `key`."""
+    group, _, upstream = key.partition("/")
+    return group, upstream
+
+
+def own_keys(keys: Iterable[str]) -> set[str]:
+    """As whom our own answers are counted, with `keys` those of the upstreams."""
+    return {name_key(group, NOBODY) for group in ("-", *(split_key(key)[0] for key in keys))}
+
 
 # Ends that are failures of ours or of an upstream.
-_FAILURES = frozenset(End) - {End.DONE, End.TUNNEL, End.REFUSED, End.CLIENT_GONE}
+_FAILURES = frozenset(End) - {
+    *(End.DONE, End.TUNNEL, End.ROUTE),
+    *(End.REFUSED, End.CLIENT_GONE),
+}
 
 # Ends after which the answer was ours, whoever had been asked.
 _OWN_ANSWERS = (_FAILURES - {End.UPSTREAM_CUT}) | {End.REFUSED}
@@ -96,13 +115,13 @@ def _count_durations(author: str, records: Sequence[Record]) -> Iterator[_Growth
 def _count_failures(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
     for record in _troubled(records):
         for upstream, reason in _failures_of(record):
-            yield upstream, reason, 1
+            yield name_key(record.group, upstream), reason, 1
 
 
 def _count_retries(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
     for record in _troubled(records):
         for upstream, _reason in _failures_of(record)[: record.retries]:
-            yield upstream, "", 1
+            yield name_key(record.group, upstream), "", 1
 
 
 def _count_bytes(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
@@ -186,7 +205,7 @@ class Departures:
 
     def find_gone(self, counted: Collection[str], present: Collection[str], now: float) -> set[str]:
         """Who of those that are `counted` has not been `present` for `GONE_AFTER`."""
-        absent = set(counted) - set(present) - _NO_UPSTREAMS
+        absent = set(counted) - set(present) - own_keys(present) - {ALL, OTHER, GONE}
         self._since = {name: self._since.get(name, now) for name in absent}
         return {name for name, since in self._since.items() if now - since >= GONE_AFTER}
 
@@ -208,14 +227,15 @@ class Counters:
 
     def note(self, records: Sequence[Record]) -> None:
         """Count exchanges that have ended; an `Observer`."""
-        authors: defaultdict[str, list[Record]] = defaultdict(list)
+        answered_by: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
         done = End.DONE  # looking members up in their class would cost more than all the rest
         for record in records:
             is_own = record.end is not done and record.end in _OWN_ANSWERS
-            authors[NOBODY if is_own else record.upstream].append(record)
+            answered_by[record.group, NOBODY if is_own else record.upstream].append(record)
+        authors = [(name_key(*author), answered) for author, answered in answered_by.items()]
         with self._lock:
             for row, counted in self._counted:
-                for author, answered in authors.items():
+                for author, answered in authors:
                     for upstream, label, amount in row.count(author, answered):
                         labels = counted.get(upstream) or self._begin(counted, upstream)
                         labels[label] += amount
@@ -234,7 +254,7 @@ class Counters:
         return found
 
     def retire(self, present: Collection[str], now: float) -> None:
-        """Count those on together who left long ago; `present` are the upstreams of now."""
+        """Count those on together who left long ago; `present` are the keys of those of now."""
         with self._going:
             with self._lock:
                 counted = {name for _, upstreams in self._counted for name in upstreams}
@@ -250,7 +270,7 @@ class Counters:
         """The values of an upstream that is met for the first time. Caller holds the lock."""
         if upstream not in self._names:
             if len(self._names) > MOST_NAMES:
-                upstream = OTHER_NAME
+                upstream = OTHER
             else:
                 self._names.add(upstream)
         return counted.setdefault(upstream, defaultdict(int))

@@ -18,6 +18,7 @@ from typing import NamedTuple, TypedDict
 
 from atlas_pkg.balancing.breaker import BreakerState
 from atlas_pkg.balancing.upstream import UNPROBED, AdminState, Upstream
+from atlas_pkg.observing.metrics import name_key
 
 _PROC = Path("/proc")
 
@@ -63,6 +64,11 @@ class UpstreamNow(TypedDict):
     in_flight: int
     max_connections: int
     idle: int
+
+
+def key_of(upstream: UpstreamNow) -> str:
+    """As whom it is counted."""
+    return name_key(upstream["group"], upstream["name"])
 
 
 class ProcessStats(TypedDict):

@@ -23,8 +23,10 @@ from atlas_pkg.observing.metrics import (
     Counter,
     Snapshot,
     buckets_of,
+    own_keys,
+    split_key,
 )
-from atlas_pkg.observing.process_stats import STATES, ProcessStats, UpstreamNow, is_usable
+from atlas_pkg.observing.process_stats import STATES, ProcessStats, UpstreamNow, is_usable, key_of
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,7 +46,7 @@ class Gauge(NamedTuple):
 
 def _of_upstream(key: str, text: str, read: Callable[[UpstreamNow], float]) -> Gauge:
     def read_all(stats: ProcessStats) -> list[_Sample]:
-        return [({"upstream": name}, read(item)) for name, item in _by_name(stats)]
+        return [(_labels(key), read(item)) for key, item in _by_key(stats)]
 
     return Gauge(f"atlas_upstream_{key}", text, read_all)
 
@@ -58,15 +60,20 @@ def _of_process(name: str, text: str, key: str, kind: str = "gauge") -> Gauge:
     return Gauge(f"process_{name}", text, read, kind)
 
 
-def _by_name(stats: ProcessStats) -> list[tuple[str, UpstreamNow]]:
+def _by_key(stats: ProcessStats) -> list[tuple[str, UpstreamNow]]:
     # Of two that share a name, while a reload gives it another address, the newer one.
-    return sorted({item["name"]: item for item in stats["upstreams"]}.items())
+    return sorted({key_of(item): item for item in stats["upstreams"]}.items())
+
+
+def _labels(key: str) -> dict[str, str]:
+    group, upstream = split_key(key)
+    return {"group": group, "upstream": upstream}
 
 
 def _read_states(stats: ProcessStats) -> Iterator[_Sample]:
-    for name, item in _by_name(stats):
+    for key, item in _by_key(stats):
         for state in reversed(STATES):
-            yield {"upstream": name, "state": state}, item["kind"] == state
+            yield {**_labels(key), "state": state}, item["kind"] == state
 
 
 def _read_reloads(stats: ProcessStats) -> Iterator[_Sample]:
@@ -124,12 +131,12 @@ GAUGES = (
 
 def render_prometheus(snapshot: Snapshot, stats: ProcessStats) -> str:
     """Write everything as Prometheus's text format, to be sent as `CONTENT_TYPE`."""
-    present = {item["name"] for item in stats["upstreams"]}
-    counted = {name for upstreams in snapshot.values() for name in upstreams}
-    names = sorted((present | counted | {NOBODY}) - {ALL})
+    present = set(map(key_of, stats["upstreams"]))
+    counted = {key for upstreams in snapshot.values() for key in upstreams}
+    keys = sorted((present | counted | own_keys(present)) - {ALL})
     lines: list[str] = []
     for counter in COUNTERS:
-        lines += _write_counter(counter, snapshot[counter.name], names)
+        lines += _write_counter(counter, snapshot[counter.name], keys)
     for gauge in GAUGES:
         if samples := list(gauge.read(stats)):
             lines += _head(gauge.name, gauge.kind, gauge.help)
@@ -138,14 +145,14 @@ def render_prometheus(snapshot: Snapshot, stats: ProcessStats) -> str:
 
 
 def _write_counter(
-    counter: Counter, counted: dict[str, dict[str, float]], names: list[str]
+    counter: Counter, counted: dict[str, dict[str, float]], keys: list[str]
 ) -> Iterator[str]:
     """Write one counter, with zeros for what was not counted yet."""
     yield from _head(counter.name, "histogram" if counter.is_histogram else "counter", counter.help)
-    for name in names if counter.by_upstream else [ALL]:
-        zeros = (counter.own_zeros if name == NOBODY else None) or counter.zeros
-        values = dict.fromkeys(zeros, 0.0) | counted.get(name, {})
-        upstream = {"upstream": name} if counter.by_upstream else {}
+    for key in keys if counter.by_upstream else [ALL]:
+        zeros = (counter.own_zeros if split_key(key)[1] == NOBODY else None) or counter.zeros
+        values = dict.fromkeys(zeros, 0.0) | counted.get(key, {})
+        upstream = _labels(key) if counter.by_upstream else {}
         if counter.is_histogram:
             yield from _write_histogram(counter, upstream, values)
             continue

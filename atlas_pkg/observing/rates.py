@@ -30,8 +30,9 @@ from atlas_pkg.observing.metrics import (
     Snapshot,
     buckets_of,
     estimate_quantile,
+    split_key,
 )
-from atlas_pkg.observing.process_stats import ProcessStats
+from atlas_pkg.observing.process_stats import ProcessStats, key_of
 
 # A minute of curves, at a reading a second.
 KEPT_SECONDS = 60
@@ -97,7 +98,8 @@ class _Reading(NamedTuple):
     """All counters at one instant, and how things were then. Never changed."""
 
     at: float
-    upstreams: dict[str, _Counts]  # `NOBODY` included
+    upstreams: dict[str, _Counts]  # by the key of `metrics.name_key`
+    own: int  # requests that no upstream has answered
     total: _Counts
     bytes_in: float
     bytes_out: float
@@ -105,9 +107,9 @@ class _Reading(NamedTuple):
     queue: int
     marks: dict[str, str]
 
-    def of(self, name: str) -> _Counts:
+    def of(self, key: str) -> _Counts:
         """The counts of one upstream; one that is not there yet begins at zero."""
-        return self.upstreams.get(name, _NOTHING)
+        return self.upstreams.get(key, _NOTHING)
 
 
 class Rates:
@@ -138,19 +140,19 @@ class Rates:
         """The numbers of now; as `samples`, but with rates that do not jump about."""
         return _sample(self._last(), RATE_WINDOW)
 
-    def of_upstream(self, name: str) -> UpstreamRates:
-        """How one upstream did."""
+    def of_upstream(self, key: str) -> UpstreamRates:
+        """How one upstream did, which is counted as `key`."""
         readings = self._last()
-        counts = [reading.of(name) for reading in readings]
-        served = [item.total.requests - item.of(NOBODY).requests for item in readings]
+        counts = [reading.of(key) for reading in readings]
+        served = [item.total.requests - item.own for item in readings]
         recent = readings[-RATE_WINDOW - 1 :]
         return UpstreamRates(
-            rate=_per_second(recent, [reading.of(name).requests for reading in recent]),
+            rate=_per_second(recent, [reading.of(key).requests for reading in recent]),
             share_percent=_percent(_growth([item.requests for item in counts]), _growth(served)),
             strip=Strip(
                 requests=_steps([item.requests for item in counts]),
                 failed=_steps([item.failures for item in counts]),
-                marks="".join(reading.marks.get(name, _UNKNOWN) for reading in readings[1:]),
+                marks="".join(reading.marks.get(key, _UNKNOWN) for reading in readings[1:]),
             ),
             **_latency(counts),
         )
@@ -176,12 +178,13 @@ def _read(now: float, snapshot: Snapshot, stats: ProcessStats) -> _Reading:
     return _Reading(
         at=now,
         upstreams=upstreams,
+        own=sum(item.requests for key, item in upstreams.items() if split_key(key)[1] == NOBODY),
         total=_add(upstreams.values()),
         bytes_in=transferred.get("in", 0),
         bytes_out=transferred.get("out", 0),
         connections=stats["connections"],
         queue=stats["queue"],
-        marks={item["name"]: _MARKS.get(item["kind"], _ILL) for item in stats["upstreams"]},
+        marks={key_of(item): _MARKS.get(item["kind"], _ILL) for item in stats["upstreams"]},
     )
 
 

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Callable, Sequence
 
 from atlas_pkg.choice import Choice
+from atlas_pkg.config.model import DEFAULT_GROUP
 
 
 class End(enum.Enum):
@@ -67,12 +68,14 @@ class Record:
         "end",
         "ended_at",
         "failures",
+        "group",
         "head_at",
         "line",
         "origin",
         "request_id",
         "retries",
         "reused",
+        "route",
         "status",
         "times",
         "upstream",
@@ -83,6 +86,8 @@ class Record:
         self.line = line  # the request line as received; may hold anything
         self.origin = _NOWHERE  # Referer and User-Agent
         self.request_id = b""
+        self.route = ""  # the one that it took, in words; empty if none was meant for it
+        self.group = DEFAULT_GROUP  # whose upstreams were to answer; "-" if none were
         self.upstream = "-"  # the name of the last one tried; "-" if none
         self.status = 0  # what the client was sent; 499 if it was gone before
         self.body_in = 0  # bytes of the request's body, decoded

@@ -64,6 +64,8 @@ def show_block(timeline: Timeline) -> Iterator[str]:
     clock = time.strftime("%H:%M:%S", time.localtime(timeline["time"]))
     thousandths = int(timeline["time"] * 1000) % 1000
     yield f"{clock}.{thousandths:03d}  {timeline['client']}  {timeline['line']}"
+    if timeline["route"]:
+        yield f"  {timeline['route']}"
     yield f"  {_show_end(timeline)}"
     bars = zip(STAGES, spans_of(timeline), bars_of(timeline), strict=True)
     for stage, span, bar in bars:

@@ -64,6 +64,8 @@ class Timeline(TypedDict):
     request_id: str
     status: int
     end: str  # one of the words of the access log
+    route: str  # the one that it took, in words; empty if none was meant for it
+    group: str  # whose upstreams were to answer; "-" if none were
     upstream: str  # the last one that was tried; "-" if none was
     reused: bool  # the connection had been used before; one was opened if false and wait_ms is told
     retries: int
@@ -103,6 +105,8 @@ def build_timeline(record: Record, ended_at: float) -> Timeline:
         request_id=record.request_id.decode("ascii", "backslashreplace"),
         status=record.status,
         end=record.end.value,
+        route=record.route,
+        group=record.group,
         upstream=record.upstream,
         reused=record.reused and wait is not None,
         retries=record.retries,

@@ -265,6 +265,9 @@ class Exchange:
         if client.is_trusted:
             address = forwarder.client_address(request, client).decode("ascii")
         self.record = record = Record(address, request.line, time.monotonic())
+        if self.route is not None:
+            record.route = self.route.name
+        record.group = "-" if self.is_ours or self.failure is not None else self.group.name
         record.origin = request.fields.origin()
         if b"x-request-id" in request.fields.notable:
             record.request_id = forwarder.kept_request_id(request, client)

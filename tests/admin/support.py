@@ -409,6 +409,7 @@ def make_ill(stats: Stats, now: float) -> None:
     ]
     stats["errors"] = [
         ErrorLine(
+            group="default",
             time=now - age,
             client="192.0.2.44",
             line=line,

@@ -92,6 +92,7 @@ PAGE, STYLE, SCRIPT = read("page.html"), read("page.css"), read("page.js")
 
 def build_error(**more: object) -> ErrorLine:
     error = ErrorLine(
+        group="default",
         time=NOW,
         client="192.0.2.7",
         line="GET / HTTP/1.1",

@@ -109,7 +109,14 @@ def test_a_refused_reload_is_shown_before_one_that_was_not() -> None:
 
 def test_errors_of_all_are_one_list() -> None:
     error = ErrorLine(
-        time=1.0, client="::1", line="GET /", upstream="-", status=503, text="nobody", count=2
+        group="default",
+        time=1.0,
+        client="::1",
+        line="GET /",
+        upstream="-",
+        status=503,
+        text="nobody",
+        count=2,
     )
 
     whole = merge_reports([build_report(pid, errors=[error]) for pid in (1, 2)])

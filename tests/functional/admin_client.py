@@ -50,11 +50,14 @@ class AdminClient:
         return self.ask(f"/-/upstreams/{name}", "POST", body, fields)[0]
 
     def metrics(self) -> dict[str, float]:
-        """Every sample by its name and label values: `atlas_requests_total a 2xx`."""
+        """Every sample by its name and label values: `atlas_requests_total a 2xx`.
+
+        The group `default` goes without saying.
+        """
         status, text = self.ask("/metrics")
         assert status == 200
         return {
-            " ".join([sample.name, *map(str, sample.labels.values())]): sample.value
+            " ".join([sample.name, *_values(sample.labels)]): sample.value
             for family in text_string_to_metric_families(text)
             for sample in family.samples
         }
@@ -74,3 +77,7 @@ class AdminClient:
         """Wait until all processes say that they are ready."""
         wait_until(lambda: self.ask("/-/ready")[0] == 200, "readiness")
         wait_until(lambda: len(self.stats()["pids"]) == processes, "all processes")
+
+
+def _values(labels: Mapping[str, str]) -> list[str]:
+    return [value for name, value in labels.items() if (name, value) != ("group", "default")]

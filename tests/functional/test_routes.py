@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from tests.fakes import Upstream, echoing_fields, named, silent
+from tests.functional.admin_client import ADMIN, TOKEN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import Answer, Atlas, Threads, build_config, wait_until
 
@@ -318,3 +322,82 @@ def test_routes_and_groups_change_while_clients_ask(
     assert set(found) == {200, 308}
     assert "routes: added *.test → group shop" in atlas.log
     assert "groups.blog: added" in atlas.log
+
+
+def test_all_that_shows_upstreams_shows_their_groups(
+    shop: Upstream, rest: Upstream, tmp_path: Path, start: Start
+) -> None:
+    atlas = start(
+        build_config(
+            shop.table(group="shop"),
+            rest.table(),
+            {"name": "gone", "address": "127.0.0.1", "port": 9, "group": "empty"},
+            routes=[
+                {"path": "/shop", "group": "shop"},
+                {"path": "/gone", "group": "empty"},
+                {"path": "/closed", "status": 503},
+            ],
+            log={"access": "access.log", "format": "json"},
+            admin=ADMIN,
+        ),
+        "--explain",
+    )
+    admin = AdminClient(atlas)
+    for target in ("/shop", "/gone", "/closed", "/"):
+        ask(atlas, target)
+    route = "route 1 (/shop) → group shop"
+
+    log = tmp_path / "access.log"
+    wait_until(lambda: log.read_text().count("\n") == 4)
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(entry["group"], entry["upstream"]) for entry in entries] == [
+        ("shop", "shop"),
+        ("empty", "gone"),
+        (None, None),
+        ("default", "rest"),
+    ]
+    assert [entry["route"] and entry["route"][:7] for entry in entries] == [
+        *(f"route {number}" for number in (1, 2, 3)),
+        None,
+    ]
+    assert (entries[2]["end"], entries[2]["status"]) == ("route", 503)
+    assert "upstream gone of group empty connect: connection refused" in atlas.log
+
+    _, metrics = admin.ask("/metrics")
+    for group, upstream, kind in (
+        ("shop", "shop", "2xx"),
+        ("empty", "-", "5xx"),
+        ("-", "-", "5xx"),
+    ):
+        labels = f'group="{group}",upstream="{upstream}",code_class="{kind}"'
+        assert f"atlas_requests_total{{{labels}}} 1" in metrics
+    _, status = admin.ask("/status.txt")
+    assert re.search(r"^upstream +group +address", status, re.MULTILINE)
+    assert re.search(r"^shop +shop +127", status, re.MULTILINE)
+    stats = json.loads(admin.ask("/stats.json")[1])
+    assert [item["group"] for item in stats["upstreams"]] == ["shop", "default", "empty"]
+    assert {error["group"] for error in stats["errors"]} == {"empty", "-"}
+    found = json.loads(admin.ask("/explain.json?upstream=shop")[1])["exchanges"]
+    assert [item["route"] for item in found] == [route]
+    atlas.wait_for(f"  {route}", printed=True)
+
+
+def test_an_upstream_of_a_group_is_steered_by_its_name(
+    shop: Upstream, rest: Upstream, start: Start
+) -> None:
+    text = build_config(
+        shop.table(group="shop"),
+        rest.table(),
+        routes=[{"path": "/shop", "group": "shop"}],
+        admin=ADMIN,
+    )
+    atlas = start(text)
+    admin = AdminClient(atlas)
+
+    status, _ = admin.ask(
+        "/-/upstreams/shop", "POST", "state=maintenance", {"Authorization": f"Bearer {TOKEN}"}
+    )
+
+    assert status == 200
+    assert ask(atlas, "/shop").status == 503
+    assert ask(atlas).text == "rest"

@@ -163,6 +163,7 @@ def test_an_error_says_who_what_and_when(errors: Errors) -> None:
             "time": 1000998.5,
             "client": "192.0.2.7",
             "line": "GET / HTTP/1.1",
+            "group": "default",
             "upstream": "a",
             "status": 502,
             "text": "the upstream failed before its answer had begun",

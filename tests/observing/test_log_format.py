@@ -155,7 +155,8 @@ def test_a_json_line_has_everything() -> None:
     assert write(Json(), make_record()) == (
         b'{"time":"2000-10-10T13:55:36.789+00:00","client":"192.0.2.7",'
         b'"method":"GET","target":"/list?item=1","protocol":"HTTP/1.1",'
-        b'"status":200,"bytes_in":17,"bytes_out":5120,"upstream":"one",'
+        b'"status":200,"bytes_in":17,"bytes_out":5120,"route":null,"group":"default",'
+        b'"upstream":"one",'
         b'"head":0.250000,"queue":0.000000,"connect":0.250000,"first_byte":0.500000,'
         b'"total":2.000000,"retries":0,"reused":true,"end":"done","request_id":"4f1c",'
         b'"referer":"https://a.example/","user_agent":"Mozilla/5.0 (X11)"}\n'

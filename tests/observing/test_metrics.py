@@ -22,7 +22,7 @@ from atlas_pkg.observing.metrics import (
     FAILURES,
     GONE,
     MOST_NAMES,
-    OTHER_NAME,
+    OTHER,
     REQUESTS,
     RETRIES,
     Counters,
@@ -40,7 +40,8 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def requests(snapshot: Snapshot, name: str, kind: str) -> float:
-    return snapshot[REQUESTS.name].get(name, {}).get(kind, 0)
+    key = name if "/" in name else f"default/{name}"
+    return snapshot[REQUESTS.name].get(key, {}).get(kind, 0)
 
 
 # Counting
@@ -58,9 +59,9 @@ def test_requests_are_counted_by_upstream_and_class() -> None:
     )
 
     assert counted[REQUESTS.name] == {
-        "a": {"2xx": 2, "4xx": 1},
-        "b": {"1xx": 1},
-        "-": {"5xx": 1, "4xx": 1, "other": 1},
+        "default/a": {"2xx": 2, "4xx": 1},
+        "default/b": {"1xx": 1},
+        "default/-": {"5xx": 1, "4xx": 1, "other": 1},
     }
 
 
@@ -87,14 +88,32 @@ def test_bytes_of_bodies_are_counted_for_all_together() -> None:
 def test_a_duration_falls_into_the_bucket_whose_bound_it_does_not_exceed(
     took: float, bucket: str
 ) -> None:
-    assert count(make_record(took=took))[DURATIONS.name] == {"a": {bucket: 1, "sum": took}}
+    assert count(make_record(took=took))[DURATIONS.name] == {"default/a": {bucket: 1, "sum": took}}
 
 
 def test_a_tunnel_is_a_request_without_a_duration() -> None:
     counted = count(make_record(status=101, took=3600.0, end=End.TUNNEL))
 
     assert requests(counted, "a", "1xx") == 1
-    assert counted[DURATIONS.name]["a"] == {"sum": 0}
+    assert counted[DURATIONS.name]["default/a"] == {"sum": 0}
+
+
+def test_groups_are_counted_apart() -> None:
+    one, other, redirect = make_record("a"), make_record("-", 503, end=End.NO_UPSTREAM), None
+    redirect = make_record("-", 308, end=End.ROUTE)
+    one.group, other.group, redirect.group = "api", "api", "-"
+
+    counted = count(make_record("a"), one, other, redirect)
+    found = parse(render_prometheus(counted, build_process([build_now("a", group="api")])))
+
+    assert counted[REQUESTS.name] == {
+        "default/a": {"2xx": 1},
+        "api/a": {"2xx": 1},
+        "api/-": {"5xx": 1},
+        "-/-": {"3xx": 1},
+    }
+    assert counted[FAILURES.name] == {"api/-": {"no-upstream": 1}}
+    assert found["atlas_upstream_up", (("upstream", "api/a"),)] == 1
 
 
 def test_failed_attempts_and_retries_count_where_they_failed() -> None:
@@ -105,24 +124,27 @@ def test_failed_attempts_and_retries_count_where_they_failed() -> None:
 
     counted = count(record, gave_up)
 
-    assert counted[FAILURES.name] == {"a": {"connect-failed": 2}, "b": {"upstream-failed": 2}}
-    assert counted[RETRIES.name] == {"a": {"": 2}, "b": {"": 1}}
+    assert counted[FAILURES.name] == {
+        "default/a": {"connect-failed": 2},
+        "default/b": {"upstream-failed": 2},
+    }
+    assert counted[RETRIES.name] == {"default/a": {"": 2}, "default/b": {"": 1}}
 
 
 @pytest.mark.parametrize("end", End)
 def test_an_end_is_a_failure_where_something_failed(end: End) -> None:
     failures = count(make_record("a", 503, end=end))[FAILURES.name]
 
-    is_failure = end not in {End.DONE, End.REFUSED, End.CLIENT_GONE, End.TUNNEL}
-    assert failures == ({"a": {end.value: 1}} if is_failure else {})
+    is_failure = end not in {End.DONE, End.REFUSED, End.CLIENT_GONE, End.TUNNEL, End.ROUTE}
+    assert failures == ({"default/a": {end.value: 1}} if is_failure else {})
 
 
 @pytest.mark.parametrize("end", End)
 def test_an_answer_of_our_own_is_nobodys(end: End) -> None:
     counted = count(make_record("a", 502, end=end))
 
-    from_upstream = {End.DONE, End.CLIENT_GONE, End.UPSTREAM_CUT, End.TUNNEL}
-    assert list(counted[REQUESTS.name]) == ["a" if end in from_upstream else "-"]
+    from_upstream = {End.DONE, End.CLIENT_GONE, End.UPSTREAM_CUT, End.TUNNEL, End.ROUTE}
+    assert list(counted[REQUESTS.name]) == ["default/a" if end in from_upstream else "default/-"]
 
 
 def test_a_failure_after_the_last_attempt_had_been_answered_is_counted_too() -> None:
@@ -131,15 +153,18 @@ def test_a_failure_after_the_last_attempt_had_been_answered_is_counted_too() -> 
 
     counted = count(record)
 
-    assert counted[FAILURES.name] == {"a": {"connect-failed": 1}, "b": {"upstream-cut": 1}}
-    assert counted[RETRIES.name] == {"a": {"": 1}}
+    assert counted[FAILURES.name] == {
+        "default/a": {"connect-failed": 1},
+        "default/b": {"upstream-cut": 1},
+    }
+    assert counted[RETRIES.name] == {"default/a": {"": 1}}
 
 
 def test_a_failed_attempt_is_not_counted_again_for_its_end() -> None:
     record = make_record("a", 504, end=End.CONNECT_TIMEOUT)
     record.failures = [("a", "connect-failed")]
 
-    assert count(record)[FAILURES.name] == {"a": {"connect-failed": 1}}
+    assert count(record)[FAILURES.name] == {"default/a": {"connect-failed": 1}}
 
 
 # Threads
@@ -168,8 +193,8 @@ def test_eight_threads_lose_nothing() -> None:
     counted = counters.snapshot()
     assert requests(counted, "-", "5xx") == 0
     assert requests(counted, "shared", "5xx") == 8 * rounds
-    assert counted[FAILURES.name]["shared"] == {"upstream-failed": 8 * rounds}
-    assert counted[DURATIONS.name]["shared"]["sum"] == 8 * rounds * 0.5
+    assert counted[FAILURES.name]["default/shared"] == {"upstream-failed": 8 * rounds}
+    assert counted[DURATIONS.name]["default/shared"]["sum"] == 8 * rounds * 0.5
     assert [requests(counted, f"u{n}", "2xx") for n in range(3)] == [
         3 * rounds,
         3 * rounds,
@@ -187,7 +212,7 @@ def test_the_number_of_names_is_bounded() -> None:
 
     counted = counters.snapshot()
     assert len(counted[REQUESTS.name]) == MOST_NAMES + 1
-    assert requests(counted, OTHER_NAME, "2xx") == 51
+    assert requests(counted, OTHER, "2xx") == 51
     assert requests(counted, "u7", "2xx") == 2
 
 
@@ -209,17 +234,21 @@ def test_those_who_left_long_ago_are_counted_on_together() -> None:
         }
 
     before = sums()
-    counters.retire(["a"], 1000.0)
-    counters.retire(["a", "c"], 1200.0)  # it has come back
-    counters.retire(["a"], 1250.0)
-    counters.retire(["a"], 1299.0)
-    assert set(counters.snapshot()["atlas_requests_total"]) == {"a", "b", "c"}
-    counters.retire(["a"], 1300.0)
-    assert set(counters.snapshot()["atlas_requests_total"]) == {"a", GONE, "c"}
-    counters.retire(["a"], 1550.0)
+    counters.retire(["default/a"], 1000.0)
+    counters.retire(["default/a", "default/c"], 1200.0)  # it has come back
+    counters.retire(["default/a"], 1250.0)
+    counters.retire(["default/a"], 1299.0)
+    assert set(counters.snapshot()["atlas_requests_total"]) == {
+        "default/a",
+        "default/b",
+        "default/c",
+    }
+    counters.retire(["default/a"], 1300.0)
+    assert set(counters.snapshot()["atlas_requests_total"]) == {"default/a", GONE, "default/c"}
+    counters.retire(["default/a"], 1550.0)
 
     counted = counters.snapshot()
-    assert {name for upstreams in counted.values() for name in upstreams} == {"", "a", GONE}
+    assert {name for upstreams in counted.values() for name in upstreams} == {"", "default/a", GONE}
     assert (requests(counted, GONE, "5xx"), requests(counted, GONE, "2xx")) == (1, 1)
     assert sums() == before
 
@@ -295,7 +324,7 @@ def test_a_quantile_is_within_the_bucket_of_the_true_one(
 ) -> None:
     counted = count(*(make_record(took=took) for took in durations))
 
-    estimate = estimate_quantile(buckets_of(counted[DURATIONS.name]["a"]), share)
+    estimate = estimate_quantile(buckets_of(counted[DURATIONS.name]["default/a"]), share)
 
     true = sorted(durations)[max(0, math.ceil(share * len(durations)) - 1)]
     low = max((bound for bound in BUCKET_BOUNDS if bound < true), default=0.0)
@@ -317,7 +346,10 @@ def parse(text: str) -> Samples:
         assert family.documentation, family.name
         assert family.type != "unknown", family.name
         for sample in family.samples:
-            key = (sample.name, tuple(sorted(sample.labels.items())))
+            labels = dict(sample.labels)
+            if (group := labels.pop("group", "default")) != "default":
+                labels["upstream"] = f"{group}/{labels['upstream']}"
+            key = (sample.name, tuple(sorted(labels.items())))
             assert key not in found
             found[key] = sample.value
     return found
@@ -418,6 +450,7 @@ def test_usual_failures_are_there_before_the_first_one() -> None:
     assert failures == {
         **{("new", reason): value for reason, value in usual.items()},
         ("-", "no-upstream"): 0,
+        ("-/-", "no-upstream"): 0,
         **{("gone", reason): int(reason == "upstream-failed") for reason in usual},
     }
 
@@ -457,7 +490,7 @@ def test_the_order_is_that_of_the_names() -> None:
     text = render_prometheus(counters.snapshot(), build_process([build_now("z"), build_now("d")]))
 
     found = [key for key in parse(text) if key[0] == "atlas_retries_total"]
-    assert [dict(labels)["upstream"] for _, labels in found] == ["-", "a", "b", "c", "d", "z"]
+    assert [dict(labels)["upstream"] for _, labels in found] == ["-/-", *"-abcdz"]
     assert text == render_prometheus(
         counters.snapshot(), build_process([build_now("d"), build_now("z")])
     )
@@ -517,7 +550,7 @@ def test_a_row_more_is_a_counter_more(monkeypatch: pytest.MonkeyPatch) -> None:
         for (name, labels), value in parse(text).items()
         if name == row.name
     }
-    assert found == {"-": 0, "a": 2, "b": 0}
+    assert found == {"-": 0, "-/-": 0, "a": 2, "b": 0}
 
 
 def test_every_row_has_a_name_of_its_own_and_says_what_it_is() -> None:

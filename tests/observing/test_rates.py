@@ -6,7 +6,16 @@ import threading
 
 import pytest
 
-from atlas_pkg.observing.metrics import ALL, BYTES, DURATIONS, FAILURES, REQUESTS, Snapshot, merge
+from atlas_pkg.observing.metrics import (
+    ALL,
+    BYTES,
+    DURATIONS,
+    FAILURES,
+    REQUESTS,
+    Snapshot,
+    merge,
+    name_key,
+)
 from atlas_pkg.observing.process_stats import STATES
 from atlas_pkg.observing.rates import KEPT_SECONDS, Rates
 from tests.observing.samples import build_now, build_process
@@ -17,9 +26,10 @@ def counted(
 ) -> Snapshot:
     """`good` answers of 200 and `bad` ones of 502, of 2.5 to 5 ms and 100 bytes; `slow` ones."""
     snapshot = merge([])
-    snapshot[REQUESTS.name][name] = {"2xx": good + slow, "5xx": bad}
-    snapshot[DURATIONS.name][name] = {"0.005": good + bad, "60.0": slow, "sum": 1.0}
-    snapshot[FAILURES.name][name] = {"connect": failures}
+    key = name_key("default", name)
+    snapshot[REQUESTS.name][key] = {"2xx": good + slow, "5xx": bad}
+    snapshot[DURATIONS.name][key] = {"0.005": good + bad, "60.0": slow, "sum": 1.0}
+    snapshot[FAILURES.name][key] = {"connect": failures}
     snapshot[BYTES.name][ALL] = {"in": 0, "out": 100 * (good + bad)}
     return snapshot
 
@@ -31,7 +41,7 @@ def feed(rates: Rates, second: float, *snapshots: Snapshot, kind: str = "up") ->
 def test_before_the_first_reading_all_is_zero() -> None:
     rates = Rates()
 
-    present, a = rates.present(), rates.of_upstream("a")
+    present, a = rates.present(), rates.of_upstream("default/a")
 
     assert rates.samples() == []
     assert (present["rate"], present["connections"], present["p50_ms"]) == (0, 0, None)
@@ -45,7 +55,7 @@ def test_one_reading_has_nothing_to_be_compared_with() -> None:
 
     assert rates.samples() == []
     assert rates.present()["rate"] == 0
-    assert rates.of_upstream("a")["p50_ms"] is None
+    assert rates.of_upstream("default/a")["p50_ms"] is None
 
 
 def test_a_second_is_what_came_in_it() -> None:
@@ -102,7 +112,7 @@ def test_an_upstream_says_how_it_did() -> None:
     feed(rates, 0, counted("a"), counted("b"))
     feed(rates, 1, counted("a", 29, 1), counted("b", 10, failures=4), counted("-", 0, 60))
 
-    a, b = rates.of_upstream("a"), rates.of_upstream("b")
+    a, b = rates.of_upstream("default/a"), rates.of_upstream("default/b")
 
     assert (a["rate"], a["share_percent"]) == (30, 75)
     assert (b["rate"], b["share_percent"]) == (10, 25)
@@ -115,7 +125,7 @@ def test_an_upstream_that_comes_later_began_at_zero() -> None:
     for second, name in enumerate("bba"):
         feed(rates, second, counted(name, 4))
 
-    assert rates.of_upstream("a")["strip"]["requests"] == [0, 4]
+    assert rates.of_upstream("default/a")["strip"]["requests"] == [0, 4]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +137,7 @@ def test_a_strip_has_a_letter_for_every_state(kind: str, mark: str) -> None:
     for second in range(2):
         feed(rates, second, counted("a"), kind=kind)
 
-    assert rates.of_upstream("a")["strip"]["marks"] == mark
+    assert rates.of_upstream("default/a")["strip"]["marks"] == mark
 
 
 def test_an_upstreams_latency_is_that_of_its_last_minute() -> None:
@@ -136,7 +146,7 @@ def test_an_upstreams_latency_is_that_of_its_last_minute() -> None:
         feed(rates, second, counted("a", slow=1000))
     feed(rates, 80, counted("a", 10, slow=1000))
 
-    assert 2.5 <= (rates.of_upstream("a")["p99_ms"] or 0) <= 5.0
+    assert 2.5 <= (rates.of_upstream("default/a")["p99_ms"] or 0) <= 5.0
 
 
 def test_counters_that_began_anew_do_not_count_backwards() -> None:
@@ -145,7 +155,7 @@ def test_counters_that_began_anew_do_not_count_backwards() -> None:
         feed(rates, second, counted("a", total))
 
     assert [sample["rate"] for sample in rates.samples()] == [0, 5]
-    assert rates.of_upstream("a")["p50_ms"] is None
+    assert rates.of_upstream("default/a")["p50_ms"] is None
 
 
 def test_reading_and_feeding_go_together() -> None:
