@@ -124,6 +124,12 @@ def _count_retries(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
             yield name_key(record.group, upstream), "", 1
 
 
+def _count_refused_retries(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
+    for record in _troubled(records):
+        if record.retry_refused:
+            yield name_key(record.group, record.upstream), "", 1
+
+
 def _count_bytes(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
     yield ALL, "in", sum([record.body_in for record in records])
     yield ALL, "out", sum([record.body_out for record in records])
@@ -181,6 +187,13 @@ RETRIES = Counter(
     _count_retries,
     ("",),
 )
+REFUSED_RETRIES = Counter(
+    "atlas_retries_refused_total",
+    "Attempts that failed and were not followed by another, since too many were under way.",
+    "",
+    _count_refused_retries,
+    ("",),
+)
 BYTES = Counter(
     "atlas_bytes_total",
     "Bytes of bodies, in from clients and out to them.",
@@ -190,7 +203,7 @@ BYTES = Counter(
     by_upstream=False,
 )
 
-COUNTERS = (REQUESTS, DURATIONS, FAILURES, RETRIES, BYTES)
+COUNTERS = (REQUESTS, DURATIONS, FAILURES, RETRIES, REFUSED_RETRIES, BYTES)
 
 # All counters at one moment: by the counter's name, the upstream's, and the label's value. Plain
 # enough to be sent to another process as JSON.

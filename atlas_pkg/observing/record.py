@@ -74,6 +74,7 @@ class Record:
         "origin",
         "request_id",
         "retries",
+        "retry_refused",
         "reused",
         "route",
         "status",
@@ -94,6 +95,7 @@ class Record:
         self.body_out = 0  # bytes of the answer's body, decoded
         self.reused = False  # the upstream connection had been used before
         self.retries = 0
+        self.retry_refused = False  # there would have been one more, but for the budget of retries
         self.failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
         self.choices: list[Choice] | None = None  # why it went where; None: nobody has asked
         self.end = DONE

@@ -42,6 +42,8 @@ def lease_again(exchange: Exchange, error: UpstreamError) -> None:
         raise error
     if error.stage is not Stage.CONNECT:  # outside the budget: nothing was sent
         if not balancer.begin_retry():
+            if record is not None:
+                record.retry_refused = True
             raise error
         exchange.is_retry = True
     try:

@@ -10,8 +10,8 @@ about it until it is parked again. Upstream connections are registered once and 
 so awaiting an answer costs no system call. An edge is told once: whoever has read since, or may
 have missed it, re-arms the registration before the next wait (`take_back`).
 
-Twice a second the lane ends what has waited too long. It must never block: logging to a slow
-disk, names, starting threads are for others.
+At least twice a second the lane ends what has waited too long. It must never block: logging to a
+slow disk, names, starting threads are for others.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ BATCH = 32
 LULL = 0.002
 
 # How often deadlines and idle upstream connections are looked after.
+# A deadline of an answer that is sooner is kept, but not closer together than the second.
 SWEEP_INTERVAL = 0.5
+SHORTEST_INTERVAL = 0.05
 TIDY_INTERVAL = 5.0
 
 if HAS_EPOLL:
@@ -126,17 +128,17 @@ class EpollLane:
 
     def _run(self) -> None:
         untold = self._observers.pending
-        next_sweep = 0.0
+        now = next_sweep = time.monotonic()
         while not self._is_stopping:
             try:
                 has_news = bool(untold)
-                is_quiet = not self._serve(LULL if has_news else SWEEP_INTERVAL)
+                is_quiet = not self._serve(LULL if has_news else max(0.0, next_sweep - now))
                 if has_news and (is_quiet or len(untold) >= MANY):
                     self._observers.publish()
                 now = time.monotonic()
                 if now >= next_sweep:
                     next_sweep, self.swept_at = now + SWEEP_INTERVAL, now
-                    self._sweep(now)
+                    next_sweep = self._sweep(now)
             except Exception:
                 log.exception("the lane met an error of ours and goes on")
 
@@ -179,8 +181,13 @@ class EpollLane:
         else:
             self._threads.put(exchange)
 
-    def _sweep(self, now: float) -> None:
-        """End what has waited too long."""
+    def _sweep(self, now: float) -> float:
+        """End what has waited too long; returns when that is to be done again.
+
+        Answers that are overdue are found one by one, not all of half a second together: they may
+        be tried again, and there is a budget for that.
+        """
+        again = now + SWEEP_INTERVAL
         http = self._http
         for client in self._clients.take_expired(now):
             expired = http.expire(client)
@@ -190,7 +197,9 @@ class EpollLane:
                 self._go_on(expired, http.ask(expired))
         for fd, waiting in self._awaited.copy().items():
             loss = waiting.find_loss(now)
-            if loss is not None and (exchange := self._awaited.pop(fd, None)) is not None:
+            if loss is None:
+                again = min(again, waiting.deadline)
+            elif (exchange := self._awaited.pop(fd, None)) is not None:
                 self._go_on(exchange, http.meet(exchange, loss))
         for exchange in self._threads.take_overdue(now):
             self._go_on(exchange, http.meet(exchange, Overloaded()))
@@ -198,3 +207,4 @@ class EpollLane:
         if now >= self._next_tidying:
             self._next_tidying = now + TIDY_INTERVAL
             self._tidy(self.pool)
+        return max(again, now + SHORTEST_INTERVAL)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import pytest
 
 from tests.fakes import CUT, Scripted, black_hole
+from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.functional.test_failure import closed_port
 from tests.toolkit import Answer, Atlas, Cut, Threads, build_config, wait_until
@@ -271,7 +272,8 @@ def test_retries_stay_within_their_budget(bad: Scripted, good: Scripted, start: 
     # Forty requests fail together: a fifth of what is in flight may be tried again, or three.
     bad.script, good.script = ("hold", "reset"), ("hold", 200)
     routing = {"strategy": "weighted_round_robin", "retries": 1}
-    atlas = start(build_config(bad.table(weight=1000), good.table(), routing=routing))
+    tables = (bad.table(weight=1000), good.table())
+    atlas = start(build_config(*tables, routing=routing, admin=ADMIN))
     statuses: list[int] = []
     threads = Threads()
 
@@ -287,6 +289,8 @@ def test_retries_stay_within_their_budget(bad: Scripted, good: Scripted, start: 
     good.let_go(40)
     threads.join()
     assert statuses.count(200) == good.requests
+    refused = AdminClient(atlas).metrics()["atlas_retries_refused_total bad"]
+    assert refused == statuses.count(502)
 
 
 def test_connect_failures_are_outside_the_budget(good: Scripted, start: Start) -> None:
