@@ -75,6 +75,7 @@ THREAD_THAT_SERVES = {
     "atlas_pkg/net/tunnel.py": 1,
 }
 BACKGROUND_THREAD = {
+    "atlas_pkg/balancing/resolver.py": 1,
     "atlas_pkg/observing/observers.py": 1,
     "atlas_pkg/control/channel.py": 1,
     "atlas_pkg/admin/aggregate.py": 1,

@@ -16,7 +16,7 @@ import socket
 
 from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.config.model import CircuitBreaker, UpstreamConfig
-from atlas_pkg.config.rules import SOCKET_FILE
+from atlas_pkg.config.rules import SOCKET_FILE, show_endpoint
 from atlas_pkg.net.connect import Endpoint
 
 # What identifies an upstream across reloads: name, address, port, group.
@@ -85,7 +85,8 @@ class Upstream:
         self.endpoints: tuple[Endpoint, ...] = parse_literal(config.address, config.port)
         # What a probe, and an HTTP/1.0 request without Host, is given as one. A socket file has no
         # name that a server would know.
-        host = "localhost" if config.socket_file else config.endpoint
+        host = show_endpoint(config.host or config.address, config.port)
+        host = "localhost" if config.socket_file else host
         self.host_field = host.encode("ascii")
         self.configure(config, order=0, breaker=None)
 

@@ -56,6 +56,7 @@ from atlas_pkg.config.rules import (
     arrives_at,
     between,
     find_strategies,
+    is_ip_address,
     one_of,
     show_endpoint,
 )
@@ -68,7 +69,6 @@ NOT_YET = frozenset(
         "listen.mode = static",
         "listen.root",
         "listen.tls",
-        "upstreams.resolve",
         "upstreams.tls",
         "timeouts.tls_handshake",
         "static",
@@ -170,8 +170,12 @@ class UpstreamConfig:
         int, between(0, 2), "version of the PROXY header that it is sent ahead of all; 0 = none"
     ] = 0
     resolve: Annotated[
-        SecondsOrZero, "how often its host name is resolved again; 0 = once, at load"
+        SecondsOrZero,
+        "how often its host name is looked up; then each address is a server of its own, "
+        "NAME@ADDRESS; 0 = all its addresses are one server",
     ] = 0.0
+    # Under which name its address was found, where it is one of several (`resolve`).
+    host: Annotated[str, Mark.GIVEN] = ""
     # What is in force for this upstream: its own keys laid over those of `[health_check]`.
     health_check: HealthCheck | None = None
 
@@ -197,6 +201,8 @@ class UpstreamConfig:
             yield "port", f"must be absent, since a socket file has none, got {self.port}"
         if not (self.socket_file or self.port):
             yield "port", "missing, must be an integer (1 to 65535)"
+        if self.resolve and (self.socket_file or is_ip_address(self.address)):
+            yield "resolve", f'needs a host name, got address "{self.address}"'
 
 
 @dataclass(frozen=True, slots=True)

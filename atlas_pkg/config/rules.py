@@ -199,6 +199,15 @@ def _addresses(host: str, *, is_target: bool = False) -> list[Address]:
     return [mapped or address]
 
 
+def is_ip_address(host: str) -> bool:
+    """Is it an IP address rather than a name?"""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def show_endpoint(address: str, port: int) -> str:
     """Write address and port as one word; a socket file has no port.
 

@@ -12,10 +12,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import atlas_pkg
 from atlas_pkg import logs
+from atlas_pkg.balancing.balancer import Addresses
 from atlas_pkg.balancing.health import HealthChecker, HealthState
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.balancing.resolver import Resolver
@@ -85,7 +87,8 @@ class Service:
         that which we take over: for whoever will be here after.
         """
         self._log_level = options.log_level
-        self._resolver = Resolver()
+        self._config = config  # as the file says; in force it is with the addresses of host names
+        self._resolver = Resolver(on_change=self._follow_names)
         self._holder = ConfigHolder(Generation(config, secret=secret))
         clients, observers, self._relay = Clients(), Observers(), Relay()
         is_raw = config.listen.mode == "tcp"
@@ -103,6 +106,9 @@ class Service:
             observers, is_counting=config.admin is not None, explain=options.explain
         )
         self._reporter = Reporter(self._front, self._observing)
+        # Guards the change from one generation to the next: a new file and new addresses of host
+        # names may come together. Taken before the two below.
+        self._changing = threading.Lock()
         # Guards the overrides until they are carried out, and the swap of the balancer that carries
         # them out, so that what is newer wins. The balancer's lock is taken inside this one, never
         # the other way round.
@@ -119,15 +125,14 @@ class Service:
         Its own configuration may be as old as the supervisor; the other processes have followed
         the file since, as far as it was good.
         """
-        old = self._holder.current()
-        found = _read_newest(old.config.path, self._heritage)
+        found = _read_newest(self._config.path, self._heritage)
         if found is None or found[0] == self._seen:
             return
         self._seen, config = found
         self._watcher = self._build_watcher()
-        if live := live_changes(old.config, config):
+        if live := live_changes(self._config, config):
             # As at a start: in a reload, upstreams that are new wait for their first probe.
-            self._put_in_force(Generation(config, secret=old.secret), self._seen, live)
+            self._put_in_force(config, self._seen, live, is_start=True)
 
     def start(self, listeners: Sequence[socket.socket], *, takes_over: bool = False) -> None:
         """Begin to serve the clients of `listeners`, which are taken over.
@@ -135,10 +140,13 @@ class Service:
         One who `takes_over` from another process knows first who of its upstreams is well, as that
         one does. Raises `StartError` where the access log cannot be opened.
         """
+        self._observing.start(self._config)
+        self._resolver.look_up(self._config.upstreams)
+        config = self._resolver.expand(self._config)
+        if config != self._holder.current().config:
+            self._holder.swap(Generation(config, secret=self._holder.current().secret))
         generation = self._holder.current()
-        self._observing.start(generation.config)
-        self._resolver.look_up(generation.config.upstreams)
-        self._resolver.watch(generation.upstreams)
+        self._resolver.watch(self._config.upstreams, generation.upstreams)
         checks = generation.health_checks()
         self._health.watch(checks, awaiting=[each for each, _ in checks] if takes_over else ())
         self._health.start()
@@ -211,12 +219,12 @@ class Service:
         old = self._holder.current()
         log.debug("the configuration has %d bytes now", len(data))
         try:
-            config = parse_config(data, Path(old.config.path))
+            config = parse_config(data, self._config.path)
         except ConfigError as error:
             log.error("Configuration refused, the one in force stays:\n%s", error)
             self._reporter.reloads.note(old.number, str(error))
             return
-        restart, live = restart_changes(old.config, config), live_changes(old.config, config)
+        restart, live = restart_changes(self._config, config), live_changes(self._config, config)
         if restart:
             log.warning("needs a restart to take effect: %s", ", ".join(restart))
         if not live:
@@ -224,26 +232,50 @@ class Service:
             if self._reporter.reloads.settle(old.number):
                 log.info("the file that was refused is gone: it holds what is in force")
             return
-        generation = Generation(config, old)
         log_warnings(config)
-        self._put_in_force(generation, data, live)
-        self._reporter.reloads.note(generation.number)
+        number = self._put_in_force(config, data, live)
+        self._reporter.reloads.note(number)
 
-    def _put_in_force(self, generation: Generation, data: bytes, changes: Sequence[str]) -> None:
+    def _put_in_force(
+        self, config: Config, data: bytes, changes: Sequence[str], *, is_start: bool = False
+    ) -> int:
+        """Do as a new file says; returns the number of its generation."""
         if self._heritage is not None:
             self._heritage.write(data)
         if self._log_level is None:
-            logs.set_level(generation.config.log.level)
-        addresses = self._resolver.look_up(generation.config.upstreams)
-        with self._overriding:
-            new = self._holder.swap(generation, addresses)
-            self._override()
-        self._observing.follow(generation.config)
-        self._resolver.watch(generation.upstreams)
-        self._health.watch(generation.health_checks(), awaiting=new)
+            logs.set_level(config.log.level)
+        addresses = self._resolver.look_up(config.upstreams)
+        with self._changing:
+            self._config = config
+            old = self._holder.current()
+            expanded = self._resolver.expand(config)
+            generation = (
+                Generation(expanded, secret=old.secret) if is_start else Generation(expanded, old)
+            )
+            self._swap(generation, addresses)
+        self._observing.follow(config)
         log.info(
             "Configuration hot-reloaded (generation %d): %s", generation.number, "; ".join(changes)
         )
+        return generation.number
+
+    def _follow_names(self) -> None:
+        """Have servers come and go as host names lead elsewhere. On the resolver's thread."""
+        with self._changing:
+            old = self._holder.current()
+            config = self._resolver.expand(self._config)
+            if config == old.config:
+                return
+            self._swap(Generation(config, old))
+        log.info("host names lead elsewhere: %s", "; ".join(live_changes(old.config, config)))
+
+    def _swap(self, generation: Generation, addresses: Addresses = MappingProxyType({})) -> None:
+        """Put a generation in force. Caller holds the lock that guards the change."""
+        with self._overriding:
+            new = self._holder.swap(generation, addresses)
+            self._override()
+        self._resolver.watch(self._config.upstreams, generation.upstreams)
+        self._health.watch(generation.health_checks(), awaiting=new)
 
     def _note_probe(self, upstream: Upstream, state: HealthState) -> None:
         """Pass a probe's result on. Called on the health checker's threads."""
@@ -301,8 +333,7 @@ class Service:
         return not cut
 
     def _build_watcher(self) -> ConfigWatcher:
-        path = self._holder.current().config.path
-        return ConfigWatcher(path, self.reload, seen=self._seen)
+        return ConfigWatcher(self._config.path, self.reload, seen=self._seen)
 
     def _tidy(self, pool: Pool) -> None:
         """Look after idle upstream connections."""

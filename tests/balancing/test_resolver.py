@@ -42,8 +42,9 @@ def upstream(address: str, name: str = "a") -> Upstream:
 
 def watch(resolver: Resolver, *upstreams: Upstream) -> None:
     """Look names up and keep them so, as a reload does."""
-    resolver.look_up([UpstreamConfig(item.name, item.address, item.port) for item in upstreams])
-    resolver.watch(upstreams)
+    configs = [UpstreamConfig(item.name, item.address, item.port) for item in upstreams]
+    resolver.look_up(configs)
+    resolver.watch(configs, upstreams)
 
 
 @pytest.fixture

@@ -112,6 +112,10 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
         ),
         ('upstreams = ["10.0.0.1"]', 'upstreams[0]: must be a table, got "10.0.0.1"'),
         ('[[upstream]]\nname = "a"', 'upstream: unknown key, did you mean "upstreams"?'),
+        (
+            UPSTREAM + "resolve = 5",
+            'upstreams[0].resolve: needs a host name, got address "10.0.0.1" (name = "a")',
+        ),
         # routing
         (
             '[routing]\nstrategy = "roundrobin"',
@@ -405,14 +409,6 @@ def test_what_only_http_knows_is_refused_in_mode_tcp(text: str, place: str) -> N
             'listen.root: "/srv" is not yet available, leave it at "/var/www/html"',
         ),
         ('[listen.tls]\ncert = "c"\nkey = "k"', "listen.tls: not yet available"),
-        (
-            UPSTREAM + "proxy_protocol = 2",
-            'upstreams[0].proxy_protocol: 2 is not yet available, leave it at 0 (name = "a")',
-        ),
-        (
-            UPSTREAM + "resolve = 5",
-            'upstreams[0].resolve: 5 is not yet available, leave it at 0.0 (name = "a")',
-        ),
         (UPSTREAM + "[upstreams.tls]", 'upstreams[0].tls: not yet available (name = "a")'),
         (
             "[timeouts]\ntls_handshake = 6",

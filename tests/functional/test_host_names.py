@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import black_hole, named
+from tests.fakes import Conversation, Upstream, black_hole, build_answer, named
+from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.toolkit import build_config, wait_until
+from tests.toolkit import Atlas, build_config, wait_until
 
 # Which addresses a name has does not depend on the engine.
 pytestmark = pytest.mark.engines("lane")
@@ -29,6 +30,8 @@ real = socket.getaddrinfo
 def getaddrinfo(host, port, *more, **named):
     with open(os.environ["TEST_NAMES"]) as file:
         known = json.load(file)
+    with open(os.environ["TEST_NAMES"] + ".asked", "a") as file:
+        file.write(host + "\\n")
     if host not in known:
         return real(host, port, *more, **named)
     if not known[host]:
@@ -54,6 +57,12 @@ class Names:
         new = self._path.with_suffix(".new")
         new.write_text(json.dumps({name: addresses}))
         new.replace(self._path)
+
+    def wait_until_asked(self, times: int) -> None:
+        """Wait until so many more look-ups have begun."""
+        asked = self._path.with_name(self._path.name + ".asked")
+        before = asked.stat().st_size
+        wait_until(lambda: asked.stat().st_size >= before + times * len("app.test\n"), "look-ups")
 
 
 @pytest.fixture
@@ -123,3 +132,162 @@ def test_a_name_that_is_not_known_at_the_start_is_asked_again_soon(
     names.let("late.test", "127.0.0.1")
 
     wait_until(lambda: atlas.get().status == 200, "the name to be known")
+
+
+# Every address a server of its own
+
+
+@pytest.fixture
+def servers(upstreams: contextlib.ExitStack) -> list[Upstream]:
+    """Four servers on one port, at addresses of this machine; each answers with its last number."""
+    if sys.platform != "linux":
+        pytest.skip("elsewhere these addresses have to be set up")
+    first = upstreams.enter_context(named("2", address="127.0.0.2"))
+    others = [named(str(end), address=f"127.0.0.{end}", port=first.port) for end in (3, 4, 5)]
+    return [first, *map(upstreams.enter_context, others)]
+
+
+def table(servers: list[Upstream], **more: object) -> dict[str, object]:
+    port = servers[0].port
+    return {"name": "app", "address": "app.test", "port": port, "resolve": 0.05, **more}
+
+
+def ask(atlas: Atlas, times: int = 4) -> list[str]:
+    with atlas.client() as client:
+        return [client.get().text for _ in range(times)]
+
+
+def test_every_address_is_a_server_and_comes_and_goes_with_the_answer(
+    servers: list[Upstream], names: Names, start: Start
+) -> None:
+    names.let("app.test", "127.0.0.3", "127.0.0.2")
+    atlas = start(build_config(table(servers), admin=ADMIN), env=names.env)
+    admin = AdminClient(atlas)
+    assert ask(atlas) == ["2", "3", "2", "3"]
+    assert admin.metrics()["atlas_requests_total app@127.0.0.2 2xx"] == 2
+
+    names.let("app.test", "127.0.0.4", "127.0.0.3")
+    line = atlas.wait_for("host names lead elsewhere")
+
+    assert line.endswith("upstreams: added app@127.0.0.4, removed app@127.0.0.2")
+    assert sorted(ask(atlas)) == ["3", "3", "4", "4"]
+
+
+def test_those_that_stay_keep_their_state_and_those_that_leave_their_requests(
+    servers: list[Upstream], names: Names, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    slow = upstreams.enter_context(named("9", delay=1.0, address="127.0.0.9", port=servers[0].port))
+    names.let("app.test", "127.0.0.2", "127.0.0.3", "127.0.0.9")
+    atlas = start(build_config(table(servers), admin=ADMIN), env=names.env)
+    assert AdminClient(atlas).steer("app@127.0.0.2", "state=maintenance") == 200
+    with contextlib.ExitStack() as clients:
+        waiting = [clients.enter_context(atlas.client()) for _ in range(2)]
+        for client in waiting:
+            client.send_head()
+        wait_until(lambda: slow.requests, "one to wait")
+
+        names.let("app.test", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+        atlas.wait_for("removed app@127.0.0.9")
+
+        assert sorted(client.read_answer().text for client in waiting) == ["3", "9"]
+    assert set(ask(atlas, 6)) == {"3", "4"}
+
+
+def test_the_order_of_an_answer_says_nothing(
+    servers: list[Upstream], names: Names, start: Start
+) -> None:
+    names.let("app.test", "127.0.0.2", "127.0.0.3")
+    atlas = start(build_config(table(servers)), env=names.env)
+    assert ask(atlas) == ["2", "3", "2", "3"]
+
+    names.let("app.test", "127.0.0.3", "127.0.0.2")
+    names.wait_until_asked(3)
+
+    assert "lead elsewhere" not in atlas.log
+
+
+def test_a_failed_look_up_keeps_the_last_answer(
+    servers: list[Upstream], names: Names, start: Start
+) -> None:
+    names.let("app.test", "127.0.0.2", "127.0.0.3")
+    atlas = start(build_config(table(servers)), env=names.env)
+    assert ask(atlas) == ["2", "3", "2", "3"]
+
+    names.let("app.test")
+    atlas.wait_for("cannot resolve app.test")
+
+    assert ask(atlas) == ["2", "3", "2", "3"]
+    names.let("app.test", "127.0.0.3")
+    atlas.wait_for("app.test is resolved again")
+    atlas.wait_for("removed app@127.0.0.2")
+    assert ask(atlas) == ["3"] * 4
+
+
+def test_a_name_that_is_not_known_yet_is_one_server_that_fails(
+    servers: list[Upstream], names: Names, start: Start
+) -> None:
+    names.let("app.test")
+    atlas = start(build_config(table(servers)), env=names.env)
+    assert atlas.get().status == 502
+
+    names.let("app.test", "127.0.0.2", "127.0.0.3")
+    atlas.wait_for("added app@127.0.0.2, added app@127.0.0.3, removed app")
+
+    assert sorted(ask(atlas)) == ["2", "2", "3", "3"]
+
+
+def test_newcomers_serve_after_a_passed_probe_that_asks_for_the_name(
+    upstreams: contextlib.ExitStack, names: Names, start: Start
+) -> None:
+    hosts: list[str] = []
+
+    def serve(conversation: Conversation) -> None:
+        while request := conversation.read_head():
+            if request.target == "/health":
+                hosts.append(request.get("Host"))
+                conversation.send(build_answer(status="503 Not yet"))
+            else:
+                conversation.send(build_answer(b"3"))
+
+    servers: list[Upstream] = [upstreams.enter_context(named("2", address="127.0.0.2"))]
+    port = servers[0].port
+    upstreams.enter_context(Upstream(serve, address="127.0.0.3", port=port))
+    names.let("app.test", "127.0.0.2")
+    check = {"path": "/health", "interval": 0.1}
+    atlas = start(build_config(table(servers), health_check=check), env=names.env)
+    assert ask(atlas) == ["2"] * 4
+
+    names.let("app.test", "127.0.0.2", "127.0.0.3")
+    wait_until(lambda: len(hosts) > 2, "probes")
+
+    assert set(hosts) == {f"app.test:{port}"}
+    assert ask(atlas) == ["2"] * 4
+
+
+def test_a_sticky_client_stays_while_its_server_does(
+    servers: list[Upstream], names: Names, start: Start
+) -> None:
+    names.let("app.test", "127.0.0.2", "127.0.0.3")
+    atlas = start(build_config(table(servers), sticky={"cookie": "s"}), env=names.env)
+    answers = {answer.text: answer for answer in (atlas.get(), atlas.get())}
+    cookie = answers["3"].get("Set-Cookie").partition(";")[0]
+
+    names.let("app.test", "127.0.0.3", "127.0.0.4", "127.0.0.5")
+    atlas.wait_for("removed app@127.0.0.2")
+
+    assert {atlas.get(Cookie=cookie).text for _ in range(6)} == {"3"}
+
+
+def test_a_reload_keeps_the_servers_that_are_known(
+    servers: list[Upstream], names: Names, start: Start
+) -> None:
+    names.let("app.test", "127.0.0.2", "127.0.0.3")
+    atlas = start(build_config(table(servers)), env=names.env)
+
+    atlas.reload(build_config(table(servers, weight=2), routing={"strategy": "least_connections"}))
+
+    assert "changed app (weight 1 -> 2)" in atlas.log
+    assert set(ask(atlas, 20)) == {"2", "3"}
+    atlas.reload(build_config(table(servers, resolve=0)))
+    with atlas.client() as client:
+        assert client.get().text in {"2", "3"}
