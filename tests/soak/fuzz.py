@@ -36,8 +36,8 @@ def run_guided(seconds: int, seed: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         corpus, dictionary = Path(folder) / "corpus", Path(folder) / "dictionary"
         corpus.mkdir()
-        for number, seed in enumerate(sorted(set(seeds()))):
-            (corpus / f"{number:05}").write_bytes(seed)
+        for number, beginning in enumerate(sorted(set(seeds()))):
+            (corpus / f"{number:05}").write_bytes(beginning)
         dictionary.write_text(
             "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in HOT)
         )
