@@ -84,7 +84,7 @@ class Aggregate:
 
     def readiness(self) -> tuple[bool, str]:
         """Can requests be answered now, and in a few words why (not)?"""
-        return judge_readiness(self._collect()[0])
+        return judge_readiness(self._collect()[0], self._about.mode)
 
     def stats(self) -> Stats:
         """The document of `/stats.json`, made for the caller, who may change it."""
@@ -94,7 +94,7 @@ class Aggregate:
             whole,
             self._rates,
             self._events,
-            readiness=judge_readiness(reports),
+            readiness=judge_readiness(reports, self._about.mode),
             uptime=time.time() - self._started,
         )
 
@@ -240,23 +240,25 @@ def merge_reports(reports: Sequence[ProcessReport]) -> ProcessReport:
     )
 
 
-def judge_readiness(reports: Sequence[ProcessReport]) -> tuple[bool, str]:
+def judge_readiness(reports: Sequence[ProcessReport], mode: str = "http") -> tuple[bool, str]:
     """Can requests be answered now, and in a few words why (not)?
 
-    Clients come to any of the processes, so each must have an upstream for them.
+    Clients come to any of the processes, so each must have an upstream for them, but for files.
     """
     states = {report["state"] for report in reports}
     if not reports:
         return False, "no process says how it is"
     if states != {SERVING}:
         return False, "draining" if DRAINING in states else "starting"
+    if waiting := sum(report["for_threads"] for report in reports):
+        return False, f"overloaded: {waiting} requests wait for a thread (listen.max_threads)"
+    if mode == "static":
+        return True, ""
     usable = [sum(map(is_usable, report["upstreams"])) for report in reports]
     if not reports[0]["upstreams"]:
         return False, "no upstreams are configured"
     if not min(usable):
         return False, "no upstream is usable"
-    if waiting := sum(report["for_threads"] for report in reports):
-        return False, f"overloaded: {waiting} requests wait for a thread (listen.max_threads)"
     return True, f"{min(usable)} of {len(reports[0]['upstreams'])} upstreams usable"
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +35,7 @@ from atlas_pkg.config.route_rules import (
 from atlas_pkg.config.rules import (
     COOKIE_NAME,
     COOKIE_PATH,
+    FILE_NAME,
     HASH_ON,
     HOST,
     HOST_FIELD,
@@ -66,12 +67,9 @@ from atlas_pkg.config.schema import Alias, Mark, Unit, either
 # builds one deletes its line (and adds the class, the field or the choice that it needs).
 NOT_YET = frozenset(
     {
-        "listen.mode = static",
-        "listen.root",
         "listen.tls",
         "upstreams.tls",
         "timeouts.tls_handshake",
-        "static",
     }
 )
 
@@ -82,19 +80,22 @@ DEFAULT_GROUP = "default"
 # What the kernel takes for the path of a socket file (`sockaddr_un`), and a NUL behind it.
 _LONGEST_SOCKET_FILE = 107 if sys.platform == "linux" else 103
 
-# What only HTTP knows: refused in mode "tcp", save for its default.
-_ONLY_HTTP = (
-    "routing.hash_on",
-    "routes",
-    "groups",
-    *(f"timeouts.client_{stage}" for stage in ("body", "write", "idle")),
-    *(f"timeouts.upstream_{stage}" for stage in ("head", "body", "idle")),
-    "limits",
-    "pool",
-    "forwarding",
-    "circuit_breaker.statuses",
-    "sticky",
-)
+# What has no meaning in a mode: refused, save for its default.
+_MEANINGLESS = {
+    "http": (),
+    "tcp": (
+        "routing.hash_on",
+        "routes",
+        "groups",
+        *(f"timeouts.client_{stage}" for stage in ("body", "write", "idle")),
+        *(f"timeouts.upstream_{stage}" for stage in ("head", "body", "idle")),
+        "limits",
+        "pool",
+        "forwarding",
+        "sticky",
+    ),
+    "static": ("routes", "groups", "pool", "circuit_breaker", "sticky", "slow_start"),
+}
 
 # They send each client to an upstream of its own, so none can be given only some requests.
 _HASHES = frozenset({"ip_hash", "consistent_hash"})
@@ -121,7 +122,7 @@ class Listen:
     port: Annotated[
         int, between(0, 65535), Mark.RESTART, "0 = any free port; the log says which"
     ] = 8080
-    mode: Annotated[str, one_of("http", "tcp"), Mark.RESTART] = "http"
+    mode: Annotated[str, one_of("http", "tcp", "static"), Mark.RESTART] = "http"
     workers: Annotated[
         int, between(0, 1024), Mark.RESTART, "processes sharing the port; 0 = one per CPU"
     ] = 1
@@ -429,6 +430,16 @@ class SlowStart:
     duration: Annotated[Seconds, "from the first request to the full weight"] = 30.0
 
 
+# Files
+
+
+@dataclass(frozen=True, slots=True)
+class Static:
+    """`[static]`: with `listen.mode = "static"`, how the files of `listen.root` are served."""
+
+    index: Annotated[str, FILE_NAME, "what a folder is answered with"] = "index.html"
+
+
 # Administration
 
 
@@ -466,6 +477,7 @@ class Config:
     circuit_breaker: CircuitBreaker | None = None
     sticky: Sticky | None = None
     slow_start: SlowStart | None = None
+    static: Static = Static()
     admin: Annotated[Admin | None, Mark.RESTART] = None
 
     @property
@@ -475,6 +487,11 @@ class Config:
         if path in {"off", "-"}:
             return None if path == "off" else path
         return str(self.path.parent / path)
+
+    @property
+    def root(self) -> bytes:
+        """The folder that mode "static" serves, as the system knows it."""
+        return os.fsencode(self.path.parent / self.listen.root)
 
     @property
     def group_names(self) -> tuple[str, ...]:
@@ -488,12 +505,16 @@ class Config:
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """Yield which key does not go with another one, and why."""
-        if self.listen.mode == "tcp":
-            plain = Config(self.path, circuit_breaker=CircuitBreaker())
-            ours = replace(self, circuit_breaker=self.circuit_breaker or plain.circuit_breaker)
-            for place in _ONLY_HTTP:
-                if attrgetter(place)(ours) != attrgetter(place)(plain):
-                    yield place, 'belongs to HTTP, and has no meaning with listen.mode = "tcp"'
+        plain = Config(self.path)
+        meaningless = [
+            place
+            for place in _MEANINGLESS[self.listen.mode]
+            if attrgetter(place)(self) != attrgetter(place)(plain)
+        ]
+        if self.listen.mode == "tcp" and self.circuit_breaker and self.circuit_breaker.statuses:
+            meaningless.append("circuit_breaker.statuses")
+        for place in meaningless:
+            yield place, f'has no meaning with listen.mode = "{self.listen.mode}"'
         if self.slow_start is not None:
             tables = [("routing", self.routing)]
             tables += [(f"groups.{name}", routing) for name, routing in self.groups]

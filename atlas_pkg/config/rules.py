@@ -302,6 +302,10 @@ NETWORK = Rule(
 )
 NOT_EMPTY = _rule("an array of at least one", bool)
 PRINTABLE = _rule("printable text, not empty", lambda text: text != "" and text.isprintable())
+FILE_NAME = _rule(
+    "the name of a file, without a slash and a dot at its beginning",
+    lambda text: text.isprintable() and "/" not in text and text[:1] not in {"", "."},
+)
 FIELD_NAME = _rule("a field name", lambda text: bool(_TOKEN.fullmatch(text)))
 FIELD_VALUE = _rule(
     "printable US-ASCII without spaces at its ends",

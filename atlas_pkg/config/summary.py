@@ -7,7 +7,9 @@ start and at every reload.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from atlas_pkg.config.diff import Difference, differences, shorten, show_kept
@@ -83,6 +85,8 @@ def _show_setting(change: Difference) -> str:
 
 def warnings_of(config: Config) -> list[str]:
     """Say what is allowed and yet hardly meant."""
+    if config.listen.mode == "static":
+        return list(_judge_files(config))
     warnings = [warning for name in config.group_names for warning in _judge_group(config, name)]
     for upstream in config.upstreams:
         strategy = config.routing_of(upstream.group).strategy
@@ -97,6 +101,14 @@ def warnings_of(config: Config) -> list[str]:
                 f"route {number} ({route.pattern}) is never taken: route {first} comes before it"
             )
     return warnings
+
+
+def _judge_files(config: Config) -> Iterator[str]:
+    root = os.fsdecode(config.root)
+    if not Path(root).is_dir():
+        yield f"listen.root: {root} is no folder: every request is answered 404"
+    if config.upstreams:
+        yield f'{len(config.upstreams)} upstreams are not asked with listen.mode = "static"'
 
 
 def _judge_group(config: Config, name: str) -> Iterator[str]:

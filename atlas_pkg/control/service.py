@@ -40,8 +40,10 @@ from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.proxying.forward import Proxy
 from atlas_pkg.proxying.tcp import TcpProxy
 from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.connection import App
 from atlas_pkg.serving.frontend import Frontend
 from atlas_pkg.serving.generation import ConfigHolder, Generation
+from atlas_pkg.serving.static import StaticFiles
 
 log = logging.getLogger("atlas")
 
@@ -91,16 +93,20 @@ class Service:
         self._resolver = Resolver(on_change=self._follow_names)
         self._holder = ConfigHolder(Generation(config, secret=secret))
         clients, observers, self._relay = Clients(), Observers(), Relay()
-        is_raw = config.listen.mode == "tcp"
+        app: App = Proxy(clients, self._relay)
+        if config.listen.mode == "tcp":
+            app = TcpProxy(clients, self._relay, observers)
+        elif config.listen.mode == "static":
+            app = StaticFiles()
         self._front = Frontend(
             self._holder,
             clients,
-            TcpProxy(clients, self._relay, observers) if is_raw else Proxy(clients, self._relay),
+            app,
             observers,
             tidy=self._tidy,
             lanes=config.listen.lanes,
             max_threads=config.listen.max_threads,
-            is_raw=is_raw,
+            is_raw=config.listen.mode == "tcp",
         )
         self._observing = Observing(
             observers, is_counting=config.admin is not None, explain=options.explain

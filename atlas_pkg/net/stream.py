@@ -212,6 +212,21 @@ class Stream:
         if sent < sum(map(len, parts)):
             self.send(memoryview(b"".join(parts))[sent:], timeout)
 
+    def send_file(self, file: int, start: int, count: int, timeout: float) -> bool:
+        """As `send`, for a part of an open file; False where it has come to its end before."""
+        while count:
+            try:
+                sent = os.sendfile(self.fd, file, start, count)
+            except BlockingIOError:
+                self.wait_until_writable(timeout)
+                continue
+            except OSError as error:
+                raise self.broken(error) from None
+            if not sent:
+                return False
+            start, count = start + sent, count - sent
+        return True
+
     def is_readable(self, timeout: float = 0.0) -> bool:
         """Is there something to read (bytes, the end, an error), now or within `timeout`?"""
         if self._readiness is None:

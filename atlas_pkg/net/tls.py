@@ -21,6 +21,7 @@ by somebody in between, and that is a failure, never an end (RFC 9112 §9.8).
 
 from __future__ import annotations
 
+import os
 import ssl
 import threading
 import time
@@ -31,6 +32,9 @@ from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
 
 # The most that a record holds (RFC 8446 §5.1).
 RECORD_BYTES = 16 * 1024
+
+# What is read of a file at once, to be encrypted.
+_FILE_BYTES = 256 * 1024
 
 _NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -196,6 +200,15 @@ class TlsStream(Stream):
 
     def send_parts(self, parts: Sequence[bytes | memoryview], timeout: float) -> None:
         self.send(parts[0] if len(parts) == 1 else b"".join(parts), timeout)
+
+    def send_file(self, file: int, start: int, count: int, timeout: float) -> bool:
+        while count:
+            data = os.pread(file, min(count, _FILE_BYTES), start)
+            if not data:
+                return False
+            self.send(data, timeout)
+            start, count = start + len(data), count - len(data)
+        return True
 
     def is_readable(self, timeout: float = 0.0) -> bool:
         """Is there something to read (bytes, the end, an error), now or within `timeout`?

@@ -153,13 +153,16 @@ class Exchange:
         if self.record is not None:
             self.record.status = status
 
-    def answer(self, status: int, reason: str, *, location: bytes = b"") -> None:
-        """Answer by Atlas itself. Never waits: what the client does not take at once is kept."""
+    def answer(self, status: int, reason: str, *, fields: bytes = b"") -> None:
+        """Answer by Atlas itself; `fields` are further lines of the head.
+
+        Never waits: what the client does not take at once is kept.
+        """
         answer = build_answer(
             status,
             reason,
             accept=self.request.fields.get(b"accept") or b"",
-            location=location,
+            fields=fields,
             persistence=self.persistence(),
         )
         self.answer_whole(status, self.generation.forwarder.dress_answer(answer))
@@ -174,7 +177,9 @@ class Exchange:
         if self.route is not None and not self.route.group:
             if self.record is not None:
                 self.record.end = End.ROUTE
-            self.answer(self.route.status, "", location=self.route.build_location(self.request))
+            location = self.route.build_location(self.request)
+            fields = b"Location: %b\r\n" % location if location else b""
+            self.answer(self.route.status, "", fields=fields)
             return
         answer = build_last_answer(self.request, self.persistence())
         self.answer_whole(200, self.generation.forwarder.dress_answer(answer))

@@ -157,13 +157,13 @@ def build_answer(
     reason: str,
     *,
     accept: bytes = b"",
-    location: bytes = b"",
+    fields: bytes = b"",
     persistence: bytes = b"Connection: close\r\n",
 ) -> bytes:
     """Build a whole answer: HTML for a client that asks for it, else one line of text.
 
-    `reason` is our own wording and never repeats what the client sent; it may be empty. With a
-    `location` it is a redirect.
+    `reason` is our own wording and never repeats what the client sent; it may be empty. `fields`
+    are further lines of the head.
     """
     phrase = http.client.responses.get(status, "Error")
     if b"text/html" in accept.lower():
@@ -185,5 +185,4 @@ def build_answer(
     ]
     if status == 503:
         head.append(f"Retry-After: {RETRY_AFTER}")
-    fields = b"Location: %b\r\n" % location if location else b""
     return "\r\n".join(head).encode() + b"\r\n" + fields + persistence + b"\r\n" + payload

@@ -48,6 +48,7 @@ class Generation:
         breaker = config.circuit_breaker
         # What an answer says about its upstream, if it has one of these.
         self.failure_statuses = frozenset(breaker.statuses if breaker else ())
+        self.root = config.root  # of mode "static"
         self.parser = MessageParser(config.limits)
         self.secret: bytes = previous.secret if previous else secret or os.urandom(32)
         cookies = self._build_cookies()

@@ -35,7 +35,7 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
                 'write "0.0.0.0" alone, and port = 80'
             ),
         ),
-        ('[listen]\nmode = "udp"', 'listen.mode: must be "http" or "tcp", got "udp"'),
+        ('[listen]\nmode = "udp"', 'listen.mode: must be "http", "tcp" or "static", got "udp"'),
         ("[listen]\nworkers = -1", "listen.workers: must be 0 to 1024, got -1"),
         ("[listen]\nlanes = 65", "listen.lanes: must be 0 to 64, got 65"),
         ("[listen]\nlanes = true", "listen.lanes: must be an integer (0 to 64), got true"),
@@ -392,9 +392,23 @@ def test_a_misspelt_choice_is_told_the_nearest(line: str, meant: str) -> None:
     ],
 )
 def test_what_only_http_knows_is_refused_in_mode_tcp(text: str, place: str) -> None:
-    sentence = 'belongs to HTTP, and has no meaning with listen.mode = "tcp"'
+    sentence = f'{place}: has no meaning with listen.mode = "tcp"'
 
-    assert mistakes(f'[listen]\nmode = "tcp"\n{text}') == [f"{place}: {sentence}"]
+    assert mistakes(f'[listen]\nmode = "tcp"\n{text}') == [sentence]
+
+
+@pytest.mark.parametrize("table", ["sticky", "circuit_breaker", "slow_start"])
+def test_what_has_to_do_with_upstreams_is_refused_in_mode_static(table: str) -> None:
+    sentence = f'{table}: has no meaning with listen.mode = "static"'
+
+    assert mistakes(f'[listen]\nmode = "static"\n[{table}]') == [sentence]
+
+
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "/index.html", "a\\nb"])
+def test_an_index_is_a_file_of_the_folder(name: str) -> None:
+    (mistake,) = mistakes(f'[static]\nindex = "{name}"')
+
+    assert mistake.startswith("static.index: must be the name of a file")
 
 
 # What is not yet available
@@ -403,18 +417,12 @@ def test_what_only_http_knows_is_refused_in_mode_tcp(text: str, place: str) -> N
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('[listen]\nmode = "static"', 'listen.mode: "static" is not yet available'),
-        (
-            '[listen]\nroot = "/srv"',
-            'listen.root: "/srv" is not yet available, leave it at "/var/www/html"',
-        ),
         ('[listen.tls]\ncert = "c"\nkey = "k"', "listen.tls: not yet available"),
         (UPSTREAM + "[upstreams.tls]", 'upstreams[0].tls: not yet available (name = "a")'),
         (
             "[timeouts]\ntls_handshake = 6",
             "timeouts.tls_handshake: 6 is not yet available, leave it at 10.0",
         ),
-        ("[static]", "static: not yet available"),
     ],
 )
 def test_what_is_not_yet_available_says_so(text: str, sentence: str) -> None:
