@@ -673,12 +673,6 @@ def test_a_lease_and_its_release_take_five_calls() -> None:
     assert len(calls) <= 5, calls
 
 
-def test_leases_of_one_upstream_without_a_breaker_are_one_object() -> None:
-    balancer = Balancer(build_settings(build_config("a")))
-
-    assert balancer.lease() is balancer.lease()
-
-
 @pytest.mark.parametrize("limit", [0, 1])
 @pytest.mark.parametrize("strategy", ["round_robin", "least_connections", "power_of_two"])
 def test_a_lease_among_a_thousand_is_cheap(strategy: str, limit: int) -> None:

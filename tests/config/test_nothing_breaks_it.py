@@ -34,13 +34,13 @@ def outcome(reader: Reader[Config], document: dict[str, object]) -> list[str]:
 
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))
-@settings(deadline=None)
+@settings(max_examples=50)
 def test_any_document_is_a_configuration_or_has_problems(document: dict[str, object]) -> None:
     assert outcome(Reader(Config, {}, model.NOT_YET), document)
 
 
 @given(st.binary(max_size=60))
-@settings(deadline=None)
+@settings(max_examples=100)
 def test_no_bytes_raise_anything_but_a_config_error(data: bytes) -> None:
     try:
         told: tuple[str, ...] = (summary.summary(loader.parse_config(data, NAME, {})),)

@@ -204,6 +204,20 @@ async def ask_for_endless_1xx(line: Line, _: Siege) -> str:
     return "closed"
 
 
+async def follow_events(line: Line, _: Siege) -> str:
+    await line.send(b"GET /events HTTP/1.1\r\n" + HEAD + b"\r\n")
+    if (status := await line.read_status()) != "200":
+        return status
+    while await line.receive():  # until the siege is over
+        pass
+    return "lost"
+
+
+async def wait_for_news(line: Line, _: Siege) -> str:
+    await line.send(b"GET /news HTTP/1.1\r\n" + HEAD + b"\r\n")
+    return await line.read_status()
+
+
 async def send_garbage(line: Line, _: Siege) -> str:
     await line.send(random.randbytes(random.randint(1, 4000)) + b"\r\n\r\n")
     line.sock.shutdown(socket.SHUT_WR)
@@ -229,7 +243,8 @@ class Kind:
     pause: float
 
 
-# The two that hold a thread each, and those that keep one busy, stay well below max_threads.
+# The two that hold a thread each, and those that keep one busy, stay well below max_threads. Those
+# that wait for an upstream are many times as many.
 KINDS = (
     Kind(send_half_a_head, 2500, 1.0),
     Kind(send_a_head_slowly, 500, 1.0),
@@ -241,6 +256,8 @@ KINDS = (
     Kind(send_tiny_chunks, 1, 1.0),
     Kind(pipeline, 1, 1.0),
     Kind(ask_for_endless_1xx, 2, 0.5),
+    Kind(follow_events, 400, 0.5),
+    Kind(wait_for_news, 200, 0.5),
     Kind(send_garbage, 4, 0.1),
     Kind(say_hello_in_tls, 4, 0.1),
     Kind(reset, 4, 0.05),

@@ -33,8 +33,8 @@ THREAD_SLACK = 16
 DESCRIPTOR_SLACK = 2000
 FEW_DESCRIPTORS = 300
 
-# Outcomes that say that Atlas let go on what it has to end.
-FINDINGS = {"swallowed", "no answer"}
+# Outcomes that say that Atlas let go on what it has to end, or did not serve what it has to.
+FINDINGS = {"swallowed", "no answer", "lost", "503"}
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def besiege(
         patience = max(1.5, min(5.0, seconds / 6))
         config = build_config(
             {"name": "a", "address": "127.0.0.1", "port": upstream_port},
-            listen={"max_connections": 6000, "max_threads": 256},
+            listen={"max_connections": 6000, "max_threads": 160},
             timeouts={"client_head": patience, "client_write": patience},
             limits={"requests_per_connection": 1_000_000},
         )

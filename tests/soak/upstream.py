@@ -4,7 +4,8 @@ So its work does not hold up the clients that measure, and it can be killed and 
 the port that it listens on and serves until it is ended.
 
 What it does is chosen by the path: `/endless` sends 1xx answers for ever, `/large` a body that
-hardly ends; whatever else is answered with its name. Signals make it ill. SIGUSR1: it answers 500.
+hardly ends, `/events` an event every two seconds, `/news` an answer after five; whatever else is
+answered with its name. Signals make it ill. SIGUSR1: it answers 500.
 SIGUSR2: it begins its answers and resets them in the middle. SIGHUP: it is well again. Probes are
 answered in the same way.
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 from tests.fakes import Conversation, Upstream, build_answer
 
@@ -27,6 +29,7 @@ LARGE = 256 * 1024 * 1024
 
 _HINTS = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 16
 _PIECE = b"x" * 65536
+_EVENTS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 _CUT = build_answer(b"x" * 5000)[:1000]
 
 
@@ -51,6 +54,14 @@ class Ill:
                 conversation.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE)
                 for _ in range(LARGE // len(_PIECE)):
                     conversation.send(_PIECE)
+            elif request.target == "/events":
+                conversation.send(_EVENTS)
+                while True:  # until Atlas hangs up
+                    time.sleep(2)
+                    conversation.send(b"8\r\ndata: 1\n\r\n")
+            elif request.target == "/news":
+                time.sleep(5)
+                conversation.send(build_answer(self._name))
             elif self.mood == "cut":
                 conversation.send(_CUT)
                 conversation.reset()
