@@ -32,7 +32,7 @@ PATIENCE = 15.0
 # Demos talk to this machine alone, whatever proxy the environment names.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
-_ADDRESS = re.compile(r"http://[^/\s]*:(\d+)")
+_ADDRESS = re.compile(r"[a-z]+://[^/\s]*:(\d+)")
 
 
 class DemoFailed(Exception):
@@ -83,7 +83,7 @@ class Program:
 
     def wait_until_listening(self) -> int:
         """Wait for the line that names the address, and return its port."""
-        found = _ADDRESS.search(self.wait_until_said("http://"))
+        found = _ADDRESS.search(self.wait_until_said("://"))
         if found is None:
             raise DemoFailed("the program names no port")
         return int(found[1])

@@ -44,6 +44,9 @@ def summary(config: Config) -> str:
 
 
 def _show_upstreams(config: Config) -> Iterator[str]:
+    if config.listen.mode == "static":
+        yield f"files: {os.fsdecode(config.root)}"
+        return
     number, names = len(config.upstreams), config.group_names
     if len(names) == 1:
         yield f"upstreams: {number}, {config.routing.strategy}" if number else "upstreams: none"

@@ -7,6 +7,7 @@ nothing lost. Signals and arguments are `main`'s; this room only knows verbs.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 import time
@@ -371,7 +372,10 @@ def log_start(config: Config, port: int) -> None:
     log_warnings(config)
     for number, route in enumerate(config.routes, 1):
         log.info("route %d: %s", number, route)
-    log.info("strategy %s", config.routing.strategy)
+    if listen.mode == "static":
+        log.info("files of %s", os.fsdecode(config.root))
+    else:
+        log.info("strategy %s", config.routing.strategy)
     for group, routing in config.groups:
         log.info("strategy of group %s: %s", group, routing.strategy)
     scheme = "tcp" if listen.mode == "tcp" else "http"
