@@ -78,11 +78,14 @@ def live_changes(old: Config, new: Config) -> tuple[str, ...]:
     """Return a short phrase for the log per difference that a reload takes over."""
     changes = list(differences(old, new))
     phrases = ((change, describe(change, changes)) for change in changes)
-    return tuple(
+    told = [
         f"{change.place}: {phrase}"
         for change, phrase in phrases
         if phrase and not change.needs_restart
-    )
+    ]
+    before, after = dict(old.error_pages.pages), dict(new.error_pages.pages)
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    return (*told, f"error pages: {shorten(names)}") if names else tuple(told)
 
 
 def describe(change: Difference, told: Sequence[Difference] = ()) -> str:

@@ -29,6 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import tomli
 
 from atlas_pkg.config.model import NOT_YET, Config
+from atlas_pkg.config.pages import read_pages
 from atlas_pkg.config.rules import SOCKET_FILE
 from atlas_pkg.config.schema import Advice, Key, Mark, either, join, keys_of, show
 from atlas_pkg.errors import ConfigError
@@ -82,6 +83,7 @@ def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = No
 def _complete(config: Config, tables: Mapping[str, Any]) -> Config:
     """Give every upstream and every group what is in force for it, and socket files whole paths.
 
+    The pages for errors are read. Blocks on the disk.
     `tables` is the file, which tells what their own tables name.
     """
     upstreams = []
@@ -98,7 +100,14 @@ def _complete(config: Config, tables: Mapping[str, Any]) -> Config:
     groups = [
         (name, _lay(own, config.routing, tables["groups"][name])) for name, own in config.groups
     ]
-    return replace(config, upstreams=tuple(upstreams), groups=tuple(groups))
+    config = replace(config, upstreams=tuple(upstreams), groups=tuple(groups))
+    if config.page_folder is None:
+        return config
+    pages, complaints = read_pages(config.page_folder)
+    error_pages = replace(
+        config.error_pages, pages=tuple(pages.items()), complaints=tuple(complaints)
+    )
+    return replace(config, error_pages=error_pages)
 
 
 def _lay(own: Any, common: Any, table: Mapping[str, Any]) -> Any:

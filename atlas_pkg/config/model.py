@@ -41,6 +41,7 @@ from atlas_pkg.config.rules import (
     HOST_FIELD,
     NOT_EMPTY,
     PRINTABLE,
+    PRINTABLE_OR_NONE,
     SOCKET_FILE,
     STATUSES,
     TARGET_OR_NONE,
@@ -87,6 +88,7 @@ _MEANINGLESS = {
         "routing.hash_on",
         "routes",
         "groups",
+        "error_pages",
         *(f"timeouts.client_{stage}" for stage in ("body", "write", "idle")),
         *(f"timeouts.upstream_{stage}" for stage in ("head", "body", "idle")),
         "limits",
@@ -360,6 +362,21 @@ class LogConfig:
     format: Annotated[str, one_of("combined", "json"), "of the access log"] = "combined"
 
 
+@dataclass(frozen=True, slots=True)
+class ErrorPages:
+    """`[error_pages]`: HTML for the errors that Atlas answers itself, to clients that accept it."""
+
+    folder: Annotated[
+        str,
+        PRINTABLE_OR_NONE,
+        "holds 503.html, 5xx.html, 4xx.html and so on: the most exact name wins; at most 64 KiB "
+        "each; empty = none",
+    ] = ""
+    # What was found in it, by name, and what was not as it should be.
+    pages: Annotated[tuple[tuple[str, bytes], ...], Mark.GIVEN] = field(default=(), repr=False)
+    complaints: Annotated[tuple[str, ...], Mark.GIVEN] = ()
+
+
 # Availability
 
 
@@ -473,6 +490,7 @@ class Config:
     pool: PoolConfig = PoolConfig()
     forwarding: Forwarding = Forwarding()
     log: LogConfig = LogConfig()
+    error_pages: ErrorPages = ErrorPages()
     health_check: HealthCheck | None = None
     circuit_breaker: CircuitBreaker | None = None
     sticky: Sticky | None = None
@@ -492,6 +510,12 @@ class Config:
     def root(self) -> bytes:
         """The folder that mode "static" serves, as the system knows it."""
         return os.fsencode(self.path.parent / self.listen.root)
+
+    @property
+    def page_folder(self) -> Path | None:
+        """Where the pages for errors are."""
+        folder = self.error_pages.folder
+        return (self.path.parent / folder).absolute() if folder else None
 
     @property
     def group_names(self) -> tuple[str, ...]:

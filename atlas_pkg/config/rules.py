@@ -301,6 +301,7 @@ NETWORK = Rule(
     ipaddress.ip_network,
 )
 NOT_EMPTY = _rule("an array of at least one", bool)
+PRINTABLE_OR_NONE = _rule("printable text", str.isprintable)
 PRINTABLE = _rule("printable text, not empty", lambda text: text != "" and text.isprintable())
 FILE_NAME = _rule(
     "the name of a file, without a slash and a dot at its beginning",

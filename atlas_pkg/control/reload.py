@@ -18,7 +18,7 @@ import queue
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -70,6 +70,18 @@ def _read_regular(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def _digest(paths: Sequence[Path]) -> list[tuple[Path, bytes]]:
+    """Sum up what files hold; nothing is what one holds that cannot be read."""
+    digests = []
+    for path in paths:
+        try:
+            data = _read_regular(path)
+        except OSError:
+            data = b""
+        digests.append((path, hashlib.sha256(data).digest()))
+    return digests
+
+
 def _stamp(path: Path) -> tuple[object, ...]:
     """Sum up what a file looks like from outside, for the poll to compare."""
     try:
@@ -83,8 +95,9 @@ def _stamp(path: Path) -> tuple[object, ...]:
 class ConfigWatcher:
     """Calls `on_change` with the file's bytes whenever path or content have changed.
 
-    All calls come from one thread of the watcher's own, so never two at a time. `seen` is the
-    content that is in force already. `start` it in the process that is to serve: threads do not
+    So it does when `files()` have, of which more may belong to the configuration. All calls come
+    from one thread of the watcher's own, so never two at a time. `seen` is the content that is in
+    force already. `start` it in the process that is to serve: threads do not
     survive a fork.
     """
 
@@ -94,6 +107,7 @@ class ConfigWatcher:
         on_change: Callable[[bytes], None],
         *,
         seen: bytes,
+        files: Callable[[], Sequence[Path]] = tuple,
         debounce: float = 0.2,
         poll_interval: float = 2.0,
     ) -> None:
@@ -106,7 +120,10 @@ class ConfigWatcher:
         # From here on only that thread looks at what follows.
         self._watch = Watch(lambda: self._signals.put(_Signal.EVENT))
         self._burst = Burst(quiet=debounce, limit=poll_interval)
+        self._files = files
         self._seen = (trace_path(self._path)[0], hashlib.sha256(seen).digest())
+        # Looked at anew from the start: they may have changed since whoever read them.
+        self._seen_files: list[tuple[Path, bytes]] = []
         self._stamp: tuple[object, ...] = ()  # equals none: what changed since `seen` is found
         self._complaint = ""
 
@@ -154,10 +171,14 @@ class ConfigWatcher:
 
     def _poll(self) -> None:
         """Look from outside only; what seems changed is read when the burst has ended."""
-        resolved, names = trace_path(self._path)
-        self._watch.follow(names)
-        if _stamp(resolved) != self._stamp:
+        if self._follow()[1] != self._stamp:
             self._burst.note(time.monotonic())
+
+    def _follow(self) -> tuple[Path, tuple[object, ...]]:
+        """Watch what matters now; returns where the path leads, and how all looks from outside."""
+        traces = [trace_path(path) for path in (self._path, *self._files())]
+        self._watch.follow({name for _, names in traces for name in names})
+        return traces[0][0], tuple(_stamp(resolved) for resolved, _ in traces)
 
     def _step(self, signal: _Signal | None) -> None:
         """Act on one signal, or on the time that has passed."""
@@ -175,9 +196,7 @@ class ConfigWatcher:
     def _look(self, *, is_manual: bool) -> None:
         """Read the file, and hand it over where it differs from what was last seen."""
         # Watches and stamp first: what changes while we read is then noticed as a new change.
-        resolved, names = trace_path(self._path)
-        self._watch.follow(names)
-        self._stamp = _stamp(resolved)
+        resolved, self._stamp = self._follow()
         try:
             data = _read_regular(resolved)
         except OSError as error:
@@ -187,11 +206,11 @@ class ConfigWatcher:
         if self._complaint:
             self._complaint = ""
             log.info("%s: can be read again", self._path)
-        found = (resolved, hashlib.sha256(data).digest())
-        if found == self._seen and not is_manual:
+        found, found_files = (resolved, hashlib.sha256(data).digest()), _digest(self._files())
+        if (found, found_files) == (self._seen, self._seen_files) and not is_manual:
             log.debug("%s: looked at, unchanged", self._path)
             return
-        self._seen = found
+        self._seen, self._seen_files = found, found_files
         self._on_change(data)
 
     def _report_missing(self, reason: str, *, is_manual: bool) -> None:

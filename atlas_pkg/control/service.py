@@ -6,6 +6,7 @@ nothing lost. Signals and arguments are `main`'s; this room only knows verbs.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -26,6 +27,7 @@ from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.diff import live_changes, restart_changes, shorten
 from atlas_pkg.config.loader import parse_config, read_document
 from atlas_pkg.config.model import Config
+from atlas_pkg.config.pages import list_pages
 from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.config.summary import warnings_of
 from atlas_pkg.control.channel import SharedText
@@ -340,7 +342,18 @@ class Service:
         return not cut
 
     def _build_watcher(self) -> ConfigWatcher:
-        return ConfigWatcher(self._config.path, self.reload, seen=self._seen)
+        return ConfigWatcher(
+            self._config.path, self.reload, seen=self._seen, files=self._list_files
+        )
+
+    def _list_files(self) -> list[Path]:
+        """What belongs to the configuration beside its file."""
+        folder = self._config.page_folder
+        if folder is None:
+            return []
+        with contextlib.suppress(OSError):  # it may be missing today
+            return [folder, *list_pages(folder)]
+        return [folder]
 
     def _tidy(self, pool: Pool) -> None:
         """Look after idle upstream connections."""

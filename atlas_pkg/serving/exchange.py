@@ -163,6 +163,7 @@ class Exchange:
             reason,
             accept=self.request.fields.get(b"accept") or b"",
             fields=fields,
+            pages=self.generation.pages,
             persistence=self.persistence(),
         )
         self.answer_whole(status, self.generation.forwarder.dress_answer(answer))

@@ -14,10 +14,13 @@ import email.utils
 import html
 import http.client
 import logging
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from atlas_pkg.balancing.lease import FAILURE, Outcome
 from atlas_pkg.config.model import DEFAULT_GROUP
+from atlas_pkg.config.pages import names_for
 from atlas_pkg.errors import (
     ClientError,
     ClientGone,
@@ -36,6 +39,10 @@ from atlas_pkg.observing.record import End
 log = logging.getLogger("atlas.failures")
 
 _SECRETS = frozenset((b"cookie", b"authorization", b"proxy-authorization"))
+
+NO_PAGES: Mapping[str, bytes] = MappingProxyType({})
+
+_HTML = "text/html; charset=utf-8"
 
 # In whole seconds, with every 503 of ours: when it is worth asking again.
 RETRY_AFTER = 5
@@ -158,25 +165,30 @@ def build_answer(
     *,
     accept: bytes = b"",
     fields: bytes = b"",
+    pages: Mapping[str, bytes] = NO_PAGES,
     persistence: bytes = b"Connection: close\r\n",
 ) -> bytes:
     """Build a whole answer: HTML for a client that asks for it, else one line of text.
 
     `reason` is our own wording and never repeats what the client sent; it may be empty. `fields`
-    are further lines of the head.
+    are further lines of the head. `pages` are those of `[error_pages]`.
     """
     phrase = http.client.responses.get(status, "Error")
-    if b"text/html" in accept.lower():
-        kind = "text/html; charset=utf-8"
+    accepts_html = b"text/html" in accept.lower()
+    page = next((pages[name] for name in names_for(status) if name in pages), None)
+    if accepts_html and page is not None:
+        kind, payload = _HTML, page
+    elif accepts_html:
+        kind = _HTML
         title = html.escape(f"{status} {phrase}")
         body = (
             f"<!DOCTYPE html>\n<html lang=en><title>{title}</title>\n"
             f"<h1>{title}</h1>\n{f'<p>{html.escape(reason)}</p>' if reason else ''}\n</html>\n"
         )
+        payload = body.encode()
     else:
         kind = "text/plain; charset=utf-8"
-        body = f"{status} {phrase}{': ' if reason else ''}{reason}\n"
-    payload = body.encode()
+        payload = f"{status} {phrase}{': ' if reason else ''}{reason}\n".encode()
     head = [
         f"HTTP/1.1 {status} {phrase}",
         f"Date: {email.utils.formatdate(usegmt=True)}",

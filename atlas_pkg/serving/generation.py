@@ -50,6 +50,7 @@ class Generation:
         self.failure_statuses = frozenset(breaker.statuses if breaker else ())
         self.root = config.root  # of mode "static"
         self.parser = MessageParser(config.limits)
+        self.pages = dict(config.error_pages.pages)  # for errors, by their names
         self.secret: bytes = previous.secret if previous else secret or os.urandom(32)
         cookies = self._build_cookies()
         self.forwarder = Forwarder(
