@@ -55,6 +55,7 @@ from atlas_pkg.control.takeover import Heritage, Listeners, Takeover, read_herit
 from atlas_pkg.control.worker_process import build_question, build_worker_life, recall_overrides
 from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
+from atlas_pkg.net.certificates import Certificates, read_certificates
 from atlas_pkg.net.listener import open_listener, open_listeners
 from atlas_pkg.observing.tracer import MOST_ONE_IN
 
@@ -91,6 +92,7 @@ def check(path: Path) -> int:
     """Load and validate a configuration, and print what it would do."""
     try:
         config = load_config(path)
+        certificates = read_certificates(config)
         check_access_log(config, may_create=False)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -99,6 +101,8 @@ def check(path: Path) -> int:
         print(f"{path}: {error}", file=sys.stderr)
         return EXIT_FAILED
     print(summary(config))
+    if certificates is not None:
+        print("\n".join(["certificates:", *certificates.describe()]))
     for group in config.group_names:
         if told := preview(BalancerSettings.of(config, group)):
             print("\n".join([*([f"group {group}"] if len(config.group_names) > 1 else ()), *told]))
@@ -110,6 +114,7 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
     try:
         seen = read_document(path)
         config = parse_config(seen, path)
+        certificates = read_certificates(config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
@@ -132,7 +137,7 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         return EXIT_FAILED
     for where in heritage.listeners.close():
         log.warning("%s is open but not in the configuration: closed", where)
-    log_start(config, port)
+    log_start(config, port, certificates)
     if admin is not None:
         where = show_endpoint(admin.settings.address, admin.listener.getsockname()[1])
         log.info("admin address http://%s", where)
@@ -142,7 +147,9 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
     if demo is not None:
         print(demo.invitation(port), flush=True)
     serve = _serve_alone if count == 1 else _serve_with_workers
-    is_finished = serve(_Ports(listeners, admin), config, seen, options, heritage)
+    is_finished = serve(
+        _Ports(listeners, admin), config, seen, options, heritage, certificates=certificates
+    )
     return EXIT_OK if is_finished else EXIT_FAILED
 
 
@@ -194,6 +201,8 @@ def _serve_alone(
     seen: bytes,
     options: Options,
     heritage: Heritage,
+    *,
+    certificates: Certificates | None,
 ) -> bool:
     """Serve in this process until a signal ends it; returns whether all was finished."""
     listeners, admin = ports
@@ -203,7 +212,9 @@ def _serve_alone(
         hold_to_one_cpu()
     bury_orphans()
     logs.write_in_background()
-    service = Service(config, seen, options=options, secret=heritage.secret)
+    service = Service(
+        config, seen, options=options, secret=heritage.secret, certificates=certificates
+    )
     port = None
     if admin is not None:
 
@@ -252,6 +263,8 @@ def _serve_with_workers(
     seen: bytes,
     options: Options,
     heritage: Heritage,
+    *,
+    certificates: Certificates | None,
 ) -> bool:
     """Serve in several processes; otherwise like `_serve_alone`."""
     listeners, admin = ports
@@ -266,6 +279,7 @@ def _serve_with_workers(
         options,
         count=count,
         secret=heritage.secret,
+        certificates=certificates,
         takes_over=heritage.is_takeover,
         ends=theirs,
         dump=_log_upstreams,

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -268,11 +269,26 @@ class Client:
     """One connection to Atlas, which the test drives by hand."""
 
     def __init__(
-        self, port: int, *, host: str = "127.0.0.1", source: str = "", timeout: float = DEADLINE
+        self,
+        port: int,
+        *,
+        host: str = "127.0.0.1",
+        source: str = "",
+        timeout: float = DEADLINE,
+        tls: ssl.SSLContext | None = None,
+        name: str | None = "atlas.test",
+        session: ssl.SSLSession | None = None,
     ) -> None:
-        """`source` is an address of this machine to come from."""
+        """`source` is an address of this machine to come from.
+
+        With `tls` it asks for the certificate of `name`, and may go on with a `session`.
+        """
         self.sock = socket.create_connection((host, port), timeout, (source, 0) if source else None)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self.sock = tls.wrap_socket(
+                self.sock, server_hostname=name, session=session, suppress_ragged_eofs=False
+            )
         self._reader = self.sock.makefile("rb")
 
     def __enter__(self) -> Self:

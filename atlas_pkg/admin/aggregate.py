@@ -220,6 +220,7 @@ def merge_reports(reports: Sequence[ProcessReport]) -> ProcessReport:
         log_level=reports[0]["log_level"] if reports else "info",
         connections=sum(report["connections"] for report in reports),
         connections_limit=sum(report["connections_limit"] for report in reports),
+        certificates=_merge_certificates(reports),
         queue=sum(report["queue"] for report in reports),
         for_threads=sum(report["for_threads"] for report in reports),
         upstreams=_merge_upstreams(reports),
@@ -238,6 +239,15 @@ def merge_reports(reports: Sequence[ProcessReport]) -> ProcessReport:
         ),
         timelines=merge_timelines(report["timelines"] for report in reports),
     )
+
+
+def _merge_certificates(reports: Sequence[ProcessReport]) -> dict[str, float]:
+    """When each expires, in the process that has fallen behind most."""
+    expiries: dict[str, float] = {}
+    for report in reports:
+        for name, instant in report["certificates"].items():
+            expiries[name] = min(instant, expiries.get(name, instant))
+    return expiries
 
 
 def judge_readiness(reports: Sequence[ProcessReport], mode: str = "http") -> tuple[bool, str]:

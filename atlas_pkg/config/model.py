@@ -42,6 +42,7 @@ from atlas_pkg.config.rules import (
     NOT_EMPTY,
     PRINTABLE,
     PRINTABLE_OR_NONE,
+    SERVER_NAME,
     SOCKET_FILE,
     STATUSES,
     TARGET_OR_NONE,
@@ -68,9 +69,9 @@ from atlas_pkg.config.schema import Alias, Mark, Unit, either
 # builds one deletes its line (and adds the class, the field or the choice that it needs).
 NOT_YET = frozenset(
     {
-        "listen.tls",
+        "listen.acme_folder",
+        "listen.http_redirect",
         "upstreams.tls",
-        "timeouts.tls_handshake",
     }
 )
 
@@ -117,6 +118,51 @@ class ProxyProtocol:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsHost:
+    """`[[listen.tls.hosts]]`: another certificate, for clients that ask for one of its names."""
+
+    names: Annotated[
+        tuple[Annotated[str, SERVER_NAME], ...], NOT_EMPTY, '"*.example.com" stands for one label'
+    ]
+    cert: Annotated[str, PRINTABLE, "the chain, leaf first"]
+    key: Annotated[str, PRINTABLE]
+
+    def __str__(self) -> str:
+        return ", ".join(self.names)
+
+
+@dataclass(frozen=True, slots=True)
+class ListenTls:
+    """`[listen.tls]`: clients speak TLS. Its files are read again when they change."""
+
+    cert: Annotated[str, PRINTABLE, "the chain, leaf first"]
+    key: Annotated[str, PRINTABLE]
+    min_version: Annotated[str, one_of("1.2", "1.3")] = "1.2"
+    client_ca: Annotated[
+        str, "clients must show a certificate signed by one in this file; empty = none is asked for"
+    ] = ""
+    hosts: tuple[TlsHost, ...] = ()
+
+    @property
+    def files(self) -> Iterator[str]:
+        """All files that are read for it."""
+        yield from (self.cert, self.key)
+        for host in self.hosts:
+            yield from (host.cert, host.key)
+        if self.client_ca:
+            yield self.client_ca
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield which key does not go with another one, and why."""
+        seen: set[str] = set()
+        for index, host in enumerate(self.hosts):
+            for name in host.names:
+                if name in seen:
+                    yield f"hosts[{index}].names", f'"{name}" is there twice'
+                seen.add(name)
+
+
+@dataclass(frozen=True, slots=True)
 class Listen:
     """`[listen]`: where clients come in, and how many."""
 
@@ -147,6 +193,26 @@ class Listen:
         "clients at once",
     ] = 1024
     root: Annotated[str, PRINTABLE, 'mode "static": what is served'] = "/var/www/html"
+    http_redirect: Annotated[
+        int,
+        between(0, 65535),
+        Mark.RESTART,
+        "with [listen.tls]: another port, which sends clients on to https; 0 = none",
+    ] = 0
+    acme_folder: Annotated[
+        str, "what certbot --webroot is given: that port serves its challenges from there"
+    ] = ""
+    tls: ListenTls | None = None
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield which key does not go with another one, and why."""
+        if self.http_redirect and self.tls is None:
+            yield "http_redirect", "needs [listen.tls]: there is nowhere to send clients to"
+        if self.http_redirect and self.http_redirect == self.port:
+            yield "http_redirect", f"must not be listen.port, got {self.port}"
+        if self.acme_folder and not self.http_redirect:
+            yield "acme_folder", "needs http_redirect, the port that serves it"
+
     proxy_protocol: ProxyProtocol | None = None
 
 
@@ -497,6 +563,12 @@ class Config:
     slow_start: SlowStart | None = None
     static: Static = Static()
     admin: Annotated[Admin | None, Mark.RESTART] = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Further files that belong to it: when one of them changes, all is read again."""
+        names = self.listen.tls.files if self.listen.tls else ()
+        return tuple(self.path.parent.absolute() / name for name in names)
 
     @property
     def access_log(self) -> str | None:

@@ -290,6 +290,24 @@ def _is_host_field(text: str) -> bool:
     return not text or bool(parse_host(match[1]))
 
 
+def parse_server_name(text: str) -> str:
+    """Return a name that clients may ask for in TLS, in lower case; "*." stands for one label.
+
+    Raises `ValueError`.
+
+    >>> parse_server_name("*.Example.com")
+    '*.example.com'
+    """
+    name = text.lower().removesuffix(".")
+    labels = name.removeprefix("*.").split(".")
+    if len(name) > _LONGEST_HOST or not all(map(_HOST_LABEL.fullmatch, labels)):
+        raise ValueError(text)
+    return name
+
+
+SERVER_NAME = Rule(
+    'a host name, or "*." and one, in US-ASCII ("xn--…" for others)', parse_server_name
+)
 HOST = Rule("an IPv4 or IPv6 address or a host name", parse_host)
 UPSTREAM_ADDRESS = Rule(
     'an IPv4 or IPv6 address, a host name, or a socket file like "unix:run/app.sock"',

@@ -107,6 +107,7 @@ class Reporter:
             log_level=logs.level(),
             connections=self._front.connected,
             connections_limit=generation.config.listen.max_connections,
+            certificates=generation.tls.expiries if generation.tls else {},
             queue=generation.waiting + for_threads,
             for_threads=for_threads,
             upstreams=upstreams,

@@ -36,6 +36,7 @@ from atlas_pkg.control.overrides import AS_CONFIGURED, NO_OVERRIDES, Overrides
 from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
+from atlas_pkg.net.certificates import Certificates, certificate_changes, read_certificates
 from atlas_pkg.net.tunnel import Relay
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.process_stats import is_usable
@@ -58,6 +59,9 @@ DRAIN_REPORT = 5.0
 
 # How long a reload that was asked for is waited for: host names may have to be looked up.
 RELOAD_PATIENCE = 5.0
+
+# How often it is said that a certificate expires soon.
+DAY = 86_400.0
 
 # How long one who takes over waits for the first probes of its upstreams.
 FIRST_PROBES = 5.0
@@ -84,17 +88,18 @@ class Service:
         options: Options = Options(),  # noqa: B008 - immutable
         secret: bytes = b"",
         heritage: SharedText | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         """`seen` is the file as `config` was read from it.
 
-        Processes that share a port are given the same `secret`; alone, one makes up its own. In
-        `heritage` stands the file that was last taken over by whoever was here before, and then
-        that which we take over: for whoever will be here after.
+        Processes that share a port are given the same `secret` and `certificates`; alone, one makes
+        up its own. In `heritage` stands the file that was last taken over by whoever was here
+        before, and then that which we take over: for whoever will be here after.
         """
         self._log_level = options.log_level
         self._config = config  # as the file says; in force it is with the addresses of host names
         self._resolver = Resolver(on_change=self._follow_names)
-        self._holder = ConfigHolder(Generation(config, secret=secret))
+        self._holder = ConfigHolder(Generation(config, secret=secret, certificates=certificates))
         clients, observers, self._relay = Clients(), Observers(), Relay()
         app: App = Proxy(clients, self._relay)
         if config.listen.mode == "tcp":
@@ -124,7 +129,11 @@ class Service:
         self._overriding = threading.Lock()
         self._overrides = NO_OVERRIDES
         self._health = HealthChecker(self._note_probe)
+        self._has_ended = threading.Event()
         self._seen = seen
+        # Of the configuration that was read last, if it could be: where it was refused for one of
+        # them, it may be good once that is.
+        self._files = config.files
         self._heritage = heritage
         self._watcher = self._build_watcher()
 
@@ -135,13 +144,18 @@ class Service:
         the file since, as far as it was good.
         """
         found = _read_newest(self._config.path, self._heritage)
-        if found is None or found[0] == self._seen:
-            return
-        self._seen, config = found
-        self._watcher = self._build_watcher()
-        if live := live_changes(self._config, config):
+        data, config = found or (self._seen, self._config)
+        shown = self._holder.current().tls
+        try:
+            certificates = read_certificates(config, shown)
+        except ConfigError:
+            return  # the watcher will find it too, and say so
+        if data != self._seen:
+            self._seen, self._files = data, config.files
+            self._watcher = self._build_watcher()
+        if live := live_changes(self._config, config) + certificate_changes(shown, certificates):
             # As at a start: in a reload, upstreams that are new wait for their first probe.
-            self._put_in_force(config, self._seen, live, is_start=True)
+            self._put_in_force(config, data, live, certificates, is_start=True)
 
     def start(self, listeners: Sequence[socket.socket], *, takes_over: bool = False) -> None:
         """Begin to serve the clients of `listeners`, which are taken over.
@@ -153,7 +167,8 @@ class Service:
         self._resolver.look_up(self._config.upstreams)
         config = self._resolver.expand(self._config)
         if config != self._holder.current().config:
-            self._holder.swap(Generation(config, secret=self._holder.current().secret))
+            old = self._holder.current()
+            self._holder.swap(Generation(config, secret=old.secret, certificates=old.tls))
         generation = self._holder.current()
         self._resolver.watch(self._config.upstreams, generation.upstreams)
         checks = generation.health_checks()
@@ -165,6 +180,7 @@ class Service:
         self._front.start(listeners)
         self._reporter.state = SERVING
         self._watcher.start()
+        threading.Thread(target=self._warn_daily, name="calendar", daemon=True).start()
 
     def reload_now(self) -> None:
         """Open the access log anew, and have the configuration file looked at, changed or not.
@@ -229,11 +245,14 @@ class Service:
         log.debug("the configuration has %d bytes now", len(data))
         try:
             config = parse_config(data, self._config.path)
+            self._files = config.files
+            certificates = read_certificates(config, old.tls)
         except ConfigError as error:
             log.error("Configuration refused, the one in force stays:\n%s", error)
             self._reporter.reloads.note(old.number, str(error))
             return
-        restart, live = restart_changes(self._config, config), live_changes(self._config, config)
+        restart = restart_changes(self._config, config)
+        live = live_changes(self._config, config) + certificate_changes(old.tls, certificates)
         if restart:
             log.warning("needs a restart to take effect: %s", ", ".join(restart))
         if not live:
@@ -241,12 +260,18 @@ class Service:
             if self._reporter.reloads.settle(old.number):
                 log.info("the file that was refused is gone: it holds what is in force")
             return
-        log_warnings(config)
-        number = self._put_in_force(config, data, live)
+        log_warnings(config, certificates)
+        number = self._put_in_force(config, data, live, certificates)
         self._reporter.reloads.note(number)
 
     def _put_in_force(
-        self, config: Config, data: bytes, changes: Sequence[str], *, is_start: bool = False
+        self,
+        config: Config,
+        data: bytes,
+        changes: Sequence[str],
+        certificates: Certificates | None,
+        *,
+        is_start: bool = False,
     ) -> int:
         """Do as a new file says; returns the number of its generation."""
         if self._heritage is not None:
@@ -258,8 +283,11 @@ class Service:
             self._config = config
             old = self._holder.current()
             expanded = self._resolver.expand(config)
-            generation = (
-                Generation(expanded, secret=old.secret) if is_start else Generation(expanded, old)
+            generation = Generation(
+                expanded,
+                None if is_start else old,
+                secret=old.secret,
+                certificates=certificates,
             )
             self._swap(generation, addresses)
         self._observing.follow(config)
@@ -275,7 +303,7 @@ class Service:
             config = self._resolver.expand(self._config)
             if config == old.config:
                 return
-            self._swap(Generation(config, old))
+            self._swap(Generation(config, old, certificates=old.tls))
         log.info("host names lead elsewhere: %s", "; ".join(live_changes(old.config, config)))
 
     def _swap(self, generation: Generation, addresses: Addresses = MappingProxyType({})) -> None:
@@ -335,11 +363,19 @@ class Service:
         self._observing.close()
         self._resolver.stop()
         self._health.stop()
+        self._has_ended.set()
         if cut:
             log.warning("drained: %d connections had to be cut", cut)
         else:
             log.info("drained: all requests were finished")
         return not cut
+
+    def _warn_daily(self) -> None:
+        """Say every day which certificates expire soon, until the drain."""
+        while not self._has_ended.wait(DAY):
+            certificates = self._holder.generation.tls
+            for warning in certificates.warnings(time.time()) if certificates else ():
+                log.warning("%s", warning)
 
     def _build_watcher(self) -> ConfigWatcher:
         return ConfigWatcher(
@@ -348,12 +384,12 @@ class Service:
 
     def _list_files(self) -> list[Path]:
         """What belongs to the configuration beside its file."""
-        folder = self._config.page_folder
-        if folder is None:
-            return []
-        with contextlib.suppress(OSError):  # it may be missing today
-            return [folder, *list_pages(folder)]
-        return [folder]
+        files, folder = [*self._files], self._config.page_folder
+        if folder is not None:
+            files.append(folder)
+            with contextlib.suppress(OSError):  # it may be missing today
+                files += list_pages(folder)
+        return files
 
     def _tidy(self, pool: Pool) -> None:
         """Look after idle upstream connections."""
@@ -376,13 +412,13 @@ def _read_newest(path: Path, heritage: SharedText | None) -> tuple[bytes, Config
         return None
 
 
-def log_start(config: Config, port: int) -> None:
+def log_start(config: Config, port: int, certificates: Certificates | None = None) -> None:
     """Tell what is started, once for all processes."""
     listen = config.listen
     log.info("Atlas %s, mode %s, configuration %s", atlas_pkg.__version__, listen.mode, config.path)
     for upstream in config.upstreams:
         log.info("upstream %s at %s, weight %d", upstream.label, upstream.endpoint, upstream.weight)
-    log_warnings(config)
+    log_warnings(config, certificates)
     for number, route in enumerate(config.routes, 1):
         log.info("route %d: %s", number, route)
     if listen.mode == "static":
@@ -391,13 +427,16 @@ def log_start(config: Config, port: int) -> None:
         log.info("strategy %s", config.routing.strategy)
     for group, routing in config.groups:
         log.info("strategy of group %s: %s", group, routing.strategy)
-    scheme = "tcp" if listen.mode == "tcp" else "http"
+    scheme = listen.mode if listen.tls is None else {"http": "https", "tcp": "tls"}[listen.mode]
     log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
 
 
-def log_warnings(config: Config) -> None:
-    """Tell what is allowed and yet hardly meant."""
-    if warnings := warnings_of(config):
+def log_warnings(config: Config, certificates: Certificates | None) -> None:
+    """Tell what is allowed and yet hardly meant, and which certificates expire soon."""
+    warnings = warnings_of(config)
+    if certificates is not None:
+        warnings += certificates.warnings(time.time())
+    if warnings:
         log.warning("%s", shorten(warnings, "; "))
 
 

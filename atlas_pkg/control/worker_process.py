@@ -21,6 +21,7 @@ from atlas_pkg.control.process import hold_to_one_cpu
 from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service
 from atlas_pkg.control.supervisor import Order, Orders, Serve
+from atlas_pkg.net.certificates import Certificates
 
 
 class Question(TypedDict):
@@ -49,15 +50,17 @@ def build_worker_life(
     count: int,
     secret: bytes,
     takes_over: bool,
+    certificates: Certificates | None,
     ends: Sequence[End],
     dump: Callable[[Service], None],
 ) -> Serve:
     """Make the life of all `count` worker processes, for the supervisor.
 
     `seen` is the file as `config` was read from it. `secret` signs sticky cookies: one must mean
-    the same to whichever process it meets. `takes_over`: from the processes of another supervisor.
-    `ends[0]` is that of the first worker process, and leads to the admin process; without one there
-    are none. `dump` logs the state of upstreams.
+    the same to whichever process it meets. With the same `certificates` they can go on with each
+    other's TLS sessions. `takes_over`: from the processes of another supervisor. `ends[0]` is that
+    of the first worker process, and leads to the admin process; without one there are none. `dump`
+    logs the state of upstreams.
     """
     heritages = [SharedText() for _ in range(count)]
 
@@ -67,7 +70,12 @@ def build_worker_life(
         if config.listen.pin:
             hold_to_one_cpu(number - 1)
         service = Service(
-            config, seen, options=options, secret=secret, heritage=heritages[number - 1]
+            config,
+            seen,
+            options=options,
+            secret=secret,
+            heritage=heritages[number - 1],
+            certificates=certificates,
         )
         service.catch_up()
         if ends:

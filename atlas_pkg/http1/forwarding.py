@@ -33,6 +33,9 @@ _FORWARDED = {
     b"x-forwarded-host": b"X-Forwarded-Host",
 }
 
+# What tells of a client's certificate (`listen.tls.client_ca`).
+_CERT_SUBJECT, _CERT_FINGERPRINT = "X-Client-Cert-Subject", "X-Client-Cert-Fingerprint"
+
 _COOKIE_LINE = re.compile(rb"(?i)(?<=\n)(cookie:[ \t]*)([^\r]*)\r\n")
 _HOST_LINE = re.compile(rb"(?i)(?<=\n)host:[^\r]*\r\n")
 
@@ -51,13 +54,16 @@ _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
 class ClientInfo:
     """What forwarding needs to know of one client connection; built once for it."""
 
-    __slots__ = ("address", "is_trusted", "scheme", "tail", "text")
+    __slots__ = ("address", "certificate", "is_trusted", "scheme", "tail", "text")
 
-    def __init__(self, address: bytes, scheme: bytes, *, is_trusted: bool, tail: bytes) -> None:
+    def __init__(
+        self, address: bytes, scheme: bytes, *, is_trusted: bool, certificate: bytes, tail: bytes
+    ) -> None:
         self.address = address
         self.text = address.decode("ascii")
         self.scheme = scheme
         self.is_trusted = is_trusted
+        self.certificate = certificate  # the lines that tell of the one that it has shown
         # What ends every HTTP/1.1 head from this client; empty where heads differ.
         self.tail = tail
 
@@ -66,9 +72,16 @@ class Forwarder:
     """Builds the heads that are sent on, as `[forwarding]` wants them. Immutable, thread-safe."""
 
     def __init__(
-        self, settings: Forwarding, *, filter_cookie: Callable[[bytes], bytes] | None = None
+        self,
+        settings: Forwarding,
+        *,
+        filter_cookie: Callable[[bytes], bytes] | None = None,
+        tells_certificates: bool = False,
     ) -> None:
-        """`filter_cookie` takes Atlas's own cookie out of a Cookie value, if there is one."""
+        """`filter_cookie` takes Atlas's own cookie out of a Cookie value, if there is one.
+
+        `tells_certificates`: clients have to show one, so the fields that tell of it are ours.
+        """
         self._filter_cookie = filter_cookie
         self._clients: Memo[ClientInfo] = Memo()
         self._trusted_proxies = settings.trusted_proxies
@@ -77,7 +90,8 @@ class Forwarder:
         self.makes_request_ids = settings.request_id
         requests_without = (*settings.remove_request_fields, *dict(settings.set_request_fields))
         responses_without = (*settings.remove_response_fields, *dict(settings.set_response_fields))
-        self._request_remover = _build_remover(requests_without)
+        ours = (_CERT_SUBJECT, _CERT_FINGERPRINT) if tells_certificates else ()
+        self._request_remover = _build_remover((*requests_without, *ours))
         self._response_remover = _build_remover(responses_without)
         # Takes out what is set, and nothing else.
         self._response_setter = _build_remover(tuple(dict(settings.set_response_fields)))
@@ -87,27 +101,41 @@ class Forwarder:
         self._set_on_requests = _build_lines(settings.set_request_fields)
         self._set_on_responses = _build_lines(settings.set_response_fields)
 
-    def describe_client(self, address: str, scheme: str) -> ClientInfo:
+    def describe_client(
+        self, address: str, scheme: str, certificate: tuple[str, str] | None = None
+    ) -> ClientInfo:
         """Prepare for a client connection from `address`, an IP address in text form.
 
-        Many connections come from few addresses, so what is found is remembered.
+        `certificate` is subject and fingerprint of the one that it has shown. Many connections come
+        from few addresses, so what is found is remembered.
         """
-        key = f"{scheme} {address}".encode("ascii")
+        key = " ".join((scheme, address, *(certificate or ()))).encode("utf-8")
         client = self._clients.get(key)
         if client is None:
-            client = self._describe_client(address, scheme)
+            client = self._describe_client(address, scheme, certificate)
             self._clients.put(key, client)
         return client
 
-    def _describe_client(self, address: str, scheme: str) -> ClientInfo:
+    def _describe_client(
+        self, address: str, scheme: str, certificate: tuple[str, str] | None
+    ) -> ClientInfo:
         ip = ipaddress.ip_address(address)
         is_trusted = any(ip in network for network in self._trusted_proxies)
+        shown = b""
+        if certificate is not None:
+            names = (_CERT_SUBJECT, _CERT_FINGERPRINT)
+            pairs = tuple(zip(names, certificate, strict=True))
+            shown = "".join(f"{name}: {text}\r\n" for name, text in pairs).encode("utf-8")
         client = ClientInfo(
-            address.encode("ascii"), scheme.encode("ascii"), is_trusted=is_trusted, tail=b""
+            address.encode("ascii"),
+            scheme.encode("ascii"),
+            is_trusted=is_trusted,
+            certificate=shown,
+            tail=b"",
         )
         if self._x_forwarded and not is_trusted and not self._not_ours:
-            lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n\r\n"
-            client.tail = self._via_line(1) + lines % (client.address, client.scheme)
+            lines = b"X-Forwarded-For: %b\r\nX-Forwarded-Proto: %b\r\n%b\r\n"
+            client.tail = self._via_line(1) + lines % (client.address, client.scheme, shown)
         return client
 
     def build_request_head(
@@ -141,7 +169,7 @@ class Forwarder:
         if strip and b"x-forwarded-prefix" not in self._not_ours:
             parts.append(b"X-Forwarded-Prefix: %b\r\n" % strip)
         parts.extend(self._forwarded_lines(request, client, host))
-        parts.append(b"\r\n")
+        parts += (client.certificate, b"\r\n")
         return b"".join(parts)
 
     def _build_core(

@@ -21,11 +21,14 @@ by somebody in between, and that is a failure, never an end (RFC 9112 §9.8).
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import ssl
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
@@ -35,6 +38,19 @@ RECORD_BYTES = 16 * 1024
 
 # What is read of a file at once, to be encrypted.
 _FILE_BYTES = 256 * 1024
+
+# How a subject's attributes are called in text (RFC 4514 §3).
+_SHORT = {
+    "commonName": "CN",
+    "countryName": "C",
+    "domainComponent": "DC",
+    "localityName": "L",
+    "organizationName": "O",
+    "organizationalUnitName": "OU",
+    "stateOrProvinceName": "ST",
+    "streetAddress": "STREET",
+    "userId": "UID",
+}
 
 _NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -90,6 +106,25 @@ class TlsStream(Stream):
         TLS 1.3 tells after the handshake, so this is best asked for at the end.
         """
         return self._tls.session
+
+    def peer_certificate(self) -> tuple[str, str] | None:
+        """The certificate that the other end has shown, if any: its subject, and its SHA-256.
+
+        The subject is written as in RFC 4514, `CN=app,O=Example`, the other in hexadecimal digits.
+        """
+        try:
+            certificate = self._tls.getpeercert(binary_form=True)
+            described = self._tls.getpeercert()
+        except ValueError:  # they are still shaking hands
+            return None
+        if not certificate or not described:
+            return None
+        subject: Any = described.get("subject", ())
+        parts = [
+            "+".join(f"{_SHORT.get(name, name)}={_escape(value)}" for name, value in part)
+            for part in reversed(subject)
+        ]
+        return ",".join(parts), hashlib.sha256(certificate).hexdigest()
 
     @property
     def protocol(self) -> str:
@@ -276,3 +311,12 @@ class TlsStream(Stream):
         else:
             reason = (error.reason or "failed").replace("_", " ").lower()
         return StreamError(self.side, f"TLS: {reason}")
+
+
+def _escape(value: str) -> str:
+    """Write an attribute's value so that it cannot be taken for two (RFC 4514 §2.4).
+
+    Control characters are left out.
+    """
+    value = re.sub(r'([",+;<>\\]|^[ #]| $)', r"\\\1", value)
+    return "".join(character for character in value if character.isprintable())

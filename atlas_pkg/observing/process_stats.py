@@ -77,6 +77,7 @@ class ProcessStats(TypedDict):
     version: str
     connections: int  # clients connected
     connections_limit: int  # and how many there may be
+    certificates: dict[str, float]  # when each expires, in seconds since 1970
     queue: int  # requests that wait for room at an upstream, or for a thread
     for_threads: int  # of these, those that wait for a thread (`listen.max_threads`)
     upstreams: list[UpstreamNow]

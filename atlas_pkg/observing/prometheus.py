@@ -118,6 +118,11 @@ GAUGES = (
         "1 if the configuration read last is in force.",
         _read_last_reload,
     ),
+    Gauge(
+        "atlas_tls_certificate_expiry_seconds",
+        "When a certificate expires, in seconds since 1970.",
+        lambda stats: [({"name": name}, at) for name, at in sorted(stats["certificates"].items())],
+    ),
     Gauge("atlas_build_info", "Always 1.", lambda stats: [({"version": stats["version"]}, 1)]),
     _of_process("cpu_seconds_total", "CPU time used.", "cpu_seconds", "counter"),
     _of_process("resident_memory_bytes", "Memory in RAM.", "resident_bytes"),

@@ -104,7 +104,7 @@ def hand_over(
         lease.release()
         if take_note is not None:
             take_note(tunnel, error)
-        clients.close(client.stream)
+        clients.close(client)
 
     lease.settle(SUCCESS)  # it may be hours until it ends
     exchange.connection = exchange.lease = None

@@ -17,6 +17,7 @@ from atlas_pkg.balancing.pool import Pool, UpstreamConnection
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.http1.forwarding import ClientInfo
 from atlas_pkg.net.stream import Ends, Stream
+from atlas_pkg.net.tls import TlsStream
 from atlas_pkg.serving.generation import Generation
 
 
@@ -47,13 +48,20 @@ class Lane(Protocol):
         """Say nothing of it any more: a thread reads from it."""
 
 
+class Opening(enum.Enum):
+    """What has to come before a client's first request."""
+
+    HEADER = "a proxy in front says who the client is (PROXY protocol)"
+    HANDSHAKE = "both ends agree on keys (TLS)"
+
+
 class Client:
     """One client's connection. Belongs to the parked ones, a lane or one thread, to one of them."""
 
     __slots__ = (
         "_own_pool",
         "address",
-        "awaits_header",
+        "awaits",
         "bound",
         "deadline",
         "ends",
@@ -79,9 +87,9 @@ class Client:
         self.address = address
         self.idle_limit = idle_limit  # for how long it may say nothing between two requests
         self.deadline = 0.0  # when its waiting ends
-        # Before its first request a proxy in front has to say who it is (PROXY protocol); what that
-        # has said of its connection.
-        self.awaits_header = False
+        # What is still to come before its first request; what a proxy in front has said of its
+        # connection.
+        self.awaits: Opening | None = None
         self.ends: Ends | None = None
         self.lane = lane  # which serves it; None: a thread of its own does
         self.pool = pool  # of upstream connections, for its requests
@@ -91,8 +99,8 @@ class Client:
         # Upstream connections that have been told who the client is (NTLM, Negotiate): they serve
         # nobody else, and end with it. The latest is last; None while there are none.
         self.bound: dict[Upstream, UpstreamConnection] | None = None
-        # When the first part of a head came that is not complete, or since when a PROXY header is
-        # due: then the deadline is that of the head.
+        # When the first part of a head came that is not complete, or since when something else is
+        # due before it: then the deadline is for that.
         self.head_since = 0.0
         self.is_sending = False  # perhaps still, when it has got its last answer
         self.is_lingering = False  # answered for the last time, waiting for the client to close
@@ -145,16 +153,14 @@ class Client:
         if self._own_pool is not None:
             self._own_pool.close()
 
-    def await_header(self, timeout: float) -> None:
-        """Expect a PROXY header before anything else, for so long."""
-        self.awaits_header = True
+    def expect(self, opening: Opening, timeout: float) -> None:
+        """Let this come before anything else, within so long."""
+        self.awaits = opening
         self.head_since = time.monotonic()
         self.deadline = self.head_since + timeout
 
     def introduce(self, ends: Ends) -> None:
         """A PROXY header has said who it is."""
-        self.awaits_header = False
-        self.head_since = 0.0
         self.ends, self.address = ends, ends.source
 
     def find_ends(self) -> Ends:
@@ -163,9 +169,17 @@ class Client:
         assert ends is not None  # clients do not come through socket files
         return ends
 
+    def begin(self) -> None:
+        """All that comes before the first request has come."""
+        self.awaits = None
+        self.head_since = 0.0
+
     def follow(self, generation: Generation) -> None:
         """Be served as `generation` says, from now on."""
-        self.info = generation.forwarder.describe_client(self.address, "http")
+        stream, scheme, certificate = self.stream, "http", None
+        if isinstance(stream, TlsStream):
+            scheme, certificate = "https", stream.peer_certificate()
+        self.info = generation.forwarder.describe_client(self.address, scheme, certificate)
         timeouts = generation.config.timeouts
         self.stream.client_gone, self.idle_limit = timeouts.client_gone, timeouts.client_idle
         self.generation = generation

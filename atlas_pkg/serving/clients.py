@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 
 from atlas_pkg.errors import StreamError
-from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 
 # After its last answer a client may go on sending: with pauses of so many seconds, for so long in
@@ -35,7 +34,7 @@ class Clients:
     def __init__(self) -> None:
         # Guards _open; notified when one has left.
         self._changed = threading.Condition()
-        self._open: set[Stream] = set()
+        self._open: set[Client] = set()
         # Those that wait until they say something, by descriptor, the longest waiting first.
         self.parked: dict[int, Client] = {}
         # Set once, when Atlas begins to drain: every answer from then on closes its connection, and
@@ -49,13 +48,13 @@ class Clients:
     def add(self, client: Client) -> None:
         """Count a new client."""
         with self._changed:
-            self._open.add(client.stream)
+            self._open.add(client)
 
-    def close(self, stream: Stream) -> None:
+    def close(self, client: Client) -> None:
         """Close a client's connection and forget it."""
-        stream.close()
+        client.stream.close()
         with self._changed:
-            self._open.discard(stream)
+            self._open.discard(client)
             self._changed.notify_all()
 
     def put_away(self, client: Client, following: Next) -> Next:
@@ -76,7 +75,7 @@ class Clients:
             client.stream.abort()
         if following is not TAKEN:
             client.release_bound()
-            self.close(client.stream)
+            self.close(client)
         return TAKEN
 
     def throw_away_input(self, client: Client) -> Next:
@@ -128,7 +127,7 @@ class Clients:
             elif (client := self.parked.pop(fd, None)) is not None:
                 if _is_between_requests(client):
                     client.release_bound()
-                    self.close(client.stream)
+                    self.close(client)
                     count += 1
                 elif client.lane is not None:
                     client.lane.park(client)
@@ -143,10 +142,10 @@ class Clients:
         """End all connections that are still open; returns how many there were."""
         self.is_cut = True
         with self._changed:
-            streams = list(self._open)
-        for stream in streams:
-            stream.shut_down()  # wakes whoever uses it; its owner closes it
-        return len(streams)
+            clients = list(self._open)
+        for client in clients:
+            client.stream.shut_down()  # wakes whoever uses it; its owner closes it
+        return len(clients)
 
     def _finish(self, client: Client) -> Next:
         """Begin the gentle end, where the client is or may be still sending."""

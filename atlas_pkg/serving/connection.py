@@ -18,15 +18,17 @@ import re
 import time
 from typing import Protocol
 
-from atlas_pkg.errors import ClientError, Stage, StreamError, UpstreamError
+from atlas_pkg.errors import ClientError, Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request, refused_request
 from atlas_pkg.logs import Throttle
+from atlas_pkg.net.certificates import Certificates
 from atlas_pkg.net.copy import Copier
 from atlas_pkg.net.proxy_protocol import read_header
+from atlas_pkg.net.tls import TlsStream
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.record import NO_TIMES, RAW_LINE, End, Record
-from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
+from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next, Opening
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.exchange import AWAIT, DONE, WAIT, Exchange, Step
 from atlas_pkg.serving.failures import find_failure, judge, log_failure
@@ -36,6 +38,9 @@ log = logging.getLogger("atlas.connection")
 
 # What stands for the request where none is read.
 _RAW = refused_request(RAW_LINE + b"\r\n")
+
+# What a client's first record in TLS begins with (RFC 8446 §5.1).
+_TLS_HANDSHAKE = b"\x16"
 
 _LINE_ENDS = re.compile(rb"(?:\r\n)++")
 
@@ -120,12 +125,12 @@ class HttpService:
         failure: ClientError | None = None
         data, judged = stream.buffered, 0
         try:
-            if client.awaits_header:
-                if not self._read_proxy_header(client, generation):
+            if client.awaits is not None:
+                if not self._open(client, generation):
                     return PARK
                 if self._is_raw:
                     return self._begin_raw(client)
-                data = b""
+                stream, data = client.stream, b""
             if not data or client.head_since:
                 more = stream.receive_now()
                 if more is None:
@@ -162,7 +167,7 @@ class HttpService:
 
         Never waits.
         """
-        return PARK if client.awaits_header or not self._is_raw else self._begin_raw(client)
+        return PARK if client.awaits or not self._is_raw else self._begin_raw(client)
 
     def ask(self, exchange: Exchange) -> Step:
         """Have the app begin. Never waits."""
@@ -192,7 +197,7 @@ class HttpService:
 
     def expire(self, client: Client) -> Exchange | Next:
         """A client has waited too long: what becomes of it, or the exchange that tells it so."""
-        if not client.head_since or client.is_lingering:
+        if not client.head_since or client.is_lingering or client.awaits is Opening.HANDSHAKE:
             return CLOSE
         request = refused_request(client.stream.buffered)
         client.follow(self._holder.generation)
@@ -233,6 +238,41 @@ class HttpService:
             self._begin_record(exchange)
         return exchange
 
+    def _open(self, client: Client, generation: Generation) -> bool:
+        """Do what comes before the first request; False where the client has to say more.
+
+        Never waits. Raises `ClientError` and `StreamError`.
+        """
+        if client.awaits is Opening.HEADER:
+            if not self._read_proxy_header(client, generation):
+                return False
+            client.expect(Opening.HANDSHAKE, generation.config.timeouts.tls_handshake)
+        if generation.tls is not None and not self._shake_hands(client, generation.tls):
+            return False
+        client.begin()
+        client.follow(generation)
+        return True
+
+    def _shake_hands(self, client: Client, certificates: Certificates) -> bool:
+        """Go on with the TLS handshake; whether it is complete. Otherwise as `_open`."""
+        stream = client.stream
+        if not isinstance(stream, TlsStream):
+            first = stream.peek_now()
+            if first is None:
+                return False
+            if not first:
+                raise StreamError(Side.CLIENT, "closed its connection")
+            if first != _TLS_HANDSHAKE:
+                raise ClientError(400, "this port speaks TLS: https, not http")
+            stream = client.stream = TlsStream(stream, certificates.front)
+        try:
+            return stream.shake_hands_now()
+        except StreamError as error:
+            self._throttle.write(
+                logging.INFO, error.reason, "%s: no TLS handshake: %s", client.address, error.reason
+            )
+            raise
+
     @staticmethod
     def _read_proxy_header(client: Client, generation: Generation) -> bool:
         """Learn from the proxy in front who the client is; False where it has to say more.
@@ -247,7 +287,6 @@ class HttpService:
         if ends is None:
             return False
         client.introduce(ends)
-        client.follow(generation)
         return True
 
     def _find_request(

@@ -20,6 +20,7 @@ from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import DEFAULT_GROUP, Config, HealthCheck
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
+from atlas_pkg.net.certificates import Certificates
 from atlas_pkg.serving.affinity import HASHING, AffinityReader
 from atlas_pkg.serving.router import Router
 
@@ -37,11 +38,17 @@ class Generation:
     """A configuration with its groups, parser and forwarder. Immutable, thread-safe."""
 
     def __init__(
-        self, config: Config, previous: Generation | None = None, *, secret: bytes = b""
+        self,
+        config: Config,
+        previous: Generation | None = None,
+        *,
+        secret: bytes = b"",
+        certificates: Certificates | None = None,
     ) -> None:
         """`secret` signs sticky cookies where the configuration has none; made up if empty.
 
         The balancers of `previous` go on under their settings until this generation is swapped in.
+        `certificates` are shown to clients who speak TLS; None where they do not.
         """
         self.number: int = previous.number + 1 if previous else 1
         self.config = config
@@ -56,6 +63,7 @@ class Generation:
         self.forwarder = Forwarder(
             config.forwarding,
             filter_cookie=partial(_without_own, list(cookies.values())) if cookies else None,
+            tells_certificates=config.listen.tls is not None and bool(config.listen.tls.client_ca),
         )
         self.groups = {
             name: self._build_group(name, previous, cookies.get(name))
@@ -63,6 +71,7 @@ class Generation:
         }
         self.group = self.groups[DEFAULT_GROUP]  # for those for whom no route is meant
         self.router = Router(config.routes, self.forwarder) if config.routes else None
+        self.tls = certificates
 
     @property
     def upstreams(self) -> tuple[Upstream, ...]:

@@ -29,7 +29,7 @@ from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.errors import Side
 from atlas_pkg.net.listener import BACKLOG
 from atlas_pkg.net.stream import Stream, plain_address
-from atlas_pkg.serving.client import Client
+from atlas_pkg.serving.client import Client, Opening
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.generation import ConfigHolder
 from atlas_pkg.serving.lane import EpollLane
@@ -169,13 +169,16 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         if not _ACCEPTS_BLOCKING:
             request.setblocking(True)
         address = plain_address(client_address[0])
-        config = self._holder.generation.config
+        generation = self._holder.generation
+        config = generation.config
         lane = next(self._lanes) if self._lanes is not None else None
         pool = lane.pool if lane is not None else Pool()
         stream, idle_limit = Stream(request, Side.CLIENT), config.timeouts.client_idle
         client = Client(stream, address, idle_limit, lane, pool)
         if config.listen.proxy_protocol is not None:
-            client.await_header(config.timeouts.client_head)
+            client.expect(Opening.HEADER, config.timeouts.client_head)
+        elif generation.tls is not None:
+            client.expect(Opening.HANDSHAKE, config.timeouts.tls_handshake)
         self._clients.add(client)
         if lane is not None:
             self._welcome(client)

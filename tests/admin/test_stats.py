@@ -30,6 +30,7 @@ def build_report(
         log_level="info",
         connections=7,
         connections_limit=4096,
+        certificates={},
         queue=2,
         for_threads=0,
         upstreams=list(upstreams),

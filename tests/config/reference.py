@@ -36,6 +36,9 @@ REQUIRED = {
     "name": '"backend1"',
     "address": '"10.0.0.1"',
     "port": "3000",
+    "cert": '"cert.pem"',
+    "key": '"key.pem"',
+    "names": '["example.com"]',
     "from": '["10.0.0.0/8"]',
 }
 
@@ -111,14 +114,20 @@ def _example_table(key: Key, around: str = "") -> str:
     for entry in entries(table, is_live=Mark.RESTART not in key.marks):
         if "." not in entry.place and f"{place}.{entry.place}" not in NOT_YET:
             lines += _example_key(entry, mark, INSTEAD.get((place, entry.place), ""))
-    own = {inner.table for inner in keys_of(Config)}
-    within = [inner for inner in keys_of(table) if inner.table]
+    own = {inner.table for inner in keys_of(Config) if inner.table}
+    within = {
+        inner: inner.table or (inner.element and inner.element.table) for inner in keys_of(table)
+    }
     lines += [
         f"# [{place}.{inner.name}] has the keys of [{inner.name}] and is laid over it."
-        for inner in within
-        if inner.table in own
+        for inner, inner_table in within.items()
+        if inner_table in own
     ]
-    others = [_example_table(inner, place) for inner in within if inner.table not in own]
+    others = [
+        _example_table(inner, place)
+        for inner, inner_table in within.items()
+        if inner_table and inner_table not in own
+    ]
     return "\n".join(["\n".join(lines) + "\n", *others])
 
 

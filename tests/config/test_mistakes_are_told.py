@@ -417,11 +417,10 @@ def test_an_index_is_a_file_of_the_folder(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ('[listen.tls]\ncert = "c"\nkey = "k"', "listen.tls: not yet available"),
         (UPSTREAM + "[upstreams.tls]", 'upstreams[0].tls: not yet available (name = "a")'),
         (
-            "[timeouts]\ntls_handshake = 6",
-            "timeouts.tls_handshake: 6 is not yet available, leave it at 10.0",
+            "[listen]\nhttp_redirect = 80",
+            "listen.http_redirect: 80 is not yet available, leave it at 0",
         ),
     ],
 )

@@ -12,15 +12,20 @@ from atlas_pkg.config.model import (
     Config,
     HealthCheck,
     Listen,
+    ListenTls,
     ProxyProtocol,
     RouteConfig,
     SlowStart,
     Sticky,
+    TlsHost,
     UpstreamConfig,
 )
 from atlas_pkg.config.rules import find_strategies
 from tests.config.reference import EXAMPLE, STRATEGIES_LINE, entries, example_file, read_strategies
 from tests.config.samples import NAME, parse
+
+HOST = TlsHost(("example.com",), "cert.pem", "key.pem")
+TLS = ListenTls("cert.pem", "key.pem", hosts=(HOST,))
 
 
 def test_the_reference_lists_every_key_once() -> None:
@@ -42,6 +47,7 @@ def test_the_reference_tells_which_keys_need_a_restart() -> None:
         "listen.lanes",
         "listen.pin",
         "listen.max_threads",
+        "listen.http_redirect",
         "admin.address",
         "admin.port",
         "admin.token",
@@ -92,7 +98,7 @@ def test_the_example_without_its_marks_is_all_defaults_with_every_feature_on() -
 
     assert loaded == Config(
         NAME,
-        listen=Listen(proxy_protocol=ProxyProtocol((ip_network("10.0.0.0/8"),))),
+        listen=Listen(tls=TLS, proxy_protocol=ProxyProtocol((ip_network("10.0.0.0/8"),))),
         upstreams=(UpstreamConfig("backend1", "10.0.0.1", 3000, health_check=HealthCheck()),),
         health_check=HealthCheck(),
         circuit_breaker=CircuitBreaker(),

@@ -50,6 +50,7 @@ def build_process(upstreams: Iterable[UpstreamNow] = ()) -> ProcessStats:
         version="1.2.3",
         connections=7,
         connections_limit=4096,
+        certificates={},
         queue=2,
         for_threads=0,
         upstreams=list(upstreams),

@@ -23,8 +23,8 @@ def test_clients_are_counted(ends: Ends) -> None:
     clients, made = ends.clients, [ends.make()[0] for _ in range(3)]
     assert len(clients) == 3
 
-    clients.close(made[0].stream)
-    clients.close(made[0].stream)  # twice is once
+    clients.close(made[0])
+    clients.close(made[0])  # twice is once
 
     assert len(clients) == 2
     assert not is_open(made[0])
@@ -283,7 +283,7 @@ def test_waiting_for_room_ends_when_one_leaves(ends: Ends) -> None:
     waiting = threading.Thread(target=lambda: seen.append(ends.clients.wait_until_below(3, 20)))
     waiting.start()
 
-    ends.clients.close(made[1].stream)
+    ends.clients.close(made[1])
     waiting.join(20)
 
     assert seen == [True]
