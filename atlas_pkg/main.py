@@ -129,6 +129,14 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
             listen.address, listen.port, count, use="listen", inherited=heritage.listeners
         )
         port = listeners[0].getsockname()[1]
+        if listen.http_redirect:
+            listeners += open_listeners(
+                listen.address,
+                listen.http_redirect,
+                count,
+                use="http_redirect",
+                inherited=heritage.listeners,
+            )
         admin = _open_admin(config, port, count, heritage)
     except StartError as error:
         log.error("%s", error)
@@ -148,7 +156,12 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         print(demo.invitation(port), flush=True)
     serve = _serve_alone if count == 1 else _serve_with_workers
     is_finished = serve(
-        _Ports(listeners, admin), config, seen, options, heritage, certificates=certificates
+        _Ports(listeners, listen.http_redirect, admin),
+        config,
+        seen,
+        options,
+        heritage,
+        certificates=certificates,
     )
     return EXIT_OK if is_finished else EXIT_FAILED
 
@@ -165,11 +178,15 @@ class _Ports(NamedTuple):
     """Where clients connect."""
 
     listeners: list[socket.socket]
+    http_redirect: int  # the port of those of them that send clients on
     admin: _AdminParts | None
 
     def named(self) -> Listeners:
         """All listening sockets, each with what it is for."""
-        named = [("listen", sock) for sock in self.listeners]
+        named = [
+            ("listen" if sock.getsockname()[1] != self.http_redirect else "http_redirect", sock)
+            for sock in self.listeners
+        ]
         return [*named, ("admin", self.admin.listener)] if self.admin is not None else named
 
 
@@ -205,7 +222,7 @@ def _serve_alone(
     certificates: Certificates | None,
 ) -> bool:
     """Serve in this process until a signal ends it; returns whether all was finished."""
-    listeners, admin = ports
+    listeners, _, admin = ports
     overrides = OverridesHolder(heritage.overrides)
     takeover = Takeover(ports.named(), heritage.secret, overrides.current)
     if config.listen.pin:
@@ -267,7 +284,7 @@ def _serve_with_workers(
     certificates: Certificates | None,
 ) -> bool:
     """Serve in several processes; otherwise like `_serve_alone`."""
-    listeners, admin = ports
+    listeners, _, admin = ports
     count = count_processes(config.listen.workers)
     channels = [open_channel() for _ in range(count)] if admin else []
     ours, theirs = [end for end, _ in channels], [end for _, end in channels]

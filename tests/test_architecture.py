@@ -53,6 +53,7 @@ SOCKETS = {
     "atlas_pkg.control.takeover": "leaves listeners to another process",
     "atlas_pkg.demo": "makes upstreams for a demonstration",
     "atlas_pkg.main": "opens listeners before anything else",
+    "atlas_pkg.proxying.https_redirect": "hands on listeners",
     "atlas_pkg.serving.frontend": "is handed a listener",
     "atlas_pkg.serving.server": "accepts",
 }

@@ -69,8 +69,6 @@ from atlas_pkg.config.schema import Alias, Mark, Unit, either
 # builds one deletes its line (and adds the class, the field or the choice that it needs).
 NOT_YET = frozenset(
     {
-        "listen.acme_folder",
-        "listen.http_redirect",
         "upstreams.tls",
     }
 )
@@ -629,17 +627,16 @@ class Config:
                 allowed = f"at most {_LONGEST_SOCKET_FILE} bytes long with its folder"
                 yield f"upstreams[{index}].address", f"must be {allowed}, got {length}"
         listen, admin = self.listen, self.admin
-        if not listen.port:
-            return  # any free port is nobody else's
+        ports = {listen.port, listen.http_redirect} - {0}  # any free port is nobody else's
         for index, upstream in enumerate(self.upstreams):
-            if upstream.port == listen.port and arrives_at(upstream.address, listen.address):
-                where = show_endpoint(listen.address, listen.port)
+            if upstream.port in ports and arrives_at(upstream.address, listen.address):
+                where = show_endpoint(listen.address, upstream.port)
                 yield (
                     f"upstreams[{index}]",
                     f'is Atlas itself, which listens on {where} (name = "{upstream.name}")',
                 )
-        if admin is not None and admin.port == listen.port and _share(admin, listen):
-            yield "admin.port", f"must not be that of [listen], got {admin.port}"
+        if admin is not None and admin.port in ports and _share(admin, listen):
+            yield "admin.port", f"must not be one of [listen], got {admin.port}"
 
 
 def _share(admin: Admin, listen: Listen) -> bool:

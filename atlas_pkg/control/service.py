@@ -42,6 +42,7 @@ from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.process_stats import is_usable
 from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.proxying.forward import Proxy
+from atlas_pkg.proxying.https_redirect import HttpsRedirect
 from atlas_pkg.proxying.tcp import TcpProxy
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.connection import App
@@ -116,6 +117,9 @@ class Service:
             max_threads=config.listen.max_threads,
             is_raw=config.listen.mode == "tcp",
         )
+        self._redirect: HttpsRedirect | None = None
+        if config.listen.http_redirect:
+            self._redirect = HttpsRedirect(config, observers, tidy=self._tidy)
         self._observing = Observing(
             observers, is_counting=config.admin is not None, explain=options.explain
         )
@@ -177,7 +181,12 @@ class Service:
         self._relay.start()
         if takes_over:
             self._health.wait_for_first_probes(FIRST_PROBES)
-        self._front.start(listeners)
+        port = config.listen.http_redirect
+        redirecting = [sock for sock in listeners if sock.getsockname()[1] == port]
+        serving = [sock for sock in listeners if sock not in redirecting]
+        self._front.start(serving)
+        if self._redirect is not None:
+            self._redirect.start(redirecting, serving[0].getsockname()[1])
         self._reporter.state = SERVING
         self._watcher.start()
         threading.Thread(target=self._warn_daily, name="calendar", daemon=True).start()
@@ -291,6 +300,8 @@ class Service:
             )
             self._swap(generation, addresses)
         self._observing.follow(config)
+        if self._redirect is not None:
+            self._redirect.follow(config)
         log.info(
             "Configuration hot-reloaded (generation %d): %s", generation.number, "; ".join(changes)
         )
@@ -359,6 +370,8 @@ class Service:
         if cut := front.cut():
             front.wait_until_alone(CUT_GRACE)
         front.stop()
+        if self._redirect is not None:
+            self._redirect.stop()
         self._relay.stop()
         self._observing.close()
         self._resolver.stop()
@@ -428,6 +441,9 @@ def log_start(config: Config, port: int, certificates: Certificates | None = Non
     for group, routing in config.groups:
         log.info("strategy of group %s: %s", group, routing.strategy)
     scheme = listen.mode if listen.tls is None else {"http": "https", "tcp": "tls"}[listen.mode]
+    if listen.http_redirect:
+        where = show_endpoint(listen.address, listen.http_redirect)
+        log.info("http://%s leads to https", where)
     log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
 
 

@@ -16,6 +16,7 @@ from atlas_pkg.config.schema import either
 from atlas_pkg.errors import ConfigError
 from tests.config.samples import UPSTREAM, mistakes, problems
 
+TLS = '[listen.tls]\ncert = "cert.pem"\nkey = "key.pem"\n'
 STRATEGIES = either([f'"{name}"' for name in find_strategies()])
 
 # Files that do not
@@ -42,6 +43,37 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
         ("[timeouts]\nclient_gone = 0", "timeouts.client_gone: must be 0.001 to 1000000000, got 0"),
         ("[listen]\npin = 1", "listen.pin: must be true or false, got 1"),
         ("[listen]\nmax_threads = 0", "listen.max_threads: must be 1 to 10000, got 0"),
+        (
+            "[listen]\nhttp_redirect = 80",
+            "listen.http_redirect: needs [listen.tls]: there is nowhere to send clients to",
+        ),
+        (
+            f"[listen]\nport = 80\nhttp_redirect = 80\n{TLS}",
+            "listen.http_redirect: must not be listen.port, got 80",
+        ),
+        (
+            f'[listen]\nacme_folder = "acme"\n{TLS}',
+            "listen.acme_folder: needs http_redirect, the port that serves it",
+        ),
+        (
+            '[listen.tls]\ncert = "c"\nkey = ""',
+            'listen.tls.key: must be printable text, not empty, got ""',
+        ),
+        (
+            f'{TLS}min_version = "TLS"',
+            'listen.tls.min_version: must be "1.2" or "1.3", got "TLS"',
+        ),
+        (
+            f'{TLS}[[listen.tls.hosts]]\nnames = ["a.*.test"]\ncert = "c"\nkey = "k"',
+            (
+                'listen.tls.hosts[0].names[0]: must be a host name, or "*." and one, in US-ASCII '
+                '("xn--…" for others), got "a.*.test"'
+            ),
+        ),
+        (
+            TLS + 2 * '[[listen.tls.hosts]]\nnames = ["a.test"]\ncert = "c"\nkey = "k"\n',
+            'listen.tls.hosts[1].names: "a.test" is there twice',
+        ),
         ("[[listen]]\nport = 1", "listen: must be a table: write [listen], in single brackets"),
         ("listen = 8080", "listen: must be a table, [listen], got 8080"),
         # upstreams
@@ -418,10 +450,6 @@ def test_an_index_is_a_file_of_the_folder(name: str) -> None:
     ("text", "sentence"),
     [
         (UPSTREAM + "[upstreams.tls]", 'upstreams[0].tls: not yet available (name = "a")'),
-        (
-            "[listen]\nhttp_redirect = 80",
-            "listen.http_redirect: 80 is not yet available, leave it at 0",
-        ),
     ],
 )
 def test_what_is_not_yet_available_says_so(text: str, sentence: str) -> None:

@@ -123,7 +123,7 @@ def test_an_admin_port_that_is_taken_by_the_listener_is_refused(listen: str, adm
     text = f'[listen]\naddress = "{listen}"\n[admin]\naddress = "{admin}"\nport = '
 
     assert problems(text + "8080") == [
-        "atlas.toml:5: admin.port: must not be that of [listen], got 8080"
+        "atlas.toml:5: admin.port: must not be one of [listen], got 8080"
     ]
     assert parse(text + "8081").admin is not None
 

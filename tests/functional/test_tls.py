@@ -388,6 +388,75 @@ def test_an_old_version_is_refused(authority: Authority, echo: Upstream, start: 
         assert client.get().status == 200
 
 
+# The port that leads here
+
+
+def with_redirect(config: str, **keys: str) -> tuple[str, int]:
+    """Add `http_redirect` to `[listen]`; also returns the port, which was free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port = sock.getsockname()[1]
+    lines = [f"http_redirect = {port}", *(f'{key} = "{value}"' for key, value in keys.items())]
+    return config.replace("[listen]", "\n".join(["[listen]", *lines])), port
+
+
+@pytest.mark.usefixtures("authority")
+def test_http_leads_to_https(echo: Upstream, start: Start) -> None:
+    config, port = with_redirect(with_tls(build_config(echo.table(), log={"access": "log"})))
+    atlas = start(config)
+
+    with Client(port) as client:
+        first = client.get("/a%20b?c=d&e")
+        second = client.post(b"")
+        client.send(b"GET / HTTP/1.1\r\nHost: [::1]:80\r\n\r\n")
+        third = client.read_answer()
+        client.send(b"GET http://other.test/x HTTP/1.1\r\nHost: a\r\n\r\n")
+        fourth = client.read_answer()
+    with Client(port) as client:
+        client.send(b"GET / HTTP/1.0\r\n\r\n")
+        hostless = client.read_answer()
+
+    answers = [first, second, third, fourth]
+    assert [answer.status for answer in answers] == [308] * 4
+    assert [answer.get("Location") for answer in answers] == [
+        f"https://example.test:{atlas.port}/a%20b?c=d&e",
+        f"https://example.test:{atlas.port}/",
+        f"https://[::1]:{atlas.port}/",
+        f"https://other.test:{atlas.port}/x",
+    ]
+    assert hostless.status == 400
+    assert echo.requests == 0
+    log = atlas.path.parent / "log"
+    wait_until(lambda: log.exists() and log.read_text().count(" 308 ") == 4, "the access log")
+
+
+@pytest.mark.usefixtures("authority")
+def test_proofs_for_certificates_are_served(
+    echo: Upstream,
+    start: Start,
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "acme" / ".well-known" / "acme-challenge"
+    folder.mkdir(parents=True)
+    (folder / "to-ken_1").write_text("to-ken_1.proof")
+    (tmp_path / "acme" / "secret").write_text("secret")
+    text = with_tls(build_config(echo.table(), listen={"workers": 2, "pin": False}))
+    config, port = with_redirect(text, acme_folder="acme")
+    start(config)
+    path = "/.well-known/acme-challenge/"
+
+    with Client(port) as client:
+        found, again = client.get(f"{path}to-ken_1"), client.get(f"{path}to-ken_1")
+        client.send_head("HEAD", f"{path}to-ken_1")
+        head = client.read_head()
+        beside = [client.get(f"{path}{name}") for name in ("..%2f..%2fsecret", "../../secret", "")]
+        missing = client.get(f"{path}to-ken_2")
+
+    assert (found.status, found.text, again.text) == (200, "to-ken_1.proof", "to-ken_1.proof")
+    assert (head.status, head.get("Content-Length")) == (200, "14")
+    assert [answer.status for answer in beside] == [308] * 3
+    assert missing.status == 404
+
+
 # Certificates of clients
 
 
