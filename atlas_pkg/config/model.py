@@ -84,6 +84,8 @@ _LONGEST_SOCKET_FILE = 107 if sys.platform == "linux" else 103
 _MEANINGLESS = {
     "http": (),
     "tcp": (
+        "listen.http_redirect",
+        "error_pages",
         "routing.hash_on",
         "routes",
         "groups",

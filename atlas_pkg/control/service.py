@@ -440,7 +440,8 @@ def log_start(config: Config, port: int, certificates: Certificates | None = Non
         log.info("strategy %s", config.routing.strategy)
     for group, routing in config.groups:
         log.info("strategy of group %s: %s", group, routing.strategy)
-    scheme = listen.mode if listen.tls is None else {"http": "https", "tcp": "tls"}[listen.mode]
+    schemes = ("tcp", "tls") if listen.mode == "tcp" else ("http", "https")
+    scheme = schemes[listen.tls is not None]
     if listen.http_redirect:
         where = show_endpoint(listen.address, listen.http_redirect)
         log.info("http://%s leads to https", where)

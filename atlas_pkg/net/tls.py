@@ -158,6 +158,8 @@ class TlsStream(Stream):
                 return
 
     def receive_now(self) -> bytes | None:
+        if self._has_ended:
+            return b""
         with self._lock:
             try:
                 data = self._tls.recv(RECORD_BYTES)
@@ -184,6 +186,8 @@ class TlsStream(Stream):
 
     def _read_records(self, view: memoryview) -> int | None:
         """Fill `view` with what has come; what goes beyond it is put into `buffered`."""
+        if self._has_ended:
+            return 0
         count, most = 0, len(view)
         with self._lock:
             try:
@@ -299,6 +303,7 @@ class TlsStream(Stream):
                 self._tls.unwrap()
             except (OSError, ValueError):
                 return  # the other's has not come, or the connection is not in a state for it
+            self._has_ended = True  # with both, the library is through with it
 
     def broken(self, error: OSError) -> StreamError:
         """Translate what the library or the kernel reports."""

@@ -36,9 +36,13 @@ from atlas_pkg.serving.exchange import DONE, WAIT, Exchange, Step
 
 log = logging.getLogger("atlas.static")
 
-# Up to this size a file is sent in one piece with its head, and kept in memory. Of a larger one,
-# so much at the end is read before it is looked whether the file has changed, and then sent.
+# Up to this size a file is sent in one piece with its head, and kept in memory.
 SMALL = 64 * 1024
+
+# So much at the end of a large one is read before it is looked whether it has changed, and then
+# sent; and what `sendfile` is asked for at once of all that comes before.
+TAIL_BYTES = 4 * 1024
+PIECE_BYTES = 8 * 1024 * 1024
 
 # So much of small files is kept. Beyond it all are forgotten, and those asked for come anew.
 MOST_KEPT = 32 * 1024 * 1024
@@ -46,9 +50,6 @@ MOST_KEPT = 32 * 1024 * 1024
 # What was changed so shortly before it was read is not kept: the clock of files may stand still
 # for some milliseconds, and a second change would not show.
 SETTLED = 2.0
-
-# What `sendfile` is asked for at once.
-PIECE_BYTES = 1 << 20
 
 # How often a small file is read again that was being written to.
 READS = 3
@@ -292,7 +293,7 @@ def _answer_large(exchange: Exchange, name: bytes, file: int, mark: _Mark) -> No
         return
     chosen, head = begun
     length = 0 if exchange.request.method == b"HEAD" else chosen.length
-    moved, before_tail = 0, max(0, length - SMALL)
+    moved, before_tail = 0, max(0, length - TAIL_BYTES)
     try:
         if before_tail:
             exchange.start(chosen.status)

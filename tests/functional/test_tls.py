@@ -650,3 +650,39 @@ def test_check_reads_the_files(authority: Authority, tmp_path: Path) -> None:
     assert re.search(r"\n  one\.test: until 20\d\d-\d\d-\d\d\n", good.stdout)
     assert "listen.tls.hosts[0]: " in bad.stderr
     assert "key values mismatch" in bad.stderr
+
+
+def test_other_protocols_come_through_tls_too(authority: Authority, start: Start) -> None:
+    def serve(conversation: Conversation) -> None:
+        conversation.send(b"220 ready\r\n")  # the upstream speaks first
+        while data := conversation.sock.recv(65_536):
+            conversation.send(data)
+
+    with Upstream(serve) as upstream:
+        log = {"access": "access.log", "format": "json"}
+        atlas = start(with_tls(build_config(upstream.table(), listen={"mode": "tcp"}, log=log)))
+
+        with connect(atlas, authority) as client:
+            assert b"".join(client._read(11)) == b"220 ready\r\n"
+            threading.Thread(target=client.send, args=(BULK,), daemon=True).start()
+            assert b"".join(client._read(len(BULK))) == BULK
+        with Client(atlas.port) as client:
+            client.send(b"GET / HTTP/1.1\r\n\r\n")
+            assert client.is_closed()
+        path = atlas.path.with_name("access.log")
+        wait_until(lambda: path.read_text().count("\n") == 2, "two lines")
+        assert '"status":400' in path.read_text()
+
+
+def test_files_come_through_tls_too(authority: Authority, tmp_path: Path, start: Start) -> None:
+    root = tmp_path / "www"
+    root.mkdir()
+    (root / "bulk").write_bytes(BULK)
+    (root / "small").write_text("small")
+    listen = {"mode": "static", "root": str(root)}
+    atlas = start(with_tls(build_config(listen=listen)))
+
+    with connect(atlas, authority) as client:
+        assert client.get("/bulk").body == BULK
+        assert client.get("/small").body == b"small"
+        assert client.get("/bulk", Range="bytes=5-9").body == BULK[5:10]

@@ -17,6 +17,7 @@ from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.connect import connect
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.net.tls import RECORD_BYTES, TlsStream
+from atlas_pkg.net.tunnel import Relay, Tunnel
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
 
@@ -442,4 +443,40 @@ def test_a_handshake_can_go_step_by_step(contexts: Contexts) -> None:
         far = shaking.result(20)
 
     stream.close()
+    far.close()
+
+
+def test_a_tunnel_carries_it_both_ways_and_passes_the_ends_on(pair: Pair) -> None:
+    near, far = socket.socketpair()
+    far.settimeout(20)
+    relay, has_ended = Relay(), threading.Event()
+    errors: list[StreamError | None] = []
+
+    def note(_: Tunnel, error: StreamError | None) -> None:
+        errors.append(error)
+        has_ended.set()
+
+    relay.start()
+    upstream = Stream(near, Side.UPSTREAM)
+    relay.add(Tunnel(pair.stream, upstream, 20.0, note))
+    data = bytes(range(256)) * 16_384
+    with ThreadPoolExecutor() as pool:
+        sending = [pool.submit(end.sendall, data) for end in (pair.far, far)]
+        arrived = bytearray()
+        while len(arrived) < len(data):
+            arrived += far.recv(65_536)
+        assert arrived == data
+        assert receive_all(pair.far, len(data)) == data
+        for sent in sending:
+            sent.result(20)
+
+    far.shutdown(socket.SHUT_WR)
+    assert pair.far.recv(1) == b""
+    pair.far.unwrap()
+
+    assert far.recv(1) == b""
+    assert has_ended.wait(20)
+    assert errors == [None]
+    relay.stop()
+    upstream.close()
     far.close()
