@@ -100,7 +100,7 @@ def show_health(atlas: support.Atlas, admin: Admin) -> None:
     found = dict(support.fetch_often(atlas.url, 9))
     support.expect("9 requests", found, {f"Hello from {name}": 3 for name in NAMES})
     for name in NAMES:
-        admin.wait_until_metric(f'atlas_requests_total{{upstream="{name}",code_class="2xx"}}', 3)
+        admin.wait_until_metric(f'atlas_requests_total{{group="default",upstream="{name}",code_class="2xx"}}', 3)
     support.expect("readiness", admin.fetch("/-/ready"), "ready: 3 of 3 upstreams usable")
     line = json.loads(atlas.wait_until_said('"end":"done"'))
     print(f"    the access log: {line['method']} {line['target']}, answered by {line['upstream']}")
@@ -111,11 +111,11 @@ def show_death(atlas: support.Atlas, admin: Admin) -> None:
     found = set(support.fetch_often(atlas.url, 9))
     support.expect("9 with two killed", found <= {"Hello from one", "Hello from three"}, True)
     print("    " + atlas.wait_until_said("upstream two is down: connect refused"))
-    admin.wait_until_metric('atlas_upstream_up{upstream="two"}', 0)
+    admin.wait_until_metric('atlas_upstream_up{group="default",upstream="two"}', 0)
     metrics = admin.read_metrics()
-    failures = metrics['atlas_upstream_failures_total{upstream="two",reason="connect-failed"}']
+    failures = metrics['atlas_upstream_failures_total{group="default",upstream="two",reason="connect-failed"}']
     support.expect(
-        "as many retries as failures", failures, metrics['atlas_retries_total{upstream="two"}']
+        "as many retries as failures", failures, metrics['atlas_retries_total{group="default",upstream="two"}']
     )
     support.expect("readiness", admin.fetch("/-/ready"), "ready: 2 of 3 upstreams usable")
     line = json.loads(atlas.wait_until_said('"retries":1'))
@@ -126,16 +126,16 @@ def show_drain(atlas: support.Atlas, admin: Admin) -> None:
     """Another is taken out by hand, which no alert takes for a death, and is put back."""
     support.expect("steering one", admin.steer("one", "state=drain"), "done: state drain")
     support.expect("9 requests", dict(support.fetch_often(atlas.url, 9)), {"Hello from three": 9})
-    admin.wait_until_metric('atlas_upstream_up{upstream="one"}', 0)
-    admin.wait_until_metric('atlas_upstream_state{upstream="one",state="drain"}', 1)
-    admin.wait_until_metric('atlas_upstream_state{upstream="two",state="down"}', 1)
+    admin.wait_until_metric('atlas_upstream_up{group="default",upstream="one"}', 0)
+    admin.wait_until_metric('atlas_upstream_state{group="default",upstream="one",state="drain"}', 1)
+    admin.wait_until_metric('atlas_upstream_state{group="default",upstream="two",state="down"}', 1)
     kinds = {
         row["name"]: row["kind"] for row in json.loads(admin.fetch("/stats.json"))["upstreams"]
     }
     expected = {"one": "drain", "two": "down", "three": "up"}
     support.expect("what /stats.json says", kinds, expected)
     support.expect("steering one", admin.steer("one", "state=ready"), "done: state ready")
-    admin.wait_until_metric('atlas_upstream_up{upstream="one"}', 1)
+    admin.wait_until_metric('atlas_upstream_up{group="default",upstream="one"}', 1)
 
 
 def show_refusal(atlas: support.Atlas, admin: Admin) -> None:
@@ -151,14 +151,14 @@ def show_refusal(atlas: support.Atlas, admin: Admin) -> None:
     atlas.path.write_text(f"{good}weight = 2\n", encoding="utf-8")
     print("    " + atlas.wait_until_said("Configuration hot-reloaded"))
     admin.wait_until_metric("atlas_config_last_reload_success", 1)
-    admin.wait_until_metric('atlas_upstream_weight{upstream="three"}', 2)
+    admin.wait_until_metric('atlas_upstream_weight{group="default",upstream="three"}', 2)
 
 
 def show_nobody_left(atlas: support.Atlas, admin: Admin) -> None:
     """The last upstreams are gone: 503, and whoever balances between machines is told as well."""
     seconds = support.wait_until_fetched(atlas.url, "503")
     print(f"    with all killed, 503 came after {seconds:.1f} s")
-    admin.wait_until_metric('atlas_upstream_failures_total{upstream="-",reason="no-upstream"}', 1)
+    admin.wait_until_metric('atlas_upstream_failures_total{group="default",upstream="-",reason="no-upstream"}', 1)
     support.expect("readiness", admin.fetch("/-/ready"), "not ready: no upstream is usable")
 
 
