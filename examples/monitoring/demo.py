@@ -100,7 +100,9 @@ def show_health(atlas: support.Atlas, admin: Admin) -> None:
     found = dict(support.fetch_often(atlas.url, 9))
     support.expect("9 requests", found, {f"Hello from {name}": 3 for name in NAMES})
     for name in NAMES:
-        admin.wait_until_metric(f'atlas_requests_total{{group="default",upstream="{name}",code_class="2xx"}}', 3)
+        admin.wait_until_metric(
+            f'atlas_requests_total{{group="default",upstream="{name}",code_class="2xx"}}', 3
+        )
     support.expect("readiness", admin.fetch("/-/ready"), "ready: 3 of 3 upstreams usable")
     line = json.loads(atlas.wait_until_said('"end":"done"'))
     print(f"    the access log: {line['method']} {line['target']}, answered by {line['upstream']}")
@@ -113,9 +115,13 @@ def show_death(atlas: support.Atlas, admin: Admin) -> None:
     print("    " + atlas.wait_until_said("upstream two is down: connect refused"))
     admin.wait_until_metric('atlas_upstream_up{group="default",upstream="two"}', 0)
     metrics = admin.read_metrics()
-    failures = metrics['atlas_upstream_failures_total{group="default",upstream="two",reason="connect-failed"}']
+    failures = metrics[
+        'atlas_upstream_failures_total{group="default",upstream="two",reason="connect-failed"}'
+    ]
     support.expect(
-        "as many retries as failures", failures, metrics['atlas_retries_total{group="default",upstream="two"}']
+        "as many retries as failures",
+        failures,
+        metrics['atlas_retries_total{group="default",upstream="two"}'],
     )
     support.expect("readiness", admin.fetch("/-/ready"), "ready: 2 of 3 upstreams usable")
     line = json.loads(atlas.wait_until_said('"retries":1'))
@@ -158,7 +164,9 @@ def show_nobody_left(atlas: support.Atlas, admin: Admin) -> None:
     """The last upstreams are gone: 503, and whoever balances between machines is told as well."""
     seconds = support.wait_until_fetched(atlas.url, "503")
     print(f"    with all killed, 503 came after {seconds:.1f} s")
-    admin.wait_until_metric('atlas_upstream_failures_total{group="default",upstream="-",reason="no-upstream"}', 1)
+    admin.wait_until_metric(
+        'atlas_upstream_failures_total{group="default",upstream="-",reason="no-upstream"}', 1
+    )
     support.expect("readiness", admin.fetch("/-/ready"), "not ready: no upstream is usable")
 
 
