@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
+import json
 import os
 import socket
 import threading
 import time
+import wave
 from pathlib import Path
 
 import pytest
 
 from atlas_pkg.serving.static import SETTLED
+from tests.browser import find_browser, open_tab
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import Answer, Atlas, Cut, Program, build_config, find_program, wait_until
@@ -346,3 +349,45 @@ def test_a_client_that_does_not_read_stops_nobody_else(root: Path, atlas: Atlas)
         for _ in range(10):
             stack.enter_context(atlas.client()).send_head("GET", "/large.bin")
         assert atlas.get("/digits.txt").body == b"0123456789"
+
+
+PAGE = """<!DOCTYPE html><p id="loaded"></p><video src="sound.wav" preload="metadata"></video>
+<script>
+  let loaded = 0;
+  const count = () => document.getElementById("loaded").textContent = loaded += 1;
+</script>
+"""
+
+
+@pytest.mark.engines("lane")
+@pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
+def test_a_browser_loads_a_hundred_files_and_jumps_in_a_long_one(root: Path, start: Start) -> None:
+    page = [PAGE]
+    for number in range(60):
+        (root / f"{number}.js").write_text("count();")
+        page.append(f'<script src="{number}.js"></script>')
+    for number in range(40):
+        (root / f"{number}.svg").write_text(
+            '<svg xmlns="http://www.w3.org/2000/svg" width="1" height="1"/>'
+        )
+        page.append(f'<img onload="count()" src="{number}.svg">')
+    (root / "page.html").write_text("\n".join(page))
+    with wave.open(str(root / "sound.wav"), "wb") as sound:
+        sound.setparams((1, 2, 44_100, 0, "NONE", ""))
+        sound.writeframes(bytes(2 * 44_100 * 300))  # five minutes, 26 MB
+    atlas = start(build(root, log={"access": "access.log", "format": "json"}))
+
+    with open_tab() as tab:
+        tab.go(f"http://127.0.0.1:{atlas.port}/page.html")
+        tab.wait_for('document.getElementById("loaded")?.textContent == "100"')
+        tab.wait_for('document.querySelector("video").readyState >= 1')
+        tab.evaluate('document.querySelector("video").currentTime = 290')
+        tab.wait_for('!document.querySelector("video").seeking')
+
+    path = atlas.path.with_name("access.log")
+
+    def has_jumped() -> bool:
+        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        return any(entry["status"] == 206 for entry in entries)
+
+    wait_until(has_jumped, "a part of the sound")

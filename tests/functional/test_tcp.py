@@ -9,6 +9,7 @@ import socket
 import threading
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -306,3 +307,18 @@ def test_a_proxy_in_front_says_who_the_client_is(a: Upstream, start: Start) -> N
 
     seen = sorted((entry["client"], entry["status"]) for entry in entries_of(atlas, 2))
     assert seen == [("127.0.0.1", 400), ("192.0.2.7", 200)]
+
+
+def test_an_upstream_may_be_a_socket_file(start: Start, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "db.sock"))
+        listener.listen()
+        atlas = start(build({"name": "a", "address": "unix:db.sock"}))
+
+        with atlas.client() as client:
+            client.send(b"hello")
+            sock, _ = listener.accept()
+            with sock:
+                assert sock.recv(5) == b"hello"
+                sock.sendall(b"from a file")
+                assert read(client, 11) == b"from a file"
