@@ -323,7 +323,11 @@ class Scripted(Upstream):
                     self.count()
                 case "reset":
                     conversation.reset()
-                case function if callable(function):
+                case "unread" | "close":
+                    pass
+                case word if isinstance(word, str):
+                    raise AssertionError(f"not a word of a script: {word}")
+                case function:
                     function(conversation, request)
         return steps[-1] not in ("close", "reset", "wait")
 
