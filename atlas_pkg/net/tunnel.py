@@ -53,6 +53,7 @@ class _Way:
         "awaited",
         "back",
         "has_ended",
+        "has_hung_up",
         "is_pending",
         "is_shut",
         "moved",
@@ -74,6 +75,7 @@ class _Way:
         self.is_pending = False  # is there something that the sink has not taken yet?
         self.has_ended = False  # the source has sent its last byte
         self.is_shut = False  # and the sink has been told so
+        self.has_hung_up = False  # the source takes nothing any more, either
         # Events of `source` that the relay waits for; -1: it is not registered (yet, or any more).
         self.awaited = -1
 
@@ -231,8 +233,13 @@ class Relay:
             if way.awaited & _IN:
                 if seen & ~_OUT:  # an end and an error are found by reading, after all that came
                     way.fill()
-            elif seen & _BROKEN or (seen & _HANG_UP and not back.is_shut):
+            elif seen & _BROKEN:
                 raise StreamError(way.source.side, "closed its connection")
+            elif seen & _HANG_UP:
+                if not way.is_pending:
+                    self._end(tunnel, None)
+                    return
+                way.has_hung_up = True
             tunnel.moved_at = now
             if way.is_pending or way.has_ended or way.awaited != _IN or back.awaited != _IN:
                 self._await(way)
@@ -248,13 +255,13 @@ class Relay:
     def _await(self, way: _Way) -> None:
         """Wait for what the source of `way` is wanted for.
 
-        A hang-up is reported even to those who did not ask. One that we know of, both ways, would
-        turn the wait into a busy loop.
+        A hang-up is reported even to those who did not ask, again and again. So a source that takes
+        nothing any more is left out, but to be read from.
         """
         fd = way.source.fd
         wanted = 0 if way.is_pending or way.has_ended else _IN
         wanted |= _OUT if way.back.is_pending else 0
-        if not wanted and way.back.is_shut:
+        if (way.has_hung_up or way.back.is_shut) and not wanted & _IN:
             wanted = -1
         if wanted == way.awaited:
             return

@@ -165,6 +165,28 @@ def test_a_side_that_does_not_read_leaves_the_other_way_open(relay: Relay, line:
     tunnel.join()
 
 
+def test_a_side_that_closes_is_heard_to_its_end(relay: Relay, line: Line) -> None:
+    # It takes nothing any more while what it has sent still waits for a slow reader.
+    data = bytes(range(256)) * 4_000
+    tunnel = Running(relay, line)
+    writing = threading.Thread(target=line.upstream.sendall, args=(data,))
+    writing.start()
+    assert line.client.recv(1, socket.MSG_PEEK)
+    began = time.process_time()
+    assert not tunnel.has_ended.wait(0.3)  # nothing fits any more
+    assert read_all(line.client, 500_000) == data[:500_000]
+    writing.join(20)
+    line.upstream.close()
+
+    assert not tunnel.has_ended.wait(0.3)
+    assert time.process_time() - began < 0.5
+
+    assert read_all(line.client, len(data)) == data[500_000:]
+    line.client.close()
+    tunnel.join()
+    assert tunnel.error is None
+
+
 def test_a_silent_tunnel_ends_in_time(relay: Relay, line: Line) -> None:
     began = time.monotonic()
     tunnel = Running(relay, line, idle_limit=0.2)
