@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lab import NEVER, Experiment, Handler, Scene, Upstream, reset, run
+from lab import Experiment, Handler, Scene, Upstream, reset, run
 
 IMPATIENT = [("PATIENCE = 10.0", "PATIENCE = 0.3")]
 
@@ -12,7 +12,7 @@ IMPATIENT = [("PATIENCE = 10.0", "PATIENCE = 0.3")]
 def a_client_says_nothing(scene: Scene) -> str:
     """One client connects and is silent; another one asks."""
     with Upstream() as one, scene.start(one, setup=IMPATIENT) as step, step.connect():
-        status, _ = step.ask(timeout=NEVER)
+        status, _ = step.ask(timeout=scene.limit)
         return "the next client is served" if status else "nobody else is ever served"
 
 

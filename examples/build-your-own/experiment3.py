@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lab import NEVER, Experiment, Handler, Scene, Upstream, ask, run, wait_until
+from lab import TIMES, Experiment, Handler, Scene, Upstream, ask, run, wait_until
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
 
@@ -14,7 +14,7 @@ def one_client_stays(scene: Scene) -> str:
     with Upstream() as one, scene.start(one) as step:
         staying = step.client()
         ask(staying, "GET /")
-        status, _ = step.ask(timeout=NEVER)
+        status, _ = step.ask(timeout=scene.limit)
         staying.close()
         return "others are served meanwhile" if status else "nobody else is served meanwhile"
 
@@ -46,7 +46,7 @@ def an_order_gets_no_answer(scene: Scene) -> str:
         client = step.client()
         ask(client, "GET /")
         status, _ = ask(client, "POST /order")
-        return f"{status}, and ordered {one.requests.count('POST /order')} times"
+        return f"{status}, and ordered {TIMES[one.requests.count('POST /order')]}"
 
 
 def an_upstream_says_too_much(scene: Scene) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from lab import NEVER, Experiment, Scene, Upstream, ask, run, wait_until, write_config
+from lab import Experiment, Scene, Upstream, ask, run, wait_until, write_config
 
 
 def twenty_clients_meet_a_reload(scene: Scene) -> str:
@@ -28,7 +28,7 @@ def a_file_is_broken(scene: Scene) -> str:
         step.config.write_text("[[upstreams]]\nname =", encoding="utf-8")
         step.wait_until_said("TOMLDecodeError", 1)
         write_config(step.config, [two], "round_robin")
-        is_taken_over = wait_until(lambda: step.ask()[1] == "Hello from two", NEVER)
+        is_taken_over = wait_until(lambda: step.ask()[1] == "Hello from two", scene.limit)
         return "the whole one is taken over" if is_taken_over else "no file is ever looked at again"
 
 

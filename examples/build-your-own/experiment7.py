@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 
-from lab import NEVER, SOON, Experiment, Handler, Scene, Upstream, run, wait_until
+from lab import SOON, Experiment, Handler, Scene, Upstream, run, wait_until
 
 IMPATIENT = [
     ("PATIENCE = 10.0  # seconds that a client", "PATIENCE = 0.5  # seconds that a client")
@@ -16,7 +16,7 @@ IMPATIENT = [
 def a_client_drips(scene: Scene) -> str:
     """A client sends a byte of its head now and then, and never all of it."""
     with Upstream() as one, scene.start(one, setup=IMPATIENT) as step, step.connect() as client:
-        deadline = time.monotonic() + 2.5
+        deadline = time.monotonic() + scene.limit + 1.0
         try:
             client.sendall(b"GET / HTTP/1.1\r\nX: ")
             while time.monotonic() < deadline:
@@ -39,9 +39,9 @@ def a_client_is_ahead(scene: Scene) -> str:
         client.sendall(b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n")
         wait_until(lambda: "GET /first" in one.requests)
         client.sendall(b"GET /second HTTP/1.1\r\nHost: x\r\n\r\n")
-        time.sleep(0.2)
+        wait_until(lambda: "KeyError" in "".join(step.said), 1.0)
         gate.set()
-        status, _ = step.ask(timeout=NEVER)
+        status, _ = step.ask(timeout=scene.limit)
         return "everybody is served" if status else "the lane is gone, and nobody is served"
 
 

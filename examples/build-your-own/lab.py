@@ -29,6 +29,8 @@ HERE = Path(__file__).resolve().parent
 SOON = 10.0
 NEVER = 1.5
 
+TIMES = {1: "once", 2: "twice"}
+
 Change = tuple[str, str]  # what is replaced, and by what
 
 
@@ -99,7 +101,8 @@ class Program:
         self.config = config
         self.said: list[str] = []
         self._news = threading.Condition()
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
         self.port = int(self.wait_until_said(r"listening on .*:(\d+)", 1)[1])
 
     def _listen(self) -> None:
@@ -108,6 +111,11 @@ class Program:
             with self._news:
                 self.said.append(line)
                 self._news.notify_all()
+
+    def end(self) -> None:
+        """End it, and take in all that it has said."""
+        self.process.kill()
+        self._listener.join(SOON)
 
     def wait_until_said(self, pattern: str, times: int) -> re.Match[str]:
         """Wait until it has said something so many times."""
@@ -156,6 +164,11 @@ class Scene:
     step: str
     change: Change | None = None
 
+    @property
+    def limit(self) -> float:
+        """How long to wait for what happens as long as nothing is changed."""
+        return NEVER if self.change else SOON
+
     @contextlib.contextmanager
     def start(
         self,
@@ -185,11 +198,11 @@ class Scene:
                 stderr=subprocess.STDOUT,
                 text=True,
             )
-            with process:
-                try:
-                    yield Program(process, config)
-                finally:
-                    process.kill()
+            with process, contextlib.ExitStack() as stack:
+                stack.callback(process.kill)
+                program = Program(process, config)
+                stack.callback(program.end)
+                yield program
 
 
 def write_config(

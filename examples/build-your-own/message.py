@@ -14,10 +14,11 @@ LARGEST_HEAD = 32 * 1024  # bytes; what never ends would fill the memory
 REQUEST_LINE = re.compile(rb"([A-Z]+) [!-~]+ HTTP/1\.1")
 STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-9][0-9][0-9])(?: .*)?")
 FIELD = re.compile(rb"([\w!#$%&'*+.^`|~-]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*?)[ \t]*")
-LENGTH = re.compile(rb"[0-9]{1,18}")
+LENGTH = re.compile(rb"[0-9]{1,18}")  # so many digits fit into 64 bits everywhere
 CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,15}")
 
-# Fields that concern one connection and not the message, and what we answer ourselves.
+# Fields that concern one connection and not the message, and what we answer ourselves. By the
+# standard Transfer-Encoding is one of them; here it stays, since chunks are passed on as they come.
 HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"upgrade", b"expect"}
 
 # The framing of a body is its length, or one of these.
@@ -128,22 +129,28 @@ def read_response(upstream: Stream, request: Head) -> Head:
 
 def copy_body(source: Stream, target: Stream, framing: int) -> None:
     """Pass on a body, piece by piece, up to its end. Raises where it breaks off."""
-    if framing == UNTIL_CLOSE:
+    if framing == CHUNKED:
+        while copy_chunk(source, target):
+            pass
+    elif framing == UNTIL_CLOSE:
         while data := source.read(65536):
             target.send(data)
-    elif framing != CHUNKED:
+    else:
         copy_bytes(source, target, framing)
-    while framing == CHUNKED:
-        line = source.read_until(b"\r\n")
-        if not CHUNK_SIZE.fullmatch(line):
-            raise MalformedMessage("no size of a chunk")
-        target.send(line + b"\r\n")
-        copy_bytes(source, target, int(line, 16))
-        if source.read_until(b"\r\n"):
-            raise MalformedMessage("a chunk longer than its size")
-        target.send(b"\r\n")
-        if int(line, 16) == 0:
-            return
+
+
+def copy_chunk(source: Stream, target: Stream) -> int:
+    """Pass on a chunk, and return its size. That of the last one is 0."""
+    line = source.read_until(b"\r\n")
+    if not CHUNK_SIZE.fullmatch(line):
+        raise MalformedMessage("no size of a chunk")
+    size = int(line, 16)
+    target.send(line + b"\r\n")
+    copy_bytes(source, target, size)
+    if source.read_until(b"\r\n"):
+        raise MalformedMessage("a chunk longer than its size")
+    target.send(b"\r\n")
+    return size
 
 
 def copy_bytes(source: Stream, target: Stream, count: int) -> None:

@@ -37,7 +37,7 @@ def serve_client(client: Stream, address: tuple[str, int]) -> None:
 
 
 def start(target, *arguments) -> None:
-    """Have a thread of its own do something."""
+    """Have a thread of its own do something; it ends with the program."""
     threading.Thread(target=target, args=arguments, daemon=True).start()
 
 

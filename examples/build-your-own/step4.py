@@ -16,7 +16,7 @@ from message import MalformedMessage, Stream, read_request, refuse
 PATIENCE = 10.0  # seconds that a client may take until the next bytes
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # each is itself, whatever it holds, and may be a key
 class Upstream:
     """One server, and what is true of it now."""
 
@@ -89,7 +89,7 @@ def serve_client(client: Stream, balancer: Balancer) -> None:
 
 
 def start(target, *arguments) -> None:
-    """Have a thread of its own do something."""
+    """Have a thread of its own do something; it ends with the program."""
     threading.Thread(target=target, args=arguments, daemon=True).start()
 
 

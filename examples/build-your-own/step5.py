@@ -20,7 +20,7 @@ PATIENCE = 10.0  # seconds that a client may take until the next bytes
 LOOK_EVERY = 0.2  # seconds from one look at the configuration to the next
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # each is itself, whatever it holds, and may be a key
 class Upstream:
     """One server, and what is true of it now."""
 
@@ -107,7 +107,7 @@ def serve_client(client: Stream, balancer: Balancer) -> None:
 
 
 def start(target, *arguments) -> None:
-    """Have a thread of its own do something."""
+    """Have a thread of its own do something; it ends with the program."""
     threading.Thread(target=target, args=arguments, daemon=True).start()
 
 

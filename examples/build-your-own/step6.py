@@ -22,7 +22,7 @@ PROBE_EVERY = 2.0  # seconds from one round of probes to the next
 IN_A_ROW = 2  # probes have to say the same before they are believed
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # each is itself, whatever it holds, and may be a key
 class Upstream:
     """One server, and what is true of it now."""
 
@@ -123,7 +123,7 @@ def serve_client(client: Stream, balancer: Balancer) -> None:
 
 
 def start(target, *arguments) -> None:
-    """Have a thread of its own do something."""
+    """Have a thread of its own do something; it ends with the program."""
     threading.Thread(target=target, args=arguments, daemon=True).start()
 
 
