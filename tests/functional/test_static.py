@@ -294,6 +294,18 @@ def test_root_and_index_are_live(root: Path, tmp_path: Path, start: Start) -> No
     assert atlas.get("/digits.txt").status == 404
 
 
+def test_a_page_of_ones_own_tells_what_is_not_there(
+    root: Path, tmp_path: Path, start: Start
+) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "404.html").write_text("<h1>Lost?</h1>")
+    atlas = start(build(root, error_pages={"folder": "pages"}))
+
+    answer = atlas.get("/missing", Accept="text/html")
+
+    assert (answer.status, answer.body) == (404, b"<h1>Lost?</h1>")
+
+
 def test_it_is_ready_logged_and_counted_without_upstreams(root: Path, start: Start) -> None:
     log = {"access": "access.log", "format": "combined"}
     atlas = start(build(root, log=log, admin=ADMIN))

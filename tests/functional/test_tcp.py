@@ -6,6 +6,8 @@ import contextlib
 import json
 import signal
 import socket
+import ssl
+import tempfile
 import threading
 from collections import Counter
 from collections.abc import Mapping
@@ -13,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from tests.fakes import Conversation, Upstream, black_hole
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, Client, build_config, wait_until
+from tests.functional.test_interoperability import need
+from tests.toolkit import Atlas, Client, Program, build_config, wait_until
 
 MEGABYTE = bytes(range(256)) * 4096
 
@@ -322,3 +326,41 @@ def test_an_upstream_may_be_a_socket_file(start: Start, tmp_path: Path) -> None:
                 assert sock.recv(5) == b"hello"
                 sock.sendall(b"from a file")
                 assert read(client, 11) == b"from a file"
+
+
+def test_tls_passes_untouched(upstreams: contextlib.ExitStack, start: Start) -> None:
+    authority = trustme.CA()
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("db.test").configure_cert(serving)
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(asking)
+
+    def serve(conversation: Conversation) -> None:
+        with serving.wrap_socket(conversation.sock.dup(), server_side=True) as secured:
+            secured.sendall(secured.recv(100).upper())
+
+    atlas = start(build(upstreams.enter_context(Upstream(serve)).table()))
+
+    with Client(atlas.port, tls=asking, name="db.test") as client:
+        client.send(b"secret")
+        assert read(client, 6) == b"SECRET"
+
+
+@pytest.mark.engines("lane")
+def test_redis_and_its_own_benchmark(start: Start) -> None:
+    server, benchmark = need("redis-server"), need("redis-benchmark")
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket may not be long
+        file = Path(folder) / "redis.sock"
+        options = ["--port", "0", "--unixsocket", str(file), "--save", "", "--dir", folder]
+        program = Program([server, *options])
+        try:
+            wait_until(file.exists, "Redis")
+            atlas = start(build({"name": "redis", "address": f"unix:{file}"}))
+            load = Program(
+                [benchmark, "-p", str(atlas.port), "-n", "3000", "-c", "20", "-t", "set,get,lpush"]
+            )
+            assert load.wait(60) == 0
+            assert sum("requests completed" in line for line in load.printed) == 3
+            assert "rror" not in "\n".join([*load.printed, *load.lines])
+        finally:
+            program.end()
