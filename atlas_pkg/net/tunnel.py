@@ -178,6 +178,7 @@ class Relay:
         self._second = 1 if hasattr(select, "epoll") else 1000
         self._ways: dict[int, _Way] = {}  # by the descriptor of their source
         self._new: deque[Tunnel] = deque()
+        self._next_sweep = 0.0
         self._is_stopping = False
         # Who adds a tunnel rings.
         self._door, self._bell = os.pipe()
@@ -206,21 +207,26 @@ class Relay:
             return  # it has been rung often enough
 
     def _run(self) -> None:
-        next_sweep = 0.0
         while not self._is_stopping:
-            timeout = SWEEP_INTERVAL * self._second if self._ways else None
-            events = self._poller.poll(timeout)
-            now = time.monotonic()
-            for fd, seen in events:
-                if (way := self._ways.get(fd)) is not None:  # else it has just ended
-                    self._serve(way, seen, now)
-                elif fd == self._door:
-                    os.read(fd, RECEIVE_BYTES)
-            if now >= next_sweep:
-                next_sweep = now + SWEEP_INTERVAL
-                self._sweep(now)
-            while self._new:
-                self._begin(self._new.popleft())
+            try:
+                self._step()
+            except Exception:
+                log.exception("the relay met an error of ours and goes on")
+
+    def _step(self) -> None:
+        """Wait until something happens, and do what is to be done about it."""
+        events = self._poller.poll(SWEEP_INTERVAL * self._second if self._ways else None)
+        now = time.monotonic()
+        for fd, seen in events:
+            if (way := self._ways.get(fd)) is not None:  # else it has just ended
+                self._serve(way, seen, now)
+            elif fd == self._door:
+                os.read(fd, RECEIVE_BYTES)
+        if now >= self._next_sweep:
+            self._next_sweep = now + SWEEP_INTERVAL
+            self._sweep(now)
+        while self._new:
+            self._begin(self._new.popleft())
 
     def _serve(self, way: _Way, seen: int, now: float) -> None:
         """Something has happened at the source of `way`, which is the sink of the way back."""

@@ -27,7 +27,7 @@ from atlas_pkg.serving.exchange import DONE, WAIT, Exchange, Step
 
 log = logging.getLogger("atlas.tunnel")
 
-# What a connection is told to have come to, where it has come through: nginx's word for it, too.
+# The status of a connection that has come through, for log and metrics; nginx has the same.
 _CONNECTED = 200
 
 # Who broke the connection says how it ended.
