@@ -83,7 +83,7 @@ class Program:
 
     def wait_until_listening(self) -> int:
         """Wait for the line that names the address, and return its port."""
-        found = _ADDRESS.search(self.wait_until_said("://"))
+        found = _ADDRESS.search(self.wait_until_said("://127.0.0.1:"))
         if found is None:
             raise DemoFailed("the program names no port")
         return int(found[1])
