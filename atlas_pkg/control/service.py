@@ -442,10 +442,10 @@ def log_start(config: Config, port: int, certificates: Certificates | None = Non
         log.info("strategy of group %s: %s", group, routing.strategy)
     schemes = ("tcp", "tls") if listen.mode == "tcp" else ("http", "https")
     scheme = schemes[listen.tls is not None]
+    log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
     if listen.http_redirect:
         where = show_endpoint(listen.address, listen.http_redirect)
-        log.info("http://%s leads to https", where)
-    log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
+        log.info("http://%s leads there", where)
 
 
 def log_warnings(config: Config, certificates: Certificates | None) -> None:
