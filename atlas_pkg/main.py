@@ -244,8 +244,7 @@ def _serve_alone(
         service.follow(overrides.current())
     service.start(listeners, takes_over=heritage.is_takeover)
     notifier = Notifier()
-    if not heritage.tell_ready():
-        notifier.ready(service.status())
+    notifier.serving(service.status(), is_told=heritage.tell_ready())
     signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
     while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
         if word == signal.SIGUSR1:

@@ -385,8 +385,7 @@ class Supervisor:
         if was_reloading and not any(child.is_reloading for child in self._children):
             self._notifier.ready(self._status())
         if self._tell_ready is not None and all(child.is_ready for child in self._children):
-            if not self._tell_ready():
-                self._notifier.ready(self._status())
+            self._notifier.serving(self._status(), is_told=self._tell_ready())
             self._tell_ready = None
 
     def _ask_for_signs(self) -> None:

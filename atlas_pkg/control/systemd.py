@@ -68,8 +68,15 @@ class Notifier:
         self._interval = 0.0  # between two signs of life; 0 = none is wanted
         if period.isdigit() and meant_for == str(os.getpid()):
             self._interval = int(period) / 1e6 / 2
-        self._next_sign = 0.0
-        self._next_status = time.monotonic() + STATUS_INTERVAL
+        # Not before it is known that we serve.
+        self._next_sign = self._next_status = float("inf")
+
+    def serving(self, status: str, *, is_told: bool) -> None:
+        """This process serves from now on; `is_told`: a predecessor tells it, who is believed."""
+        if not is_told:
+            self.ready(status)
+        now = time.monotonic()
+        self._next_sign, self._next_status = now + self._interval, now + STATUS_INTERVAL
 
     def ready(self, status: str) -> None:
         """This process serves, or serves on after a reload."""
@@ -86,17 +93,17 @@ class Notifier:
 
     def hand_over(self, pid: int) -> None:
         """Process `pid` is the main one from now on."""
-        self._tell(f"MAINPID={pid}", "READY=1", f"STATUS=process {pid} has taken over")
+        self._tell(
+            f"MAINPID={pid}", "READY=1", "WATCHDOG=1", f"STATUS=process {pid} has taken over"
+        )
 
     def tick(self, is_serving: Callable[[], bool], status: Callable[[], str]) -> None:
         """Give a sign of life and tell the status, where they are due. To be called often."""
-        if not self._address:
-            return
         now = time.monotonic()
         if self._interval and now >= self._next_sign and is_serving():
             self._next_sign = now + self._interval
             self._tell("WATCHDOG=1")
-        if now >= self._next_status:
+        if self._address and now >= self._next_status:
             self._next_status = now + STATUS_INTERVAL
             self._tell(f"STATUS={status()}")
 
