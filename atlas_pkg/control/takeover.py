@@ -187,4 +187,5 @@ class Takeover:
         if time.monotonic() < self._deadline:
             return ""
         os.kill(self.successor, signal.SIGKILL)
+        os.waitpid(self.successor, 0)
         return f"it does not serve after {PATIENCE:g} s, and is killed"

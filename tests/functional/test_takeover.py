@@ -281,6 +281,31 @@ def test_with_a_broken_program_nothing_changes_and_a_new_one_takes_over(
     assert line.atlas.process.wait(20) == 0
 
 
+# Stands before the command that it is the prefix of: the same program, with a hasty takeover by a
+# successor that hangs.
+HANGS = """
+import sys, time
+from atlas_pkg.control import takeover
+from atlas_pkg.main import main
+if takeover.read_heritage().is_takeover:
+    time.sleep(60)
+takeover.PATIENCE = 0.5
+sys.exit(main(sys.argv[5:]))
+"""
+
+
+def test_with_a_program_that_hangs_nothing_changes(a: Upstream, reign: Begin) -> None:
+    line = reign(build_config(a.table()), prefix=(sys.executable, "-W", "error", "-c", HANGS))
+
+    with line.atlas.client() as client:
+        assert client.get().text == "A"
+        successor = line.begin()
+
+        line.atlas.wait_for("it does not serve after 0.5 s, and is killed): all is as before")
+        assert command_of(successor) == ""
+        assert client.get().get("Connection") == ""
+
+
 def is_refused(port: int, host: str = "127.0.0.1") -> bool:
     try:
         Client(port, host=host).close()
