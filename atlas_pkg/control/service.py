@@ -348,6 +348,8 @@ class Service:
             _wait_until(is_cut, timeouts.pre_drain)
         deadline = time.monotonic() + timeouts.drain
         front.stop_accepting()
+        if self._redirect is not None:
+            self._redirect.stop_accepting()
         log.info(
             "draining: no new clients, %d connected, %g s at most", front.connected, timeouts.drain
         )

@@ -64,10 +64,13 @@ class HttpsRedirect:
         """Do as `config` says from now on."""
         self._holder.swap(Generation(self._adapt(config), self._holder.current()))
 
-    def stop(self) -> None:
-        """End, and cut whoever does not let go in a second. Blocks."""
+    def stop_accepting(self) -> None:
+        """Answer those who are connected once more, and nobody else."""
         self._front.begin_drain()
         self._front.stop_accepting()
+
+    def stop(self) -> None:
+        """End, and cut whoever does not let go in a second. Blocks."""
         self._front.release_idle()
         self._front.wait_until_alone(GRACE)
         self._front.cut()

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from atlas_pkg import __version__, bundle
 from tests.fakes import Conversation, Upstream, build_answer, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
+from tests.functional.test_tls import Authority, with_tls
 from tests.functional.test_tunnels import SWITCHED
 from tests.toolkit import Answer, Atlas, Client, Threads, build_config, wait_until
 
@@ -98,8 +100,11 @@ def a(upstreams: contextlib.ExitStack) -> Upstream:
 class Crowd:
     """Clients who ask all the while, and expect an answer to everything."""
 
-    def __init__(self, atlas: Atlas, *, kept: int, fresh: int) -> None:
+    def __init__(
+        self, atlas: Atlas, *, kept: int, fresh: int, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._port = atlas.port
+        self._tls = tls
         self._is_over = threading.Event()
         self._threads = Threads()
         self.answers = 0
@@ -111,7 +116,7 @@ class Crowd:
 
     def _ask(self, is_fresh: bool) -> None:
         while not self._is_over.is_set():
-            with Client(self._port) as client:
+            with Client(self._port, tls=self._tls) as client:
                 is_open = True
                 while is_open and not self._is_over.is_set():
                     answer = client.get(**({"Connection": "close"} if is_fresh else {}))
@@ -147,6 +152,25 @@ def test_nobody_is_refused_and_no_request_is_lost_or_doubled(
     assert line.atlas.process.wait(20) == 0
     assert admin.stats()["pids"] != []
     assert "had to be cut" not in line.atlas.log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nobody_notices_with_tls_either(
+    workers: int, a: Upstream, tmp_path: Path, reign: Begin
+) -> None:
+    authority = Authority(tmp_path)
+    authority.write("cert", "atlas.test")
+    line = reign(with_tls(build_config(a.table(), listen={"workers": workers})))
+    crowd = Crowd(line.atlas, kept=4, fresh=2, tls=authority.context())
+
+    for _ in range(2):
+        answers = crowd.answers
+        wait_until(lambda: crowd.answers > answers + 20, "many answers")  # noqa: B023 - at once
+        line.take_over()
+    crowd.end()
+
+    assert a.requests == crowd.answers
+    assert line.atlas.process.wait(20) == 0
 
 
 @BOTH_ENGINES
