@@ -88,6 +88,13 @@ class StreamError(AtlasError):
         super().__init__(f"{side.value}: {reason}")
 
 
+class TlsError(StreamError):
+    """A connection was opened, and TLS could not be agreed upon over it."""
+
+    def __init__(self, cause: StreamError) -> None:
+        super().__init__(cause.side, cause.reason, timed_out=cause.timed_out)
+
+
 class ClientGone(AtlasError):
     """The client closed, reset or stopped reading; there is nobody left to answer."""
 
@@ -110,6 +117,7 @@ class Stage(enum.Enum):
     """How far an attempt had come when its upstream failed."""
 
     CONNECT = "connect"
+    TLS = "tls"
     SEND = "send"
     HEAD = "head"
     BODY = "body"
@@ -138,4 +146,6 @@ class UpstreamError(AtlasError):
         self.is_stale = is_stale
         self.is_own_fault = is_own_fault
         self.upstream = ""  # its name, filled in by who chose it
+        # Had it been sent any of the request?
+        self.was_asked = stage not in (Stage.CONNECT, Stage.TLS)
         super().__init__(f"{stage.value}: {reason}")

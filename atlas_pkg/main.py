@@ -57,6 +57,7 @@ from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.certificates import Certificates, read_certificates
 from atlas_pkg.net.listener import open_listener, open_listeners
+from atlas_pkg.net.tls_client import read_tls_clients
 from atlas_pkg.observing.tracer import MOST_ONE_IN
 
 log = logging.getLogger("atlas")
@@ -93,6 +94,7 @@ def check(path: Path) -> int:
     try:
         config = load_config(path)
         certificates = read_certificates(config)
+        tls_clients = read_tls_clients(config)
         check_access_log(config, may_create=False)
     except ConfigError as error:
         print(error, file=sys.stderr)
@@ -104,7 +106,7 @@ def check(path: Path) -> int:
     if certificates is not None:
         print("\n".join(["certificates:", *certificates.describe()]))
     for group in config.group_names:
-        if told := preview(BalancerSettings.of(config, group)):
+        if told := preview(BalancerSettings.of(config, group, tls_clients)):
             print("\n".join([*([f"group {group}"] if len(config.group_names) > 1 else ()), *told]))
     return EXIT_OK
 
@@ -115,6 +117,7 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         seen = read_document(path)
         config = parse_config(seen, path)
         certificates = read_certificates(config)
+        read_tls_clients(config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -128,6 +129,7 @@ class Upstream:
         self.accepted = 0
         self.requests = 0
         self._serve = serve
+        self.tls: ssl.SSLContext | None = None  # what it speaks with, for connections from then on
         # Guards _open and the counters.
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
@@ -198,16 +200,21 @@ class Upstream:
                 thread.start()
                 self._threads.append(thread)
 
-    def _run(self, sock: socket.socket) -> None:
-        conversation = Conversation(sock)
+    def _run(self, plain: socket.socket) -> None:
+        conversation, sock = None, plain
         try:
+            if self.tls is not None:
+                sock = self.tls.wrap_socket(plain, server_side=True)
+                with self._lock:
+                    self._open.add(sock)
+            conversation = Conversation(sock)
             self._serve(conversation)
         except (OSError, ValueError):
             pass  # Atlas or the test has cut the connection
         finally:
             with self._lock:
-                self._open.discard(sock)
-            conversation.close()
+                self._open -= {plain, sock}
+            sock.close() if conversation is None else conversation.close()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg.config import loader, model
+from atlas_pkg.config import loader
 from atlas_pkg.serving.failures import FAILURES
 from tests import ladder
 from tests.config.reference import entries, read_strategies
@@ -91,12 +91,6 @@ def anchors(page: Path) -> set[str]:
 
 def test_readme_is_no_longer_than_a_reader_has_patience_for() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 310
-
-
-def test_what_is_missing_is_what_the_configuration_refuses() -> None:
-    reserved = [key for row in rows("What it does not do, and why") for key in CODE.findall(row[1])]
-
-    assert sorted(reserved) == sorted(model.NOT_YET)
 
 
 def test_keys_that_are_shown_exist() -> None:

@@ -43,6 +43,7 @@ from atlas_pkg.config.model import (
 )
 from atlas_pkg.errors import NoUpstream
 from atlas_pkg.net.connect import Endpoint
+from atlas_pkg.net.tls_client import NO_CLIENTS, TlsClient
 
 log = logging.getLogger("atlas.balancing")
 
@@ -64,9 +65,15 @@ class BalancerSettings(NamedTuple):
     circuit_breaker: CircuitBreaker | None = None
     slow_start: SlowStart | None = None
     queue: float = Timeouts().queue  # how long somebody waits for room
+    tls_clients: Mapping[str, TlsClient] = NO_CLIENTS  # who speaks TLS to whom, by name
 
     @classmethod
-    def of(cls, config: Config, group: str = DEFAULT_GROUP) -> BalancerSettings:
+    def of(
+        cls,
+        config: Config,
+        group: str = DEFAULT_GROUP,
+        tls_clients: Mapping[str, TlsClient] = NO_CLIENTS,
+    ) -> BalancerSettings:
         """Pick out what concerns one group."""
         return cls(
             tuple(upstream for upstream in config.upstreams if upstream.group == group),
@@ -74,6 +81,7 @@ class BalancerSettings(NamedTuple):
             config.circuit_breaker,
             config.slow_start,
             config.timeouts.queue,
+            tls_clients,
         )
 
 
@@ -137,7 +145,13 @@ class Balancer:
         with self.lock:
             for order, upstream in enumerate(listed):
                 config = settings.upstreams[order]
-                upstream.configure(config, order=order, breaker=settings.circuit_breaker)
+                upstream.configure(
+                    config,
+                    order=order,
+                    breaker=settings.circuit_breaker,
+                    # Whoever is missing there is rather an error than spoken to without TLS.
+                    tls=settings.tls_clients[config.name] if config.tls is not None else None,
+                )
             if not is_start:
                 self._await_first_probes(listed, new)
             self.upstreams = tuple(listed)

@@ -18,10 +18,11 @@ import time
 
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import PoolConfig
-from atlas_pkg.errors import Stage, StreamError, UpstreamError
+from atlas_pkg.errors import Stage, StreamError, TlsError, UpstreamError
 from atlas_pkg.net.connect import connect
 from atlas_pkg.net.proxy_protocol import build_header
 from atlas_pkg.net.stream import Ends, Stream
+from atlas_pkg.net.tls_client import TlsClient
 
 # A request that may not be repeated is only put on a connection that was in use this recently.
 FRESH = 1.0
@@ -44,12 +45,16 @@ class UpstreamConnection:
         "opened_at",
         "requests",
         "stream",
+        "tls",
         "upstream",
     )
 
-    def __init__(self, upstream: Upstream, stream: Stream, now: float) -> None:
+    def __init__(
+        self, upstream: Upstream, stream: Stream, now: float, tls: TlsClient | None = None
+    ) -> None:
         self.upstream = upstream
         self.stream = stream
+        self.tls = tls  # who has spoken TLS to it
         self.is_bound = False  # it speaks for one client, and is nobody else's any more
         self.is_watched = False  # a lane's epoll tells of it
         self.opened_at = now
@@ -67,20 +72,24 @@ def open_connection(
     """
     if not upstream.endpoints:
         raise UpstreamError(Stage.CONNECT, f"host name {upstream.address} is not resolved")
+    tls = upstream.tls
     try:
         stream = reach(upstream, timeout, ends)
     except StreamError as error:
+        stage = Stage.TLS if isinstance(error, TlsError) else Stage.CONNECT
         raise UpstreamError(
-            Stage.CONNECT, error.reason, timed_out=error.timed_out, is_own_fault=error.is_own_fault
+            stage, error.reason, timed_out=error.timed_out, is_own_fault=error.is_own_fault
         ) from None
-    return UpstreamConnection(upstream, stream, time.monotonic())
+    return UpstreamConnection(upstream, stream, time.monotonic(), tls)
 
 
 def reach(upstream: Upstream, timeout: float, ends: Ends | None) -> Stream:
-    """Connect to `upstream`, at one of its addresses, and say for whom if it wants to know that.
+    """Connect to `upstream`, at one of its addresses, and be ready to speak to it.
 
-    Blocks. `ends` are None where it is for nobody, as a probe is. Raises `StreamError`.
+    Blocks for `timeout` at most. Who wants to know for whom it is hears `ends`, which are None
+    where it is for nobody, as a probe is. Raises `StreamError`.
     """
+    deadline = time.monotonic() + timeout
     stream = connect(upstream.endpoints, timeout)
     if upstream.proxy_protocol:
         try:
@@ -90,7 +99,9 @@ def reach(upstream: Upstream, timeout: float, ends: Ends | None) -> Stream:
         except StreamError:
             stream.close()
             raise
-    return stream
+    if upstream.tls is None:
+        return stream
+    return upstream.tls.wrap(stream, deadline - time.monotonic())
 
 
 class Pool:
@@ -121,6 +132,7 @@ class Pool:
                 idle <= idle_limit
                 and idle <= connection.idle_limit
                 and now - connection.opened_at <= settings.max_age
+                and connection.tls is upstream.tls
                 and not connection.stream.is_readable()
             ):
                 return connection

@@ -18,6 +18,7 @@ from atlas_pkg.balancing.breaker import Breaker
 from atlas_pkg.config.model import CircuitBreaker, UpstreamConfig
 from atlas_pkg.config.rules import SOCKET_FILE, show_endpoint
 from atlas_pkg.net.connect import Endpoint
+from atlas_pkg.net.tls_client import TlsClient
 
 # What identifies an upstream across reloads: name, address, port, group.
 Identity = tuple[str, str, int, str]
@@ -66,6 +67,7 @@ class Upstream:
         "port",
         "proxy_protocol",
         "recovered_at",
+        "tls",
         "weight_override",
     )
 
@@ -101,16 +103,22 @@ class Upstream:
         return not parse_literal(self.address, self.port)
 
     def configure(
-        self, config: UpstreamConfig, *, order: int, breaker: CircuitBreaker | None
+        self,
+        config: UpstreamConfig,
+        *,
+        order: int,
+        breaker: CircuitBreaker | None,
+        tls: TlsClient | None = None,
     ) -> None:
         """Be as a configuration wants it that comes into force; `order` is its place in the file.
 
-        Caller holds the balancer's lock.
+        `tls` is who speaks TLS to it. Caller holds the balancer's lock.
         """
         self.configured_weight = config.weight
         self.max_connections = config.max_connections
         self.is_backup = config.backup
         self.proxy_protocol = config.proxy_protocol
+        self.tls = tls
         self.order = order
         if breaker is None:
             self.breaker = None

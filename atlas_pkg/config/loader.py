@@ -81,7 +81,7 @@ def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = No
 
 
 def _complete(config: Config, tables: Mapping[str, Any]) -> Config:
-    """Give every upstream and every group what is in force for it, and socket files whole paths.
+    """Give every upstream and every group what is in force for it, and files whole paths.
 
     The pages for errors are read. Blocks on the disk.
     `tables` is the file, which tells what their own tables name.
@@ -93,10 +93,13 @@ def _complete(config: Config, tables: Mapping[str, Any]) -> Config:
             own = common
         elif common is not None:
             own = _lay(own, common, table["health_check"])
-        address = upstream.address
+        address, tls, folder = upstream.address, upstream.tls, config.path.parent
         if upstream.socket_file:
-            address = f"{SOCKET_FILE}{config.path.parent / upstream.socket_file}"
-        upstreams.append(replace(upstream, address=address, health_check=own))
+            address = f"{SOCKET_FILE}{folder / upstream.socket_file}"
+        if tls is not None:
+            ca, cert, key = (name and str(folder.absolute() / name) for name in tls.files)
+            tls = replace(tls, ca=ca, cert=cert, key=key)
+        upstreams.append(replace(upstream, address=address, tls=tls, health_check=own))
     groups = [
         (name, _lay(own, config.routing, tables["groups"][name])) for name, own in config.groups
     ]

@@ -39,6 +39,7 @@ from atlas_pkg.config.rules import (
     HASH_ON,
     HOST,
     HOST_FIELD,
+    HOST_OR_NONE,
     NOT_EMPTY,
     PRINTABLE,
     PRINTABLE_OR_NONE,
@@ -67,11 +68,7 @@ from atlas_pkg.config.schema import Alias, Mark, Unit, either
 
 # Documented, but not built yet: refused with a sentence that says so, save for its default. Who
 # builds one deletes its line (and adds the class, the field or the choice that it needs).
-NOT_YET = frozenset(
-    {
-        "upstreams.tls",
-    }
-)
+NOT_YET: frozenset[str] = frozenset()
 
 
 # The group of all upstreams that name none, and of all requests for which no route is meant.
@@ -217,6 +214,31 @@ class Listen:
 
 
 @dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """`[upstreams.tls]`: it is spoken to over TLS, and has to prove who it is."""
+
+    verify: Annotated[bool, "false = it may be anybody"] = True
+    ca: Annotated[str, "a file of certificates to trust instead of the system's"] = ""
+    server_name: Annotated[
+        str, HOST_OR_NONE, "whom it has to prove to be, and is asked for (SNI); empty = address"
+    ] = ""
+    cert: Annotated[str, "a certificate of ours, for upstreams that want to see one"] = ""
+    key: Annotated[str, "the key that belongs to it"] = ""
+
+    @property
+    def files(self) -> tuple[str, str, str]:
+        """All files that are read for it; empty where none is named."""
+        return (self.ca, self.cert, self.key)
+
+    def clashes(self) -> Iterator[tuple[str, str]]:
+        """Yield which key does not go with another one, and why."""
+        if bool(self.cert) != bool(self.key):
+            yield ("key", "needs cert") if self.key else ("cert", "needs key")
+        if self.ca and not self.verify:
+            yield "ca", "has no effect with verify = false"
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamConfig:
     """`[[upstreams]]`: one server that answers. None at all is legal: every answer is 503."""
 
@@ -245,6 +267,7 @@ class UpstreamConfig:
     ] = 0.0
     # Under which name its address was found, where it is one of several (`resolve`).
     host: Annotated[str, Mark.GIVEN] = ""
+    tls: UpstreamTls | None = None
     # What is in force for this upstream: its own keys laid over those of `[health_check]`.
     health_check: HealthCheck | None = None
 
@@ -253,6 +276,12 @@ class UpstreamConfig:
         """The path of the socket file through which it is reached; empty where it has a port."""
         is_file = self.address.startswith(SOCKET_FILE)
         return self.address.removeprefix(SOCKET_FILE) if is_file else ""
+
+    @property
+    def server_name(self) -> str:
+        """Whom it has to prove to be over TLS; empty where nobody knows."""
+        named = self.tls.server_name if self.tls is not None else ""
+        return (named or self.host or ("" if self.socket_file else self.address)).removesuffix(".")
 
     @property
     def label(self) -> str:
@@ -270,6 +299,8 @@ class UpstreamConfig:
             yield "port", f"must be absent, since a socket file has none, got {self.port}"
         if not (self.socket_file or self.port):
             yield "port", "missing, must be an integer (1 to 65535)"
+        if self.tls is not None and self.tls.verify and not self.server_name:
+            yield "tls.server_name", "missing: a socket file has no name that could be verified"
         if self.resolve and (self.socket_file or is_ip_address(self.address)):
             yield "resolve", f'needs a host name, got address "{self.address}"'
 
@@ -567,7 +598,9 @@ class Config:
     @property
     def files(self) -> tuple[Path, ...]:
         """Further files that belong to it: when one of them changes, all is read again."""
-        names = self.listen.tls.files if self.listen.tls else ()
+        names = list(self.listen.tls.files) if self.listen.tls else []
+        for upstream in self.upstreams:
+            names += filter(None, upstream.tls.files if upstream.tls else ())
         return tuple(self.path.parent.absolute() / name for name in names)
 
     @property

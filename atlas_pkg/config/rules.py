@@ -309,6 +309,9 @@ SERVER_NAME = Rule(
     'a host name, or "*." and one, in US-ASCII ("xn--…" for others)', parse_server_name
 )
 HOST = Rule("an IPv4 or IPv6 address or a host name", parse_host)
+HOST_OR_NONE = Rule(
+    "empty, an IPv4 or IPv6 address or a host name", lambda text: text and parse_host(text)
+)
 UPSTREAM_ADDRESS = Rule(
     'an IPv4 or IPv6 address, a host name, or a socket file like "unix:run/app.sock"',
     parse_upstream_address,

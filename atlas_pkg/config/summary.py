@@ -96,6 +96,8 @@ def warnings_of(config: Config) -> list[str]:
         if strategy in {"round_robin", "random"} and upstream.weight not in {0, 1}:
             weight = f"weight {upstream.weight} has no effect with {strategy}"
             warnings.append(f"upstream {upstream.name}: {weight}")
+        if upstream.tls is not None and not upstream.tls.verify:
+            warnings.append(f"upstream {upstream.name}: its certificate is not verified")
     warnings += config.error_pages.complaints
     routes = list(enumerate(config.routes, 1))
     for index, (number, route) in enumerate(routes):

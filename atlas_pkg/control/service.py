@@ -37,6 +37,7 @@ from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.net.certificates import Certificates, certificate_changes, read_certificates
+from atlas_pkg.net.tls_client import read_tls_clients, tls_changes
 from atlas_pkg.net.tunnel import Relay
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.process_stats import is_usable
@@ -256,12 +257,17 @@ class Service:
             config = parse_config(data, self._config.path)
             self._files = config.files
             certificates = read_certificates(config, old.tls)
+            tls_clients = read_tls_clients(config, old.tls_clients)
         except ConfigError as error:
             log.error("Configuration refused, the one in force stays:\n%s", error)
             self._reporter.reloads.note(old.number, str(error))
             return
         restart = restart_changes(self._config, config)
-        live = live_changes(self._config, config) + certificate_changes(old.tls, certificates)
+        live = (
+            *live_changes(self._config, config),
+            *certificate_changes(old.tls, certificates),
+            *tls_changes(old.tls_clients, tls_clients),
+        )
         if restart:
             log.warning("needs a restart to take effect: %s", ", ".join(restart))
         if not live:

@@ -27,7 +27,7 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from atlas_pkg.errors import Side, StreamError
@@ -61,7 +61,7 @@ class TlsStream(Stream):
     A subclass, since it is one in all that its users can see.
     """
 
-    __slots__ = ("_has_ended", "_lock", "_tls")
+    __slots__ = ("_has_ended", "_keep_session", "_lock", "_tls")
 
     is_plain = False
     receive_bytes = RECORD_BYTES
@@ -73,11 +73,13 @@ class TlsStream(Stream):
         *,
         server_name: str | None = None,
         session: ssl.SSLSession | None = None,
+        keep_session: Callable[[ssl.SSLSession], None] | None = None,
     ) -> None:
         """Takes over the connection of `plain`, which is not to be used any more.
 
         Nothing of it may have been read. `session` is one of an earlier connection under the same
-        `context`. Raises `StreamError`; then it is still to be closed.
+        `context`; `keep_session` is told one that the next connection can go on with. Raises
+        `StreamError`; then it is still to be closed.
         """
         try:
             self._tls = context.wrap_socket(
@@ -93,6 +95,7 @@ class TlsStream(Stream):
         self._tls.setblocking(False)
         super().__init__(self._tls, plain.side)
         self.client_gone = plain.client_gone
+        self._keep_session = keep_session
         # The other end has said close-notify, of which the kernel will not tell again.
         self._has_ended = False
         # Guards the state of the encryption: one thread may read while another writes, and before
@@ -170,6 +173,11 @@ class TlsStream(Stream):
             except OSError as error:
                 raise self.broken(error) from None
         self._has_ended = not data
+        if self._keep_session is not None:
+            # TLS 1.3 tells of a session after the handshake, and before it says anything else.
+            if (session := self.session) is not None:
+                self._keep_session(session)
+            self._keep_session = None
         return data
 
     def receive(self, timeout: float, other: Stream | None = None) -> bytes:

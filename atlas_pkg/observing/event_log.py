@@ -37,6 +37,7 @@ _FAILED = {
     End.OVERLOADED: "no thread was free in time",
     End.CONNECT_FAILED: "the upstream could not be reached",
     End.CONNECT_TIMEOUT: "connecting to the upstream took too long",
+    End.TLS: "TLS with the upstream failed",
     End.UPSTREAM_FAILED: "the upstream failed before its answer had begun",
     End.UPSTREAM_TIMEOUT: "the upstream did not answer in time",
     End.UPSTREAM_CUT: "the upstream failed in the middle of its answer, which was cut",

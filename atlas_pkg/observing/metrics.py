@@ -153,7 +153,7 @@ def _failures_of(record: Record) -> Sequence[tuple[str, str]]:
 
 
 _USUAL_FAILURES = (
-    *(End.CONNECT_FAILED, End.CONNECT_TIMEOUT),
+    *(End.CONNECT_FAILED, End.CONNECT_TIMEOUT, End.TLS),
     *(End.UPSTREAM_FAILED, End.UPSTREAM_TIMEOUT, End.UPSTREAM_CUT),
 )
 REQUESTS = Counter(

@@ -24,6 +24,7 @@ class End(enum.Enum):
     OVERLOADED = "overloaded"  # no thread was free in time: 503
     CONNECT_FAILED = "connect-failed"
     CONNECT_TIMEOUT = "connect-timeout"
+    TLS = "tls"  # no TLS with the upstream: its certificate was not accepted, say: 502
     UPSTREAM_FAILED = "upstream-failed"  # broke or spoke nonsense before its answer: 502
     UPSTREAM_TIMEOUT = "upstream-timeout"  # no answer in time: 504
     UPSTREAM_CUT = "upstream-cut"  # its answer had begun and did not end

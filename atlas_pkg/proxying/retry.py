@@ -13,7 +13,7 @@ doubled load.
 
 from __future__ import annotations
 
-from atlas_pkg.errors import ClientGone, NoUpstream, Stage, UpstreamError
+from atlas_pkg.errors import ClientGone, NoUpstream, UpstreamError
 from atlas_pkg.serving.exchange import Exchange
 from atlas_pkg.serving.failures import find_failure, judge
 
@@ -40,7 +40,7 @@ def lease_again(exchange: Exchange, error: UpstreamError) -> None:
     exchange.tried = (*exchange.tried, lease.upstream)
     if not _may_retry(exchange, error):
         raise error
-    if error.stage is not Stage.CONNECT:  # outside the budget: nothing was sent
+    if error.was_asked:  # else it is outside the budget
         if not balancer.begin_retry():
             if record is not None:
                 record.retry_refused = True
@@ -82,4 +82,4 @@ def _may_retry(exchange: Exchange, error: UpstreamError) -> bool:
     body = exchange.request_body
     if body is not None and body.is_touched and exchange.replay is None:
         return False
-    return error.stage is Stage.CONNECT or exchange.request.method in IDEMPOTENT
+    return not error.was_asked or exchange.request.method in IDEMPOTENT

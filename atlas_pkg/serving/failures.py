@@ -74,6 +74,7 @@ FAILURES = {row.end: row for row in (
     Failure(End.OVERLOADED,     503, "too much to do",           None,      False, False, _WARNING),
     Failure(End.CONNECT_FAILED, 502, _BAD,                       _UPSTREAM, True,  False, _WARNING),
     Failure(End.CONNECT_TIMEOUT, 504, _LATE,                     _UPSTREAM, True,  False, _WARNING),
+    Failure(End.TLS,            502, _BAD,                       _UPSTREAM, True,  False, _WARNING),
     Failure(End.UPSTREAM_FAILED, 502, _BAD,                      _UPSTREAM, True,  False, _WARNING),
     Failure(End.UPSTREAM_TIMEOUT, 504, _LATE,                    _UPSTREAM, True,  False, _WARNING),
     Failure(End.UPSTREAM_CUT,   502, _BAD,                       _UPSTREAM, True,  True,  _WARNING),
@@ -85,11 +86,7 @@ FAILURES = {row.end: row for row in (
 def find_failure(error: Exception, *, has_started: bool = False) -> Failure:
     """Find the row of `error`; `has_started`: the client had been sent some of the answer."""
     if isinstance(error, UpstreamError):
-        if has_started:
-            return FAILURES[End.UPSTREAM_CUT]
-        if error.stage is Stage.CONNECT:
-            return FAILURES[End.CONNECT_TIMEOUT if error.timed_out else End.CONNECT_FAILED]
-        return FAILURES[End.UPSTREAM_TIMEOUT if error.timed_out else End.UPSTREAM_FAILED]
+        return FAILURES[End.UPSTREAM_CUT if has_started else _end_of(error)]
     if isinstance(error, ClientError):
         return FAILURES[End.REFUSED]._replace(status=error.status, reason=error.reason)
     if isinstance(error, (ClientGone, StreamError)):  # a stream's own error is the client's here
@@ -99,6 +96,15 @@ def find_failure(error: Exception, *, has_started: bool = False) -> Failure:
     if isinstance(error, Overloaded):
         return FAILURES[End.OVERLOADED]
     return FAILURES[End.ERROR]
+
+
+def _end_of(error: UpstreamError) -> End:
+    """What it is called that an upstream has failed before its answer had begun."""
+    if error.timed_out:
+        return End.UPSTREAM_TIMEOUT if error.was_asked else End.CONNECT_TIMEOUT
+    if error.was_asked:
+        return End.UPSTREAM_FAILED
+    return End.TLS if error.stage is Stage.TLS else End.CONNECT_FAILED
 
 
 def judge(error: Exception) -> Outcome:

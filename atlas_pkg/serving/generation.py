@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -21,6 +21,7 @@ from atlas_pkg.config.model import DEFAULT_GROUP, Config, HealthCheck
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.net.certificates import Certificates
+from atlas_pkg.net.tls_client import NO_CLIENTS, TlsClient, read_tls_clients
 from atlas_pkg.serving.affinity import HASHING, AffinityReader
 from atlas_pkg.serving.router import Router
 
@@ -65,6 +66,10 @@ class Generation:
             filter_cookie=partial(_without_own, list(cookies.values())) if cookies else None,
             tells_certificates=config.listen.tls is not None and bool(config.listen.tls.client_ca),
         )
+        # Who speaks TLS to which upstream.
+        self.tls_clients: Mapping[str, TlsClient] = read_tls_clients(
+            config, previous.tls_clients if previous else NO_CLIENTS, keeps=True
+        )
         self.groups = {
             name: self._build_group(name, previous, cookies.get(name))
             for name in config.group_names
@@ -104,7 +109,7 @@ class Generation:
         self, name: str, previous: Generation | None, sticky: StickySessions | None
     ) -> Group:
         routing = self.config.routing_of(name)
-        settings = BalancerSettings.of(self.config, name)
+        settings = BalancerSettings.of(self.config, name, self.tls_clients)
         known = previous.groups.get(name) if previous else None
         if known is not None and settings.upstreams:
             balancer = known.balancer
@@ -163,6 +168,6 @@ def _apply(
         for group in generation.groups.values()
         if is_meant(group.balancer)
         for upstream in group.balancer.apply(
-            BalancerSettings.of(generation.config, group.name), addresses
+            BalancerSettings.of(generation.config, group.name, generation.tls_clients), addresses
         )
     ]

@@ -148,6 +148,21 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
             UPSTREAM + "resolve = 5",
             'upstreams[0].resolve: needs a host name, got address "10.0.0.1" (name = "a")',
         ),
+        (
+            UPSTREAM + '[upstreams.tls]\ncert = "c.pem"',
+            'upstreams[0].tls.cert: needs key (name = "a")',
+        ),
+        (
+            UPSTREAM + '[upstreams.tls]\nverify = false\nca = "c.pem"',
+            'upstreams[0].tls.ca: has no effect with verify = false (name = "a")',
+        ),
+        (
+            '[[upstreams]]\nname = "a"\naddress = "unix:a.sock"\n[upstreams.tls]',
+            (
+                "upstreams[0].tls.server_name: missing: a socket file has no name that could be "
+                'verified (name = "a")'
+            ),
+        ),
         # routing
         (
             '[routing]\nstrategy = "roundrobin"',
@@ -444,16 +459,6 @@ def test_an_index_is_a_file_of_the_folder(name: str) -> None:
 
 
 # What is not yet available
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (UPSTREAM + "[upstreams.tls]", 'upstreams[0].tls: not yet available (name = "a")'),
-    ],
-)
-def test_what_is_not_yet_available_says_so(text: str, sentence: str) -> None:
-    assert mistakes(text) == [sentence]
 
 
 # Files that are no configuration at all

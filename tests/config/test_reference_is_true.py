@@ -19,6 +19,7 @@ from atlas_pkg.config.model import (
     Sticky,
     TlsHost,
     UpstreamConfig,
+    UpstreamTls,
 )
 from atlas_pkg.config.rules import find_strategies
 from tests.config.reference import EXAMPLE, STRATEGIES_LINE, entries, example_file, read_strategies
@@ -99,7 +100,11 @@ def test_the_example_without_its_marks_is_all_defaults_with_every_feature_on() -
     assert loaded == Config(
         NAME,
         listen=Listen(tls=TLS, proxy_protocol=ProxyProtocol((ip_network("10.0.0.0/8"),))),
-        upstreams=(UpstreamConfig("backend1", "10.0.0.1", 3000, health_check=HealthCheck()),),
+        upstreams=(
+            UpstreamConfig(
+                "backend1", "10.0.0.1", 3000, tls=UpstreamTls(), health_check=HealthCheck()
+            ),
+        ),
         health_check=HealthCheck(),
         circuit_breaker=CircuitBreaker(),
         sticky=Sticky(),

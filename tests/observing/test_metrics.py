@@ -441,6 +441,7 @@ def test_usual_failures_are_there_before_the_first_one() -> None:
         (
             "connect-failed",
             "connect-timeout",
+            "tls",
             "upstream-failed",
             "upstream-timeout",
             "upstream-cut",

@@ -1,0 +1,165 @@
+"""TLS towards upstreams: whom they have to prove to be, what we show them, and sessions.
+
+Whoever is not asked to prove who it is can be anybody on the way, so a certificate is verified,
+name and chain, unless `verify = false` says otherwise. An upstream that is spoken to again goes on
+with its last session, which saves it the proof and both sides the arithmetic; the library knows
+one only once the other end has said something.
+
+Upstreams with the same files share a context, since reading the authorities of the system takes
+tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+from atlas_pkg.config.model import Config, UpstreamTls
+from atlas_pkg.errors import ConfigError, StreamError, TlsError
+from atlas_pkg.net.stream import Stream
+from atlas_pkg.net.tls import TlsStream
+
+
+class _Credentials(NamedTuple):
+    """All that a context is made of: what is asked for, and what files hold."""
+
+    verify: bool
+    ca: bytes
+    cert: bytes
+    key: bytes
+
+
+class TlsClient:
+    """Speaks TLS to one upstream. Thread-safe."""
+
+    def __init__(
+        self,
+        settings: UpstreamTls,
+        credentials: _Credentials,
+        context: ssl.SSLContext,
+        server_name: str,
+    ) -> None:
+        self.settings = settings
+        self.credentials = credentials
+        self.context = context
+        self.server_name = server_name
+        # The latest; each connection may replace it.
+        self._session: ssl.SSLSession | None = None
+
+    def wrap(self, plain: Stream, timeout: float) -> TlsStream:
+        """Shake hands over `plain`, which is taken over. Blocks. Raises `TlsError`."""
+        stream = plain
+        try:
+            stream = tls = TlsStream(
+                plain,
+                self.context,
+                server_name=self.server_name or None,
+                session=self._session,
+                keep_session=self._keep_session,
+            )
+            tls.shake_hands(timeout)
+        except StreamError as error:
+            stream.close()
+            raise TlsError(error) from None
+        return tls
+
+    def _keep_session(self, session: ssl.SSLSession) -> None:
+        self._session = session
+
+
+NO_CLIENTS: Mapping[str, TlsClient] = MappingProxyType({})
+
+
+def read_tls_clients(
+    config: Config, previous: Mapping[str, TlsClient] = NO_CLIENTS, *, keeps: bool = False
+) -> dict[str, TlsClient]:
+    """Read what `[upstreams.tls]` names; returns who speaks TLS to which upstream, by its name.
+
+    Those of `previous` for which nothing is different stay, and their sessions with them. With
+    `keeps`, what was read before stands in for what cannot be read any more. Raises `ConfigError`.
+    Blocks on the disk.
+    """
+    contexts = {client.credentials: client.context for client in previous.values()}
+    kept = {client.settings: client.credentials for client in previous.values()} if keeps else {}
+    is_http = config.listen.mode == "http"
+    clients: dict[str, TlsClient] = {}
+    problems: list[str] = []
+    for upstream in config.upstreams:
+        settings = upstream.tls
+        if settings is None:
+            continue
+        try:
+            credentials = _read_credentials(settings)
+            if credentials not in contexts:
+                contexts[credentials] = _build_context(settings, credentials, is_http=is_http)
+        except ConfigError as error:
+            if settings not in kept:
+                problems += [f'{problem} (name = "{upstream.name}")' for problem in error.problems]
+                continue
+            credentials = kept[settings]
+        context, name = contexts[credentials], upstream.server_name
+        known = previous.get(upstream.name)
+        if known is not None and known.context is context and known.server_name == name:
+            clients[upstream.name] = known
+        else:
+            clients[upstream.name] = TlsClient(settings, credentials, context, name)
+    if problems:
+        raise ConfigError(f"{config.path}: {problem}" for problem in problems)
+    return clients
+
+
+def tls_changes(old: Mapping[str, TlsClient], new: Mapping[str, TlsClient]) -> tuple[str, ...]:
+    """Say for the log that files have changed, which the configuration does not tell."""
+    before, after = ({client.credentials for client in clients.values()} for clients in (old, new))
+    return () if before == after else ("upstreams.tls: files have changed",)
+
+
+def _read_credentials(settings: UpstreamTls) -> _Credentials:
+    contents = []
+    for key, name in (("ca", settings.ca), ("cert", settings.cert), ("key", settings.key)):
+        try:
+            contents.append(Path(name).read_bytes() if name else b"")
+        except OSError as error:
+            raise _refuse(key, f"{name}: {(error.strerror or str(error)).lower()}") from None
+    return _Credentials(settings.verify, *contents)
+
+
+def _build_context(
+    settings: UpstreamTls, credentials: _Credentials, *, is_http: bool
+) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if is_http:
+        context.set_alpn_protocols(["http/1.1"])
+    if not credentials.verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    elif not credentials.ca:
+        context.load_default_certs()
+    else:
+        try:
+            context.load_verify_locations(cadata=credentials.ca.decode("latin-1"))
+        except (OSError, ValueError):
+            raise _refuse("ca", f"{settings.ca}: holds no certificates (PEM)") from None
+    if credentials.cert:
+        try:
+            # A key with a password is refused: there is nobody to ask.
+            context.load_cert_chain(settings.cert, settings.key, password=_no_password)
+        except (OSError, ValueError) as error:
+            known = error.reason if isinstance(error, ssl.SSLError) else str(error)
+            reason = f": {known.replace('_', ' ').lower()}" if known else ""
+            raise _refuse(
+                "cert", f"{settings.cert} and {settings.key} are no pair{reason}"
+            ) from None
+    return context
+
+
+def _refuse(key: str, sentence: str) -> ConfigError:
+    return ConfigError([f"upstreams.tls.{key}: {sentence}"])
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
