@@ -15,7 +15,7 @@ def twenty_clients_meet_a_reload(scene: Scene) -> str:
             ask(client, "GET /")
         before = one.opened
         write_config(step.config, [one], "least_connections")
-        step.wait_until_said("hot-reloaded", 1)
+        step.wait_until_said("hot-reloaded")
         for client in clients:
             ask(client, "GET /")
             client.close()
@@ -26,7 +26,7 @@ def a_file_is_broken(scene: Scene) -> str:
     """Somebody saves half a file, sees it, and saves the whole one."""
     with Upstream("one") as one, Upstream("two") as two, scene.start(one) as step:
         step.config.write_text("[[upstreams]]\nname =", encoding="utf-8")
-        step.wait_until_said("TOMLDecodeError", 1)
+        step.wait_until_said("TOMLDecodeError")
         write_config(step.config, [two], "round_robin")
         is_taken_over = wait_until(lambda: step.ask()[1] == "Hello from two", scene.limit)
         return "the whole one is taken over" if is_taken_over else "no file is ever looked at again"

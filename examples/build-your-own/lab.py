@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 
 # How long anything may take that should happen, and how long we wait for what should not.
 SOON = 10.0
-NEVER = 1.5
+NEVER = 1.0
 
 TIMES = {1: "once", 2: "twice"}
 
@@ -103,7 +103,7 @@ class Program:
         self._news = threading.Condition()
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        self.port = int(self.wait_until_said(r"listening on .*:(\d+)", 1)[1])
+        self.port = int(self.wait_until_said(r"listening on .*:(\d+)")[1])
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
@@ -117,16 +117,13 @@ class Program:
         self.process.kill()
         self._listener.join(SOON)
 
-    def wait_until_said(self, pattern: str, times: int) -> re.Match[str]:
-        """Wait until it has said something so many times."""
-
-        def find() -> list[re.Match[str]]:
-            return [match for line in self.said if (match := re.search(pattern, line))]
-
+    def wait_until_said(self, pattern: str) -> re.Match[str]:
+        """Wait until it has said something."""
         with self._news:
-            if not self._news.wait_for(lambda: len(find()) >= times, SOON):
-                raise TimeoutError(f"{pattern}: not in {self.said}")
-            return find()[times - 1]
+            found = self._news.wait_for(lambda: re.search(pattern, "".join(self.said)), SOON)
+        if not found:
+            raise TimeoutError(f"{pattern}: not in {self.said}")
+        return found
 
     def connect(self) -> socket.socket:
         """Connect, and do nothing yet."""
