@@ -22,6 +22,7 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
 from atlas_pkg.net.certificates import Certificates, read_certificates
 from atlas_pkg.net.listener import open_listener, open_listeners
-from atlas_pkg.net.tls_client import read_tls_clients
+from atlas_pkg.net.tls_client import TlsClient, read_tls_clients
 from atlas_pkg.observing.tracer import MOST_ONE_IN
 
 log = logging.getLogger("atlas")
@@ -117,7 +118,7 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         seen = read_document(path)
         config = parse_config(seen, path)
         certificates = read_certificates(config)
-        read_tls_clients(config)
+        tls_clients = read_tls_clients(config)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
@@ -165,6 +166,7 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         options,
         heritage,
         certificates=certificates,
+        tls_clients=tls_clients,
     )
     return EXIT_OK if is_finished else EXIT_FAILED
 
@@ -223,6 +225,7 @@ def _serve_alone(
     heritage: Heritage,
     *,
     certificates: Certificates | None,
+    tls_clients: Mapping[str, TlsClient],
 ) -> bool:
     """Serve in this process until a signal ends it; returns whether all was finished."""
     listeners, _, admin = ports
@@ -233,7 +236,12 @@ def _serve_alone(
     bury_orphans()
     logs.write_in_background()
     service = Service(
-        config, seen, options=options, secret=heritage.secret, certificates=certificates
+        config,
+        seen,
+        options=options,
+        secret=heritage.secret,
+        certificates=certificates,
+        tls_clients=tls_clients,
     )
     port = None
     if admin is not None:
@@ -284,6 +292,7 @@ def _serve_with_workers(
     heritage: Heritage,
     *,
     certificates: Certificates | None,
+    tls_clients: Mapping[str, TlsClient],
 ) -> bool:
     """Serve in several processes; otherwise like `_serve_alone`."""
     listeners, _, admin = ports
@@ -299,6 +308,7 @@ def _serve_with_workers(
         count=count,
         secret=heritage.secret,
         certificates=certificates,
+        tls_clients=tls_clients,
         takes_over=heritage.is_takeover,
         ends=theirs,
         dump=_log_upstreams,

@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -37,7 +37,7 @@ from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.net.certificates import Certificates, certificate_changes, read_certificates
-from atlas_pkg.net.tls_client import read_tls_clients, tls_changes
+from atlas_pkg.net.tls_client import NO_CLIENTS, TlsClient, read_tls_clients, tls_changes
 from atlas_pkg.net.tunnel import Relay
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.process_stats import is_usable
@@ -91,17 +91,21 @@ class Service:
         secret: bytes = b"",
         heritage: SharedText | None = None,
         certificates: Certificates | None = None,
+        tls_clients: Mapping[str, TlsClient] = NO_CLIENTS,
     ) -> None:
         """`seen` is the file as `config` was read from it.
 
         Processes that share a port are given the same `secret` and `certificates`; alone, one makes
-        up its own. In `heritage` stands the file that was last taken over by whoever was here
-        before, and then that which we take over: for whoever will be here after.
+        up its own. `tls_clients` stand in for files that cannot be read any more. In `heritage`
+        stands the file that was last taken over by whoever was here before, and then that which we
+        take over: for whoever will be here after.
         """
         self._log_level = options.log_level
         self._config = config  # as the file says; in force it is with the addresses of host names
         self._resolver = Resolver(on_change=self._follow_names)
-        self._holder = ConfigHolder(Generation(config, secret=secret, certificates=certificates))
+        self._holder = ConfigHolder(
+            Generation(config, secret=secret, certificates=certificates, tls_clients=tls_clients)
+        )
         clients, observers, self._relay = Clients(), Observers(), Relay()
         app: App = Proxy(clients, self._relay)
         if config.listen.mode == "tcp":
@@ -173,7 +177,14 @@ class Service:
         config = self._resolver.expand(self._config)
         if config != self._holder.current().config:
             old = self._holder.current()
-            self._holder.swap(Generation(config, secret=old.secret, certificates=old.tls))
+            self._holder.swap(
+                Generation(
+                    config,
+                    secret=old.secret,
+                    certificates=old.tls,
+                    tls_clients=old.tls_clients,
+                )
+            )
         generation = self._holder.current()
         self._resolver.watch(self._config.upstreams, generation.upstreams)
         checks = generation.health_checks()
@@ -303,6 +314,7 @@ class Service:
                 None if is_start else old,
                 secret=old.secret,
                 certificates=certificates,
+                tls_clients=old.tls_clients,
             )
             self._swap(generation, addresses)
         self._observing.follow(config)
@@ -320,7 +332,7 @@ class Service:
             config = self._resolver.expand(self._config)
             if config == old.config:
                 return
-            self._swap(Generation(config, old, certificates=old.tls))
+            self._swap(Generation(config, old, certificates=old.tls, tls_clients=old.tls_clients))
         log.info("host names lead elsewhere: %s", "; ".join(live_changes(old.config, config)))
 
     def _swap(self, generation: Generation, addresses: Addresses = MappingProxyType({})) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
 from atlas_pkg import logs
@@ -22,6 +22,7 @@ from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service
 from atlas_pkg.control.supervisor import Order, Orders, Serve
 from atlas_pkg.net.certificates import Certificates
+from atlas_pkg.net.tls_client import TlsClient
 
 
 class Question(TypedDict):
@@ -51,6 +52,7 @@ def build_worker_life(
     secret: bytes,
     takes_over: bool,
     certificates: Certificates | None,
+    tls_clients: Mapping[str, TlsClient],
     ends: Sequence[End],
     dump: Callable[[Service], None],
 ) -> Serve:
@@ -58,9 +60,10 @@ def build_worker_life(
 
     `seen` is the file as `config` was read from it. `secret` signs sticky cookies: one must mean
     the same to whichever process it meets. With the same `certificates` they can go on with each
-    other's TLS sessions. `takes_over`: from the processes of another supervisor. `ends[0]` is that
-    of the first worker process, and leads to the admin process; without one there are none. `dump`
-    logs the state of upstreams.
+    other's TLS sessions; `tls_clients` stand in for files that cannot be read any more.
+    `takes_over`: from the processes of another supervisor. `ends[0]` is that of the first worker
+    process, and leads to the admin process; without one there are none. `dump` logs the state of
+    upstreams.
     """
     heritages = [SharedText() for _ in range(count)]
 
@@ -76,6 +79,7 @@ def build_worker_life(
             secret=secret,
             heritage=heritages[number - 1],
             certificates=certificates,
+            tls_clients=tls_clients,
         )
         service.catch_up()
         if ends:

@@ -45,11 +45,13 @@ class Generation:
         *,
         secret: bytes = b"",
         certificates: Certificates | None = None,
+        tls_clients: Mapping[str, TlsClient] = NO_CLIENTS,
     ) -> None:
         """`secret` signs sticky cookies where the configuration has none; made up if empty.
 
         The balancers of `previous` go on under their settings until this generation is swapped in.
-        `certificates` are shown to clients who speak TLS; None where they do not.
+        `certificates` are shown to clients who speak TLS; None where they do not. Of `tls_clients`,
+        who have spoken it to upstreams, stays what is not different now, or cannot be read.
         """
         self.number: int = previous.number + 1 if previous else 1
         self.config = config
@@ -67,9 +69,7 @@ class Generation:
             tells_certificates=config.listen.tls is not None and bool(config.listen.tls.client_ca),
         )
         # Who speaks TLS to which upstream.
-        self.tls_clients: Mapping[str, TlsClient] = read_tls_clients(
-            config, previous.tls_clients if previous else NO_CLIENTS, keeps=True
-        )
+        self.tls_clients = read_tls_clients(config, tls_clients, keeps=True)
         self.groups = {
             name: self._build_group(name, previous, cookies.get(name))
             for name in config.group_names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import ssl
 import sys
@@ -24,7 +25,7 @@ from tests.functional.test_access_log import entries_of
 from tests.functional.test_interoperability import BODY, need
 from tests.functional.test_proxy_protocol import free_ports, read_told, serving
 from tests.functional.test_tunnels import echo
-from tests.toolkit import ATLAS, Cut, Program, build_config
+from tests.toolkit import ATLAS, Cut, Program, build_config, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +280,22 @@ def test_files_that_change_are_taken_over(folder: Path, a: Scripted, start: Star
         atlas.wait_for("ca.pem: holds no certificates (PEM)")
         a.tls = serve_as(other, "127.0.0.1")
         assert client.get().text == "a"
+
+
+@pytest.mark.engines("lane")
+def test_a_process_that_is_replaced_goes_on_with_files_that_were_good(
+    folder: Path, a: Scripted, start: Start
+) -> None:
+    atlas = start(with_tls(build_config(a.table(), listen={"workers": 2}, admin=ADMIN)))
+    assert atlas.get().text == "a"
+    (folder / "ca.pem").write_text("nonsense")
+    atlas.wait_for("ca.pem: holds no certificates (PEM)", times=2)
+    pids = AdminClient(atlas).stats()["pids"]
+
+    os.kill(pids[0], signal.SIGKILL)
+    wait_until(lambda: len(set(AdminClient(atlas).stats()["pids"]) - set(pids)) == 1, "another")
+
+    assert [atlas.get().text for _ in range(8)] == ["a"] * 8
 
 
 @pytest.mark.usefixtures("folder")
