@@ -1,9 +1,10 @@
 """Shows TLS as this folder's README says.
 
 Makes certificates in a temporary folder, starts an upstream and Atlas on free ports with a copy of
-`atlas.toml`, asks under several names, follows the redirect, and replaces a certificate while a
-client is connected. Run it from anywhere: `python examples/https/demo.py`. It wants the `openssl`
-command. Exit status 0 when all was as it should be, else 1.
+`atlas.toml`, asks under several names, follows the redirect, replaces a certificate while a client
+is connected, and has another Atlas speak TLS to this one. Run it from anywhere:
+`python examples/https/demo.py`. It wants the `openssl` command. Exit status 0 when all was as it
+should be, else 1.
 """
 
 from __future__ import annotations
@@ -23,6 +24,21 @@ import _support as support
 import certificates
 
 HERE = Path(__file__).resolve().parent
+
+
+# Another Atlas, in front of that of this example.
+FRONT = """
+[listen]
+address = "127.0.0.1"
+port = 0
+[[upstreams]]
+name = "inner"
+address = "127.0.0.1"
+port = {port}
+[upstreams.tls]
+ca = "{folder}/ca.pem"
+server_name = "{name}"
+"""
 
 
 class Connection(http.client.HTTPSConnection):
@@ -63,6 +79,7 @@ def main() -> None:
 
         show_names(atlas.port, trusting)
         show_redirect(plain_port, atlas.port, folder)
+        show_upstream(folder, atlas.port)
         show_rotation(folder, atlas, trusting)
         support.expect("exit status after SIGTERM", atlas.terminate(), 0)
 
@@ -117,6 +134,19 @@ def show_redirect(plain_port: int, port: int, folder: Path) -> None:
     connection.request("GET", "/.well-known/acme-challenge/token")
     support.expect("a proof is served", connection.getresponse().read(), b"token.proof")
     connection.close()
+
+
+def show_upstream(folder: Path, port: int) -> None:
+    """Another Atlas in front of this one speaks TLS to it, if that proves who it is."""
+    for name, expected in (("one.test", 200), ("other.test", 502)):
+        with support.Atlas(FRONT.format(port=port, folder=folder, name=name)) as front:
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", front.port, timeout=support.PATIENCE
+            )
+            connection.request("GET", "/")
+            status = connection.getresponse().status
+            support.expect(f"with an upstream that should be {name}", status, expected)
+            connection.close()
 
 
 def show_rotation(folder: Path, atlas: support.Atlas, trusting: ssl.SSLContext) -> None:
