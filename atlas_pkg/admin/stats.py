@@ -17,7 +17,7 @@ from typing import NotRequired, TypedDict
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport
 from atlas_pkg.observing.event_log import ErrorLine, Event, Events
 from atlas_pkg.observing.metrics import FAILURES, REQUESTS, RETRIES, Snapshot
-from atlas_pkg.observing.process_stats import Reload, UpstreamNow, key_of
+from atlas_pkg.observing.process_stats import Reload, UpstreamNow, is_usable, key_of
 from atlas_pkg.observing.rates import Latency, Rates, Sample, Strip
 
 # More than these, and the summary is no longer one.
@@ -183,6 +183,10 @@ def _judge_service(stats: Stats) -> tuple[str, str, list[str]]:
         return "bad", "No upstreams are configured", ["every request is answered 503"]
     if not stats["ready"]:
         return "bad", f"Not ready: {stats['ready_reason']}", details
+    served = {item["group"] for item in upstreams if is_usable(item)}
+    down = sorted({item["group"] for item in upstreams} - served)
+    if served and down:
+        return "bad", f"No upstream of group {', '.join(down)} is usable", details
     if not troubles:
         text = f"All {len(upstreams)} upstreams are up"
         return "good", "The upstream is up" if len(upstreams) == 1 else text, []

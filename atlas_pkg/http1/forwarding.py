@@ -143,7 +143,6 @@ class Forwarder:
         request: Request,
         client: ClientInfo,
         fallback_host: bytes,
-        *,
         request_id: bytes = b"",
         strip: bytes = b"",
     ) -> bytes:

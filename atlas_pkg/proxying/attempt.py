@@ -176,8 +176,8 @@ def _send_head(exchange: Exchange, connection: UpstreamConnection) -> bool:
         exchange.request,
         exchange.client.info,
         connection.upstream.host_field,
-        request_id=exchange.make_request_id() if forwarder.makes_request_ids else b"",
-        strip=exchange.route.strip if exchange.route is not None else b"",
+        exchange.make_request_id() if forwarder.makes_request_ids else b"",
+        b"" if exchange.route is None else exchange.route.strip,
     )
     if body is not None:
         head += take_first(exchange)

@@ -150,9 +150,8 @@ class HttpService:
             return CLOSE
         except ClientError as error:
             request, failure = refused_request(data or stream.buffered), error
-        exchange = Exchange(request, client, self._clients, generation)
+        exchange = Exchange(request, client, self._clients, generation, failure)
         exchange.is_raw = self._is_raw
-        exchange.failure = failure or exchange.failure  # no route, perhaps
         if self._observers.are_there:
             self._begin_record(exchange)
         client.head_since = 0.0
@@ -201,9 +200,9 @@ class HttpService:
             return CLOSE
         request = refused_request(client.stream.buffered)
         client.follow(self._holder.generation)
-        exchange = Exchange(request, client, self._clients, self._holder.generation)
+        failure = ClientError(408, "the request head did not come in time")
+        exchange = Exchange(request, client, self._clients, self._holder.generation, failure)
         exchange.is_raw = self._is_raw
-        exchange.failure = ClientError(408, "the request head did not come in time")
         if self._observers.are_there:
             self._begin_record(exchange)
         return exchange

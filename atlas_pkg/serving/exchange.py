@@ -82,7 +82,6 @@ class Exchange:
     rest = b""  # of the answer, what the client has not taken yet
     deadline = 0.0  # until when the upstream has to say more
     client_left_at = 0.0  # when it was first seen that the client has closed its sending half
-    failure: Exception | None = None  # what was met, and is still to be judged
     tried: tuple[Upstream, ...] = ()  # those that have failed
     is_retry = False  # it counts in the budget of retries
     wants_fresh = False  # an idle connection had gone stale: this time a new one
@@ -95,8 +94,14 @@ class Exchange:
     copier: Copier
 
     def __init__(
-        self, request: Request, client: Client, clients: Clients, generation: Generation
+        self,
+        request: Request,
+        client: Client,
+        clients: Clients,
+        generation: Generation,
+        failure: ClientError | None = None,
     ) -> None:
+        """With a `failure`, which is still to be judged, the request is refused."""
         self.request = request
         self.client = client
         self._clients = clients
@@ -105,7 +110,8 @@ class Exchange:
         self.group = generation.group
         if request.hops_left == 0:
             self.is_ours = True
-        if generation.router is not None and request.target:  # else it is refused anyway
+        self.failure: Exception | None = failure  # what was met, and is still to be judged
+        if generation.router is not None and failure is None:
             self._find_route(generation.router)
         # What ties this client to an upstream, for the balancer.
         self.affinity: Affinity = ANYWHERE

@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import NamedTuple
 
 from atlas_pkg.balancing.balancer import Addresses, Balancer, BalancerSettings
 from atlas_pkg.balancing.sticky import StickySessions
@@ -26,7 +25,8 @@ from atlas_pkg.serving.affinity import HASHING, AffinityReader
 from atlas_pkg.serving.router import Router
 
 
-class Group(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Group:
     """One group of upstreams, as one configuration has it."""
 
     name: str

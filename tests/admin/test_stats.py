@@ -208,6 +208,7 @@ def test_verdicts() -> None:
     draining["state"] = "draining"
     unready = build_sample(down)
     unready["ready"], unready["ready_reason"] = False, "no upstream is usable"
+    apart = build_upstream("c", kind="down", state="down", group="api")
 
     verdicts = [
         judge(stats)
@@ -219,6 +220,7 @@ def test_verdicts() -> None:
             build_sample(),
             draining,
             unready,
+            build_sample(up, apart),
         )
     ]
 
@@ -230,6 +232,7 @@ def test_verdicts() -> None:
         ("bad", "No upstreams are configured"),
         ("warn", "Draining: no new clients"),
         ("bad", "Not ready: no upstream is usable"),
+        ("bad", "No upstream of group api is usable"),
     ]
     assert verdicts[2]["details"] == ["b: down, refused"]
     assert verdicts[3]["details"][-1] == "and 5 more"
