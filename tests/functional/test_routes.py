@@ -343,13 +343,15 @@ def test_all_that_shows_upstreams_shows_their_groups(
         "--explain",
     )
     admin = AdminClient(atlas)
-    for target in ("/shop", "/gone", "/closed", "/"):
+    targets = ("/shop", "/gone", "/closed", "/")
+    for target in targets:
         ask(atlas, target)
     route = "route 1 (/shop) → group shop"
 
     log = tmp_path / "access.log"
     wait_until(lambda: log.read_text().count("\n") == 4)
-    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    found = {(entry := json.loads(line))["target"]: entry for line in log.read_text().splitlines()}
+    entries = [found[target] for target in targets]
     assert [(entry["group"], entry["upstream"]) for entry in entries] == [
         ("shop", "shop"),
         ("empty", "gone"),
@@ -377,8 +379,8 @@ def test_all_that_shows_upstreams_shows_their_groups(
     stats = json.loads(admin.ask("/stats.json")[1])
     assert [item["group"] for item in stats["upstreams"]] == ["shop", "default", "empty"]
     assert {error["group"] for error in stats["errors"]} == {"empty", "-"}
-    found = json.loads(admin.ask("/explain.json?upstream=shop")[1])["exchanges"]
-    assert [item["route"] for item in found] == [route]
+    exchanges = json.loads(admin.ask("/explain.json?upstream=shop")[1])["exchanges"]
+    assert [item["route"] for item in exchanges] == [route]
     atlas.wait_for(f"  {route}", printed=True)
 
 
