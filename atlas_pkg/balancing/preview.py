@@ -5,7 +5,7 @@ times more without the upstream that came first. So one sees what a strategy doe
 and how many clients it sends elsewhere when a server goes: a hash those that have to, turns nearly
 all. The dice are seeded: the same file is told the same again.
 
-What becomes of many requests that are under way together, it does not tell.
+What becomes of many requests that are under way together, examples/strategies shows.
 """
 
 from __future__ import annotations

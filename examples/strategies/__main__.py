@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 from atlas_pkg.balancing.strategies import STRATEGIES
@@ -29,17 +30,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Play, print and write; the exit status is 1 where a figure is not as theory has it."""
     parser = argparse.ArgumentParser(prog="python -m examples.strategies")
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(scenario.names()))
-    parser.add_argument("--small", action="store_true", help="the short versions, in seconds")
-    parser.add_argument("--write", action="store_true", help="write tables and plots")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--small", action="store_true", help="the short versions, in seconds")
+    how.add_argument("--write", action="store_true", help="write tables and plots into the page")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(scenario.names()):
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    if options.write and find_spec("matplotlib") is None:
+        parser.error("--write needs matplotlib: pip install .[plots]")
     played, tables = {}, {}
     for name in options.names or scenario.names():
         world = scenario.load(name)
+        world = world.shrink() if options.small else world
         began = time.perf_counter()
-        played[name] = play(world.shrink() if options.small else world)
-        tables[name] = build_table(world, played[name])
+        played[name] = play(world)
+        tables[name] = build_table(played[name])
         count = sum(len(run.born) for _, run in played[name])
         pace = (time.perf_counter() - began) / count * 1e6
         print(f"\n{name}: {world.title}\n\n{tables[name]}\n{count:,} requests, {pace:.0f} us each")
@@ -60,18 +65,16 @@ def write(played: dict[str, Played], tables: dict[str, str]) -> None:
     text = _TABLE.sub(lambda found: found[1] + tables.get(found[2], found[3]) + found[4], text)
     PAGE.write_text(text, encoding="utf-8")
     for name, runs in played.items():
-        world = scenario.load(name)
-        if world.shows != "known":
-            plots.draw(name, world, runs)
+        plots.draw(name, runs)
     if "known" in tables:
         plots.draw_known(played)
 
 
-def build_table(world: Scenario, played: Played) -> str:
+def build_table(played: Played) -> str:
     """Tell all cases in a table; where two things vary, the slowest percent alone, crosswise."""
     keys = list(played[0][0])
     if len(keys) == 1:
-        columns = _columns(world)
+        columns = _columns(played[0][1].scenario)
         rows = [
             [_name(case[keys[0]]), *(column(run) for column in columns.values())]
             for case, run in played

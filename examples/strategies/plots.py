@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from examples.strategies import known, theory
-from examples.strategies.scenario import Scenario, tell
+from examples.strategies.scenario import tell
 from examples.strategies.simulation import Played, Run, percentile
 
 FOLDER = Path(__file__).resolve().parent / "plots"
@@ -59,8 +59,8 @@ _LEAST_SHARE = 1e-4
 _PERCENTS = (50, 90, 99, 99.9)
 
 
-def draw(name: str, world: Scenario, played: Played) -> None:
-    """Write the plot of one scenario."""
+def draw(name: str, played: Played) -> None:
+    """Write the plot of one scenario; those of which something is known have one in common."""
     drawers = {
         "tail": _draw_tails,
         "p99": _draw_seconds,
@@ -69,9 +69,10 @@ def draw(name: str, world: Scenario, played: Played) -> None:
         "sweep": _draw_sweep,
         "shares": _draw_shares,
     }
-    with mpl.rc_context(STYLE):
-        figure = drawers[world.shows](world, played)
-        _save(figure, name)
+    shows = played[0][1].scenario.shows
+    if shows != "known":
+        with mpl.rc_context(STYLE):
+            _save(drawers[shows](played), name)
 
 
 def draw_known(played: dict[str, Played]) -> None:
@@ -124,7 +125,7 @@ def _scale_times(ax: Axes) -> None:
     )
 
 
-def _draw_tails(_: Scenario, played: Played) -> Figure:
+def _draw_tails(played: Played) -> Figure:
     figure, panels = _start(played)
     parts = [10 ** -(step / 20) for step in range(6, 61)]  # of the requests that take longer
     for ax, title, runs in panels:
@@ -144,7 +145,8 @@ def _draw_tails(_: Scenario, played: Played) -> Figure:
     return figure
 
 
-def _draw_seconds(world: Scenario, played: Played) -> Figure:
+def _draw_seconds(played: Played) -> Figure:
+    world = played[0][1].scenario
     figure, panels = _start(played)
     for ax, title, runs in panels:
         for label, run in runs:
@@ -177,7 +179,7 @@ def _draw_seconds(world: Scenario, played: Played) -> Figure:
     return figure
 
 
-def _draw_sweep(_: Scenario, played: Played) -> Figure:
+def _draw_sweep(played: Played) -> Figure:
     figure = Figure(figsize=(7.4, 3.4), layout="constrained")
     ax = figure.subplots()
     lines: dict[str, list[tuple[float, float]]] = {}
@@ -197,7 +199,7 @@ def _draw_sweep(_: Scenario, played: Played) -> Figure:
     return figure
 
 
-def _draw_shares(_: Scenario, played: Played) -> Figure:
+def _draw_shares(played: Played) -> Figure:
     figure = Figure(figsize=(8.6, 2.2), layout="constrained")
     axes = figure.subplots(1, len(played), sharey=True)
     for ax, (case, run) in zip(axes, played, strict=True):

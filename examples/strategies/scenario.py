@@ -63,7 +63,6 @@ class Scenario:
     warm_up: float = 0.0  # at the beginning, not counted
     rate: float = 100.0  # requests a second, all balancers together; a Poisson process
     burst: Burst | None = None
-    work: str = "exponential"  # how long requests take; or "constant"
     keys: int = 0  # different clients, or paths
     zipf: float = 0.0  # how unequal they are: the share of the nth is 1 / n ** zipf
     sample: float = 0.0  # how often all lines are looked at; 0 = never

@@ -114,7 +114,7 @@ class Server:
 
     def _duration(self, key: bytes) -> float:
         settings = self.settings
-        duration = self._world.draw_work() / (settings.rate * self.speed)
+        duration = self._world.draw_wait() / (settings.rate * self.speed)
         if self.warmth < settings.warm_after:
             warmth = self.warmth / settings.warm_after
             duration /= settings.cold + (1 - settings.cold) * warmth
@@ -148,17 +148,17 @@ class Run:
         self.looked_up[int(now)] += 1
         self.hits[int(now)] += is_hit
 
-    def times(self, since: float | None = None, until: float = math.inf) -> list[float]:
-        """The times of the requests that began in between, sorted; by default after warming up."""
+    def times(self, since: float | None = None) -> list[float]:
+        """The times of requests that began then or later, sorted; by default after warming up."""
         since = self.scenario.warm_up if since is None else since
         pairs = zip(self.born, self.took, strict=True)
-        return sorted(took for born, took in pairs if since <= born < until)
+        return sorted(took for born, took in pairs if born >= since)
 
-    def by_second(self, width: float = 1.0) -> list[list[float]]:
+    def by_second(self) -> list[list[float]]:
         """The times of all requests, by the second in which they began; not sorted."""
-        seconds: list[list[float]] = [[] for _ in range(math.ceil(self.scenario.seconds / width))]
+        seconds: list[list[float]] = [[] for _ in range(math.ceil(self.scenario.seconds))]
         for born, took in zip(self.born, self.took, strict=True):
-            seconds[min(int(born / width), len(seconds) - 1)].append(took)
+            seconds[int(born)].append(took)
         return seconds
 
     def hit_ratio(self, since: float = 0, until: float = math.inf) -> float:
@@ -221,10 +221,8 @@ class Simulation:
         """Have something done later."""
         heapq.heappush(self._events, (self.now + seconds, next(self._numbers), action, arguments))
 
-    def draw_work(self) -> float:
-        """Draw how much work a request is; 1 on average."""
-        if self._scenario.work == "constant":
-            return 1.0
+    def draw_wait(self) -> float:
+        """Draw a time from the exponential distribution, 1 on average."""
         return -math.log(1.0 - self._dice.random())
 
     # The life of a request
@@ -239,7 +237,7 @@ class Simulation:
         self._send(Request(balancer, self._draw_key(), self.now))
 
     def _await_arrival(self) -> None:
-        wait = -math.log(1.0 - self._dice.random()) / self._rate
+        wait = self.draw_wait() / self._rate
         if self.now + wait < self._scenario.seconds:
             self.after(wait, self._arrive, self._era)
 
