@@ -6,12 +6,14 @@ import contextlib
 import json
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from atlas_pkg.net.proxy_protocol import build_header
 from atlas_pkg.net.stream import Ends
@@ -184,6 +186,42 @@ def test_who_may_say_it_is_taken_over_by_a_reload(echo: Upstream, start: Start) 
             assert client.read_answer().status == 403
     atlas.reload(text)
     assert atlas.get().status == 200
+
+
+@pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS)
+@pytest.mark.parametrize("is_slow", [False, True], ids=["whole", "byte by byte"])
+def test_a_header_comes_before_tls(
+    header: bytes, is_slow: bool, tmp_path: Path, echo: Upstream, start: Start
+) -> None:
+    authority = trustme.CA()
+    pair = authority.issue_cert("atlas.test")
+    pair.private_key_and_cert_chain_pem.write_to_path(tmp_path / "pair.pem")
+    tls = '\n[listen.tls]\ncert = "pair.pem"\nkey = "pair.pem"\n'
+    atlas = start(build_config(echo.table()) + tls + listens())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(context)
+
+    with socket.create_connection(("127.0.0.1", atlas.port), 20) as plain:
+        for piece in [bytes([byte]) for byte in header] if is_slow else [header]:
+            plain.sendall(piece)
+        with context.wrap_socket(plain, server_hostname="atlas.test") as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: example.test\r\nConnection: close\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+
+    assert b"X-Forwarded-For: 192.0.2.1" in answer
+    assert b"X-Forwarded-Proto: https" in answer
+
+
+@pytest.mark.parametrize("mode", ["http", "tcp"])
+def test_a_stranger_reaches_nobody(mode: str, echo: Upstream, start: Start) -> None:
+    atlas = start(build_config(echo.table(), listen={"mode": mode}) + listens("192.0.2.0/24"))
+
+    with atlas.client() as client:
+        client.send(LINE + b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            while client.sock.recv(65536):
+                pass
+    assert echo.accepted == 0
 
 
 @pytest.mark.engines("lane")
