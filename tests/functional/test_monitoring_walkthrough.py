@@ -7,6 +7,7 @@ would do.
 
 Blocks of `sh` in the other examples need several terminals, and hands that edit files in between.
 So they are only run, one after the other, with what serves in the background: all must succeed.
+Left out are blocks with a remark before them: they change the machine, or want a person.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ from tests.toolkit import ROOT, find_program
 
 EXAMPLE = ROOT / "examples" / "monitoring"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/**/README.md"))]
-PORTS = ("8080", "9191", "3000", "3001", "3002", "3003", "3004")
+PORTS = (
+    *("8080", "8081", "8443", "9191"),
+    *("3000", "3001", "3002", "3003", "3004", "3005", "6001", "6002"),
+)
 
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d{3}")
@@ -37,7 +41,8 @@ TIME = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d[.,]\d{3}")
 # What programs in the background may say at any time, and shells of those that were killed.
 BACKGROUND = re.compile(r"^.*(?: listens on http|Terminated).*\n", re.MULTILINE)
 
-COMMANDS = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# A block of commands, unless a remark before it says that it is for a person.
+COMMANDS = re.compile(r"(?<! -->\n\n)^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # What serves until it is ended: an Atlas, or an upstream at a port.
 SERVES = re.compile(r"python3? (atlas\.py|(?:-m http\.server|\S+/upstream\.py \w+) \d+)|^node ")
@@ -127,7 +132,7 @@ def shell(tmp_path: Path, ports: dict[str, str]) -> Iterator[Shell]:
     unwanted = shutil.ignore_patterns("__pycache__", ".*", "screenshots")
     for folder in ("atlas_pkg", "examples"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=unwanted)
-    for path in tmp_path.glob("examples/*/atlas.toml"):
+    for path in tmp_path.glob("examples/*/*.toml"):
         path.write_text(replace_ports(path.read_text(encoding="utf-8"), ports), encoding="utf-8")
     for name in ("LICENSE", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
@@ -203,7 +208,9 @@ def test_the_commands_of_the_example_succeed(
             # 141: an upstream may answer an upload that it does not read. And Atlas logs in the
             # background, so its lines may come behind.
             while not re.search(
-                r"^status (0|141)$", said := shell.give(f"{line}\necho status $?"), re.MULTILINE
+                r"^status (0|141)$",
+                said := shell.give(f"{line}\nprintf '\\nstatus %d\\n' $?"),
+                re.MULTILINE,
             ):
                 assert "curl" in line, f"$ {line}\n{said}"
                 assert time.monotonic() < deadline, f"$ {line}\n{said}"
