@@ -112,9 +112,14 @@ def read_tls_clients(
 
 
 def tls_changes(old: Mapping[str, TlsClient], new: Mapping[str, TlsClient]) -> tuple[str, ...]:
-    """Say for the log that files have changed, which the configuration does not tell."""
-    before, after = ({client.credentials for client in clients.values()} for clients in (old, new))
-    return () if before == after else ("upstreams.tls: files have changed",)
+    """Say for the log that files hold something else, which the configuration does not tell."""
+    before = {client.settings: client.credentials for client in old.values()}
+    changed = sorted(
+        name
+        for name, client in new.items()
+        if before.get(client.settings, client.credentials) != client.credentials
+    )
+    return (f"upstreams.tls: other files for {', '.join(changed)}",) if changed else ()
 
 
 def _read_credentials(settings: UpstreamTls) -> _Credentials:

@@ -22,6 +22,7 @@ from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer,
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.functional.test_access_log import entries_of
+from tests.functional.test_host_names import Names
 from tests.functional.test_interoperability import BODY, need
 from tests.functional.test_proxy_protocol import free_ports, read_told, serving
 from tests.functional.test_tunnels import echo
@@ -272,7 +273,7 @@ def test_files_that_change_are_taken_over(folder: Path, a: Scripted, start: Star
 
         other.cert_pem.write_to_path(folder / "ca.pem")
         atlas.send_signal(signal.SIGHUP)
-        atlas.wait_for("upstreams.tls: files have changed")
+        atlas.wait_for("upstreams.tls: other files for a")
 
         assert client.get().status == 502  # the connection that was kept is not used either
         (folder / "ca.pem").write_text("nonsense")
@@ -349,6 +350,26 @@ def test_websockets_pass(authority: trustme.CA, start: Start) -> None:
                 assert websocket.recv(timeout=20) == message
         server.shutdown()
         thread.join()
+
+
+@pytest.mark.engines("lane")
+@pytest.mark.usefixtures("folder")
+def test_of_many_servers_behind_a_name_each_has_to_prove_to_be_that(
+    authority: trustme.CA,
+    upstreams: contextlib.ExitStack,
+    tmp_path_factory: pytest.TempPathFactory,
+    start: Start,
+) -> None:
+    names = Names(tmp_path_factory.mktemp("names"))
+    names.let("app.test", "127.0.0.2", "127.0.0.3")
+    one = upstreams.enter_context(named("one", address="127.0.0.2"))
+    two = upstreams.enter_context(named("two", address="127.0.0.3", port=one.port))
+    one.tls, two.tls = serve_as(authority, "app.test"), serve_as(authority, "other.test")
+    table = {"name": "app", "address": "app.test", "port": one.port, "resolve": 5}
+    atlas = start(with_tls(build_config(table)), env=names.env)
+
+    assert [atlas.get().status for _ in range(4)] == [200, 502, 200, 502]
+    atlas.wait_for("upstream app@127.0.0.3 tls: TLS: its certificate is not accepted: Hostname")
 
 
 @pytest.mark.usefixtures("folder")
