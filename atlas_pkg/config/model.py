@@ -86,7 +86,6 @@ _MEANINGLESS = {
         "routing.hash_on",
         "routes",
         "groups",
-        "error_pages",
         *(f"timeouts.client_{stage}" for stage in ("body", "write", "idle")),
         *(f"timeouts.upstream_{stage}" for stage in ("head", "body", "idle")),
         "limits",

@@ -429,6 +429,8 @@ def test_a_misspelt_choice_is_told_the_nearest(line: str, meant: str) -> None:
     ("text", "place"),
     [
         ("[sticky]", "sticky"),
+        ('[error_pages]\nfolder = "."', "error_pages"),
+        ("[[routes]]\nstatus = 503", "routes"),
         ("[limits]\nhead = 100", "limits"),
         ("[pool]\nidle = 2", "pool"),
         ("[forwarding]\nvia = false", "forwarding"),
