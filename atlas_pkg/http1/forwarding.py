@@ -152,27 +152,27 @@ class Forwarder:
         X-Request-Id unless a trusted proxy has set one; empty means none. `strip` is taken off the
         path, and the upstream is told of it.
         """
-        if client.tail and request.minor == 1 and not request_id and not strip:
-            # The common road: equal requests are one object, and differ only in their client.
-            if request.onward is None:
-                core, host = self._build_core(request, request.target, fallback_host)
-                core += self._request_id_line(request, client, b"")
-                request.onward = core + b"X-Forwarded-Host: %b\r\n" % host
-            return request.onward + client.tail
-        target = without_prefix(request.target, strip) if strip else request.target
-        core, host = self._build_core(request, target, fallback_host)
+        if client.tail and request.minor == 1 and not request_id:
+            # The common road: equal requests are one object, and differ only in their client. What
+            # is taken off may depend on that, too.
+            onward = request.onward
+            if onward is None or onward[0] != strip:
+                core, host = self._build_core(request, strip, fallback_host)
+                core += self._request_id_line(request, client, b"") + self._prefix_line(strip)
+                onward = request.onward = (strip, core + b"X-Forwarded-Host: %b\r\n" % host)
+            return onward[1] + client.tail
+        core, host = self._build_core(request, strip, fallback_host)
         parts = [core, self._request_id_line(request, client, request_id)]
         parts.append(self._set_on_requests + self._via_line(request.minor))
         if client.is_trusted:
             parts.append(self._claims(request))
-        if strip and b"x-forwarded-prefix" not in self._not_ours:
-            parts.append(b"X-Forwarded-Prefix: %b\r\n" % strip)
+        parts.append(self._prefix_line(strip))
         parts.extend(self._forwarded_lines(request, client, host))
         parts += (client.certificate, b"\r\n")
         return b"".join(parts)
 
     def _build_core(
-        self, request: Request, target: bytes, fallback_host: bytes
+        self, request: Request, strip: bytes, fallback_host: bytes
     ) -> tuple[bytes, bytes]:
         """The part of a request head that does not depend on the client, and the host in it."""
         kept = request.fields.kept
@@ -181,6 +181,7 @@ class Forwarder:
         if self._filter_cookie is not None:
             kept = self._without_own_cookie(kept, self._filter_cookie)
         host = request.host
+        target = without_prefix(request.target, strip) if strip else request.target
         parts = [request.method, b" ", target, b" HTTP/1.1"]
         if host is not request.fields.host or host is None:
             # Absolute form, or HTTP/1.0 without Host: the field that we send is ours, and first.
@@ -297,6 +298,12 @@ class Forwarder:
         if theirs and (client.is_trusted or not self.makes_request_ids):
             return b"".join(b"X-Request-Id: %b\r\n" % value for value in theirs)
         return b"X-Request-Id: %b\r\n" % request_id if request_id else b""
+
+    def _prefix_line(self, strip: bytes) -> bytes:
+        """What was taken off the path; behind what a trusted proxy says that it has taken off."""
+        if not strip or b"x-forwarded-prefix" in self._not_ours:
+            return b""
+        return b"X-Forwarded-Prefix: %b\r\n" % strip
 
     def kept_request_id(self, request: Request, client: ClientInfo) -> bytes:
         """The X-Request-Id that the request came with, if it is passed on; else empty."""

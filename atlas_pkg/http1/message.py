@@ -52,7 +52,7 @@ class Request:
     """
 
     line = b""  # the request line as received, for logs
-    onward: bytes | None = None
+    onward: tuple[bytes, bytes] | None = None
     # How many more may pass it on; None: it does not say (RFC 9110 §7.6.2).
     hops_left: int | None = None
     # The protocols that the client offers to switch to; empty if none (RFC 9110 §7.8).

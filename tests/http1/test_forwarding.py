@@ -257,3 +257,23 @@ def test_switching_answer_keeps_its_upgrade() -> None:
     assert Forwarder(BARE).build_switching_head(response) == (
         b"HTTP/1.1 101 OK\r\nX: y\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     )
+
+
+def test_what_is_taken_off_is_told_behind_what_others_have_taken_off() -> None:
+    parser, forwarder = MessageParser(Limits()), Forwarder(Forwarding())
+    request = parser.parse_request(b"GET /v1/x?y HTTP/1.1\r\nHost: h\r\n\r\n")
+    client = forwarder.describe_client("192.0.2.7", "http")
+    trusting = Forwarder(Forwarding(trusted_proxies=(ipaddress.ip_network("10.0.0.0/8"),)))
+    claimed = parser.parse_request(b"GET /v1 HTTP/1.1\r\nHost: h\r\nX-Forwarded-Prefix: /a\r\n\r\n")
+
+    heads = [
+        forwarder.build_request_head(request, client, b"", b"", strip)
+        for strip in (b"/v1", b"", b"/v1", b"/v1/x")
+    ]
+    told = trusting.build_request_head(
+        claimed, trusting.describe_client("10.0.0.1", "http"), b"", b"", b"/v1"
+    )
+
+    assert [head.split(b" ")[1] for head in heads] == [b"/x?y", b"/v1/x?y", b"/x?y", b"/?y"]
+    assert [head.count(b"X-Forwarded-Prefix: /v1\r\n") for head in heads] == [1, 0, 1, 0]
+    assert told.index(b"Prefix: /a\r\n") < told.index(b"Prefix: /v1\r\n")
