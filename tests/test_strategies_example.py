@@ -182,6 +182,15 @@ def test_every_plot_is_on_the_page_and_there() -> None:
     assert all((PAGE.parent / path).exists() for path in pictures)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [name for name in scenario.names() if "known" not in name])
+def test_the_tables_of_the_page_are_those_of_the_code(name: str) -> None:
+    table = laboratory.build_table(play(scenario.load(name)))
+
+    assert f"<!-- table: {name} -->\n{table}<!-- end -->" in PAGE.read_text(encoding="utf-8")
+
+
 def test_plots_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from examples.strategies import plots  # noqa: PLC0415
