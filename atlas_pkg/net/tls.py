@@ -165,7 +165,7 @@ class TlsStream(Stream):
             return b""
         with self._lock:
             try:
-                data = self._tls.recv(RECORD_BYTES)
+                data = self._tls.read(RECORD_BYTES)
             except _NOT_NOW:
                 return None
             except ssl.SSLZeroReturnError:  # that is the end, too, once we have said ours
@@ -206,7 +206,7 @@ class TlsStream(Stream):
                 count += received
                 self._has_ended = not received
                 if left := self._tls.pending():
-                    self.buffered += self._tls.recv(left)
+                    self.buffered += self._tls.read(left)
             except _NOT_NOW:
                 return count or None
             except ssl.SSLZeroReturnError:
@@ -229,10 +229,10 @@ class TlsStream(Stream):
         with self._lock:
             try:
                 if most <= RECORD_BYTES:
-                    return self._tls.send(data)
+                    return self._tls.write(data)
                 view = memoryview(data)
                 while sent < most:  # of more at once the library would not say how far it came
-                    sent += self._tls.send(view[sent : sent + RECORD_BYTES])
+                    sent += self._tls.write(view[sent : sent + RECORD_BYTES])
             except _NOT_NOW:
                 return sent
             except OSError as error:

@@ -299,6 +299,44 @@ def test_a_client_that_leaves_frees_its_upstream(
         wait_until(lambda: upstream.connected == 0, "the end")
 
 
+# Together with other things
+
+
+def test_a_proxy_header_comes_before_the_handshake(
+    authority: Authority, echo: Upstream, start: Start
+) -> None:
+    config = with_tls(build_config(echo.table()))
+    atlas = start(f'{config}[listen.proxy_protocol]\nfrom = ["127.0.0.1"]\n')
+
+    with socket.create_connection(("127.0.0.1", atlas.port), 20) as sock:
+        sock.sendall(b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n")
+        with authority.context().wrap_socket(sock, server_hostname="atlas.test") as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            answer = b"".join(iter(lambda: client.recv(65536), b""))
+
+    assert b"X-Forwarded-For: 192.0.2.1\r\n" in answer.replace(b"\n", b"\r\n")
+    assert b"X-Forwarded-Proto: https" in answer
+
+
+def test_what_is_no_http_can_be_had_over_tls(
+    authority: Authority, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def serve(conversation: Conversation) -> None:
+        conversation.send(b"welcome")  # it speaks first
+        while data := conversation.sock.recv(65536):
+            conversation.send(data)
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(with_tls(build_config(upstream.table(), listen={"mode": "tcp"})))
+
+    with connect(atlas, authority) as client:
+        assert b"".join(client._read(7)) == b"welcome"
+        threads = Threads()
+        threads.start(client.send, BULK)
+        assert b"".join(client._read(len(BULK))) == BULK
+        threads.join()
+
+
 # What is no TLS, or never becomes it
 
 
