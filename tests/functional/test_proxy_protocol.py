@@ -127,8 +127,8 @@ def test_after_its_header_a_client_may_be_idle(hasty: Atlas) -> None:
 
 @pytest.mark.parametrize("part", [b"", b"PROXY TCP4 192.0.2.1", HEADERS["2"][:20]])
 def test_a_header_that_does_not_come_in_time_ends_the_connection(part: bytes, hasty: Atlas) -> None:
+    began = time.monotonic()
     with hasty.client() as client:
-        began = time.monotonic()
         client.send(part)
         assert client.read_answer().status == 408
         assert time.monotonic() - began >= PATIENCE
