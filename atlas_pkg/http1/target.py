@@ -17,7 +17,15 @@ import ipaddress
 import re
 
 _UNRESERVED = re.compile(rb"[A-Za-z0-9\-._~]")
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
+_ESCAPE = re.compile(rb"%[0-9A-Fa-f]{2}")
+_HEX = "0123456789ABCDEFabcdef"
+
+# What each escape is written as, since a hostile path may hold thousands of them.
+_BYTES = {f"%{a}{b}".encode(): bytes.fromhex(a + b) for a in _HEX for b in _HEX}
+_NORMAL = {
+    escape: byte if _UNRESERVED.fullmatch(byte) else escape.upper()
+    for escape, byte in _BYTES.items()
+}
 
 # Whatever of a path is read in more than one way.
 _ODD = re.compile(rb"%|//|/\.{1,2}(?:/|\Z)|[\\;]")
@@ -30,7 +38,7 @@ _BROKEN_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _DOUBTFUL = re.compile(rb"%(?:[01]|7F|C[01]|E0%[89]|F0%8)")
 
 # Letters beyond ASCII and spaces stay as they are: they separate nothing.
-_DECODABLE = re.compile(rb"%(2[1-9A-F]|[3-6][0-9A-F]|7[0-9A-E])")
+_DECODABLE = re.compile(rb"%(?:2[1-9A-F]|[3-6][0-9A-F]|7[0-9A-E])")
 
 _PARAMETERS = re.compile(rb";[^/]*+")
 _SLASHES = re.compile(rb"//+")
@@ -49,12 +57,7 @@ def normalize_path(path: bytes) -> bytes:
     >>> normalize_path(b"/%7euser/%2fa%c3")
     b'/~user/%2Fa%C3'
     """
-    return _ESCAPE.sub(_normalize_escape, path) if b"%" in path else path
-
-
-def _normalize_escape(match: re.Match[bytes]) -> bytes:
-    byte = bytes.fromhex(match[1].decode("ascii"))
-    return byte if _UNRESERVED.fullmatch(byte) else match[0].upper()
+    return _ESCAPE.sub(lambda match: _NORMAL[match[0]], path) if b"%" in path else path
 
 
 def normalize_host(host: bytes) -> str:
@@ -110,7 +113,7 @@ def find_readings(path: bytes) -> set[bytes] | None:
 
 
 def _decode(path: bytes) -> bytes:
-    decoded = _DECODABLE.sub(lambda match: bytes.fromhex(match[1].decode("ascii")), path)
+    decoded = _DECODABLE.sub(lambda match: _BYTES[match[0]], path)
     return decoded if decoded == path else normalize_path(decoded)
 
 

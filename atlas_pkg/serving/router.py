@@ -34,8 +34,10 @@ from atlas_pkg.http1.target import find_readings, is_odd, normalize_host, normal
 # RFC 9110 §15.4.9: the same request once more, there and from now on.
 _USUAL_REDIRECT = 308
 
-# Hosts and addresses that are remembered; a client may make up any number of the former.
+# Hosts and addresses that are remembered; a client may make up any number of the former, and of any
+# length. No name is longer than 253 letters (RFC 1035 §2.3.4), so the end of one tells it.
 _REMEMBERED = 1024
+_MOST_OF_HOST = 512
 
 _number_of = attrgetter("number")
 
@@ -133,7 +135,8 @@ class Router:
 
         Raises `ClientError` where nobody can say whether a fence stands before it.
         """
-        table, address = self._find_table(request.host), None
+        table = self._find_table((request.host or b"")[-_MOST_OF_HOST:])
+        address = None
         if table.has_networks:
             address = self._parse_address(self._forwarder.client_address(request, client))
         path = normalize_path(request.target.partition(b"?")[0])
@@ -146,8 +149,8 @@ class Router:
         """The routes for requests to `host`; "*.example.com" stands for those that have no own."""
         return _Table([route for pattern, route in self._routes if _holds(pattern, host)])
 
-    def _look_up(self, host: bytes | None) -> _Table:
-        name = normalize_host(host) if host is not None else ""
+    def _look_up(self, host: bytes) -> _Table:
+        name = normalize_host(host)
         if name in self._tables:
             return self._tables[name]
         while "." in name:  # the longest pattern first: what else matches is in its table as well

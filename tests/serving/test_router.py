@@ -77,6 +77,14 @@ def test_whoever_lists_what_is_open_is_not_got_around_either() -> None:
     assert found("/public/..%c0%af/private") == "400"
 
 
+def test_a_name_of_any_length_is_known_by_its_end() -> None:
+    for labels in (100, 10_000):
+        host = "a." * labels + "shop.example.com:80"
+
+        assert settle(TABLE, host, "/") == "shop /"
+        assert settle(TABLE, f"{'a' * labels}shop.example.com", "/") == "web /"
+
+
 def test_a_route_for_some_clients_is_a_fence() -> None:
     generation = build(
         '[[routes]]\npath = "/a"\nfrom = ["192.0.2.0/24", "2001:db8::/32"]\ngroup = "inner"\n'
