@@ -322,6 +322,8 @@ class HttpService:
         What was `judged` before is not judged again, or a head byte by byte would cost its square.
         """
         limits = generation.config.limits
+        if data.startswith(_TLS_HANDSHAKE):
+            raise ClientError(400, "this port speaks http: TLS was sent")
         line_end = data.find(b"\r\n")
         if (line_end if line_end >= 0 else len(data)) > limits.request_line:
             raise ClientError(414, "the request line is too long")

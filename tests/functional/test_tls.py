@@ -351,6 +351,17 @@ def test_plain_http_is_told_so_in_plain_text(atlas: Atlas, authority: Authority)
         assert client.get().status == 200
 
 
+def test_tls_on_a_plain_port_is_named_in_the_log(
+    authority: Authority, echo: Upstream, start: Start
+) -> None:
+    atlas = start(build_config(echo.table()))
+
+    with pytest.raises(OSError, match=r"wrong version|WRONG_VERSION|EOF|reset"):
+        connect(atlas, authority)
+
+    atlas.wait_for("refused with 400: this port speaks http: TLS was sent")
+
+
 @pytest.mark.parametrize(
     "garbage",
     [b"\x16\x03\x01\xff\xff" + bytes(70_000), b"\x16\x03\x01\x00\x05hello", b"\x16" + b"\x00" * 99],
