@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -42,7 +43,7 @@ NAME = re.compile(r"[a-zA-Z_]\w*")
 
 # What PromQL itself is written with, as far as it is used here.
 WORDS = {"sum", "min", "by", "on", "ignoring", "group_left", "and", "or", "unless"}
-WORDS |= {"rate", "increase", "changes", "absent", "histogram_quantile"}
+WORDS |= {"time", "rate", "increase", "changes", "absent", "histogram_quantile"}
 
 # What Prometheus adds by itself.
 UP = "up"
@@ -107,6 +108,9 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
             assert atlas.get().status == 502
             assert admin.steer("good", "state=ready", TOKEN) == 200
             wait_until(lambda: admin.metrics()["atlas_requests_total - 5xx"], "all to be counted")
+            leaf = trustme.CA().issue_cert("localhost")
+            leaf.private_key_and_cert_chain_pem.write_to_path(path.with_name("both.pem"))
+            atlas.reload(f'{text}[listen.tls]\ncert = "both.pem"\nkey = "both.pem"\n')
             _, metrics = admin.ask("/metrics")
             yield Scrape(atlas, admin, read_samples(text_string_to_metric_families(metrics)))
 
