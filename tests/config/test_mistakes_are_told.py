@@ -460,9 +460,6 @@ def test_an_index_is_a_file_of_the_folder(name: str) -> None:
     assert mistake.startswith("static.index: must be the name of a file")
 
 
-# What is not yet available
-
-
 # Files that are no configuration at all
 
 
