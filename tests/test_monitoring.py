@@ -42,7 +42,7 @@ PLAIN = re.compile(r"[\w|-]+")  # of a matcher's expressions those that are a li
 NAME = re.compile(r"[a-zA-Z_]\w*")
 
 # What PromQL itself is written with, as far as it is used here.
-WORDS = {"sum", "min", "by", "on", "ignoring", "group_left", "and", "or", "unless"}
+WORDS = {"max", "sum", "min", "by", "on", "ignoring", "group_left", "and", "or", "unless"}
 WORDS |= {"time", "rate", "increase", "changes", "absent", "histogram_quantile"}
 
 # What Prometheus adds by itself.
