@@ -90,7 +90,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_readme_is_no_longer_than_a_reader_has_patience_for() -> None:
-    assert len(README.read_text(encoding="utf-8").splitlines()) <= 310
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 300
 
 
 def test_keys_that_are_shown_exist() -> None:
