@@ -37,7 +37,7 @@ def take_sockets() -> list[tuple[str, socket.socket]]:
     meant_for = os.environ.pop("LISTEN_PID", "")
     count = os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
-    if meant_for != str(os.getpid()):
+    if meant_for != str(os.getpid()) or not count.isdigit():
         return []
     taken = []
     for number in range(int(count)):

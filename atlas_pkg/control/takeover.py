@@ -144,8 +144,20 @@ class Takeover:
 
     def _start(self) -> None:
         """Start the program as this one was started. Raises `OSError`."""
-        file = os.memfd_create("atlas")
         news, ready = os.pipe()
+        os.set_blocking(news, False)
+        try:
+            self.successor = self._spawn(ready)
+        except OSError:
+            os.close(news)
+            raise
+        finally:
+            os.close(ready)
+        self._news, self._deadline = news, time.monotonic() + PATIENCE
+        log.info("SIGUSR2: process %d starts, and takes over once it serves", self.successor)
+
+    def _spawn(self, ready: int) -> int:
+        """Start the program with all that is left to it; returns its process id."""
         left = {
             "pid": os.getpid(),
             "ready": ready,
@@ -154,27 +166,21 @@ class Takeover:
             "overrides": encode(self._recall()),
             "cpus": self._cpus,
         }
+        file = os.memfd_create("atlas")
         inherited = [file, ready, *(sock.fileno() for _, sock in self._listeners)]
         try:
             os.pwrite(file, json.dumps(left).encode(), 0)
             for fd in inherited:
                 os.set_inheritable(fd, True)
-            self.successor = os.posix_spawn(
+            return os.posix_spawn(
                 sys.executable,
                 [sys.executable, *sys.orig_argv[1:]],
                 {**os.environ, VARIABLE: str(file)},
             )
-        except OSError:
-            os.close(news)
-            raise
         finally:
             for fd in inherited:
                 os.set_inheritable(fd, False)
             os.close(file)
-            os.close(ready)
-        os.set_blocking(news, False)
-        self._news, self._deadline = news, time.monotonic() + PATIENCE
-        log.info("SIGUSR2: process %d starts, and takes over once it serves", self.successor)
 
     def _find_failure(self) -> str:
         """Say why the successor will not serve; empty where it still may."""

@@ -154,13 +154,10 @@ def test_nobody_is_refused_and_no_request_is_lost_or_doubled(
     assert "had to be cut" not in line.atlas.log
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_nobody_notices_with_tls_either(
-    workers: int, a: Upstream, tmp_path: Path, reign: Begin
-) -> None:
+def test_nobody_notices_with_tls_either(a: Upstream, tmp_path: Path, reign: Begin) -> None:
     authority = Authority(tmp_path)
     authority.write("cert", "atlas.test")
-    line = reign(with_tls(build_config(a.table(), listen={"workers": workers})))
+    line = reign(with_tls(build_config(a.table(), listen={"workers": 2})))
     crowd = Crowd(line.atlas, kept=4, fresh=2, tls=authority.context())
 
     for _ in range(2):
