@@ -95,7 +95,9 @@ def test_readme_is_no_longer_than_a_reader_has_patience_for() -> None:
 
 def test_keys_that_are_shown_exist() -> None:
     places = {entry.place for entry in entries()}
-    shown = [key for row in rows("What it can do") for key in CODE.findall(row[1])]
+    ours = [row[1] for row in rows("What it can do")]
+    ours += [row[2] for row in rows("Words of nginx and HAProxy", CODE_README)]
+    shown = [key for cell in ours for key in CODE.findall(cell) if not key.endswith(".py")]
     tables = {key.strip("[]") for key in shown if key.startswith("[")}
     keys = {key for key in shown if re.fullmatch(r"[a-z_]+\.[a-z_]+", key)}
 
@@ -217,11 +219,9 @@ def test_glossary_is_in_order_and_has_the_words_of_the_code() -> None:
 
 
 def test_places_where_something_is_decided_exist() -> None:
-    named = [
-        path
-        for row in rows("Where is it decided ...?", CODE_README)
-        for path in re.findall(r"`([\w/]+(?:\.py|/))`", row[1])
-    ]
+    tables = [*rows("Where is it decided ...?", CODE_README)]
+    tables += rows("Words of nginx and HAProxy", CODE_README)
+    named = [path for row in tables for path in re.findall(r"`([\w/]+(?:\.py|/))`", row[-1])]
 
     assert named
     assert [path for path in named if not (ROOT / "atlas_pkg" / path).exists()] == []
