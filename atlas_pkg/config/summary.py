@@ -114,7 +114,7 @@ def _judge_files(config: Config) -> Iterator[str]:
     if not Path(root).is_dir():
         yield f"listen.root: {root} is no folder: every request is answered 404"
     if config.upstreams:
-        yield f'{len(config.upstreams)} upstreams are not asked with listen.mode = "static"'
+        yield 'no requests are sent to the upstreams with listen.mode = "static"'
 
 
 def _judge_group(config: Config, name: str) -> Iterator[str]:

@@ -333,7 +333,10 @@ def test_a_file_of_the_first_atlas_is_served(root: Path, start: Start) -> None:
         '[upstreams.health_check]\ninterval_secs = 10\ntimeout_secs = 5\npath = "/health"\n'
     )
 
-    assert start(text).get("/digits.txt").body == b"0123456789"
+    atlas = start(text)
+
+    atlas.wait_for("no requests are sent to the upstreams")
+    assert atlas.get("/digits.txt").body == b"0123456789"
 
 
 @pytest.mark.engines("lane")
