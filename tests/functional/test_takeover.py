@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -168,6 +169,40 @@ def test_nobody_notices_with_tls_either(a: Upstream, tmp_path: Path, reign: Begi
 
     assert a.requests == crowd.answers
     assert line.atlas.process.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("is_secure", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_twenty_takeovers_in_a_minute(
+    workers: int, is_secure: bool, a: Upstream, tmp_path: Path, reign: Begin
+) -> None:
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        pytest.skip("wrk is not installed")
+    authority = Authority(tmp_path)
+    authority.write("cert", "atlas.test")
+    text = build_config(a.table(), listen={"workers": workers})
+    line = reign(with_tls(text) if is_secure else text)
+    tls = authority.context() if is_secure else None
+    url = f"{'https' if is_secure else 'http'}://127.0.0.1:{line.atlas.port}/"
+
+    crowd = Crowd(line.atlas, kept=0, fresh=2, tls=tls)
+    keeping = subprocess.Popen(
+        [wrk, "-c64", "-d60s", "--timeout=20s", url], stdout=subprocess.PIPE, text=True
+    )
+    for number in range(20):
+        began = time.monotonic()
+        line.take_over()
+        assert keeping.poll() is None, f"only {number} takeovers in a minute"
+        time.sleep(max(0.0, began + 2.8 - time.monotonic()))
+    said, _ = keeping.communicate()
+    crowd.end()
+
+    assert "requests in" in said
+    assert "Socket errors" not in said
+    assert "Non-2xx" not in said
 
 
 @BOTH_ENGINES
