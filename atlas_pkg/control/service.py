@@ -89,16 +89,16 @@ class Service:
         *,
         options: Options = Options(),  # noqa: B008 - immutable
         secret: bytes = b"",
-        heritage: SharedText | None = None,
+        last_good: SharedText | None = None,
         certificates: Certificates | None = None,
         tls_clients: Mapping[str, TlsClient] = NO_CLIENTS,
     ) -> None:
         """`seen` is the file as `config` was read from it.
 
         Processes that share a port are given the same `secret` and `certificates`; alone, one makes
-        up its own. `tls_clients` stand in for files that cannot be read any more. In `heritage`
-        stands the file that was last taken over by whoever was here before, and then that which we
-        take over: for whoever will be here after.
+        up its own. `tls_clients` stand in for files that cannot be read any more. In `last_good`
+        stands the file that was last put in force by whoever was here before, and then the one that
+        we put in force: for whoever will be here after.
         """
         self._log_level = options.log_level
         self._config = config  # as the file says; in force it is with the addresses of host names
@@ -143,7 +143,7 @@ class Service:
         # Of the configuration that was read last, if it could be: where it was refused for one of
         # them, it may be good once that is.
         self._files = config.files
-        self._heritage = heritage
+        self._last_good = last_good
         self._watcher = self._build_watcher()
 
     def catch_up(self) -> None:
@@ -152,7 +152,7 @@ class Service:
         Its own configuration may be as old as the supervisor; the other processes have followed
         the file since, as far as it was good.
         """
-        found = _read_newest(self._config.path, self._heritage)
+        found = _read_newest(self._config.path, self._last_good)
         data, config = found or (self._seen, self._config)
         shown = self._holder.current().tls
         try:
@@ -300,8 +300,8 @@ class Service:
         is_start: bool = False,
     ) -> int:
         """Do as a new file says; returns the number of its generation."""
-        if self._heritage is not None:
-            self._heritage.write(data)
+        if self._last_good is not None:
+            self._last_good.write(data)
         if self._log_level is None:
             logs.set_level(config.log.level)
         addresses = self._resolver.look_up(config.upstreams)
@@ -431,15 +431,15 @@ class Service:
         pool.close_expired(config.pool, config.timeouts.upstream_idle, generation.upstreams)
 
 
-def _read_newest(path: Path, heritage: SharedText | None) -> tuple[bytes, Config] | None:
-    """The file, or where it is none to be taken over, the last that was; None if none ever was."""
+def _read_newest(path: Path, last_good: SharedText | None) -> tuple[bytes, Config] | None:
+    """The file, or where it is not good, the last one that was; None if none ever was."""
     try:
         data = read_document(path)
         return data, parse_config(data, path)
     except ConfigError:
         pass  # the watcher will find it too, and say so
     try:
-        data = heritage.read() if heritage is not None else b""
+        data = last_good.read() if last_good is not None else b""
         return data, parse_config(data, path)
     except ConfigError:
         return None

@@ -65,7 +65,8 @@ def build_worker_life(
     process, and leads to the admin process; without one there are none. `dump` logs the state of
     upstreams.
     """
-    heritages = [SharedText() for _ in range(count)]
+    # For each process the file that it has last put in force: for the one that replaces it.
+    last_good = [SharedText() for _ in range(count)]
 
     def live(number: int, listeners: Sequence[socket.socket], orders: Orders) -> bool:
         logs.set_process(f"worker {number}")
@@ -77,7 +78,7 @@ def build_worker_life(
             seen,
             options=options,
             secret=secret,
-            heritage=heritages[number - 1],
+            last_good=last_good[number - 1],
             certificates=certificates,
             tls_clients=tls_clients,
         )
