@@ -18,6 +18,7 @@ tells the worker processes what they mean.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import signal
 import socket
@@ -103,6 +104,8 @@ def check(path: Path) -> int:
     except StartError as error:
         print(f"{path}: {error}", file=sys.stderr)
         return EXIT_FAILED
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # it may not know all letters
     print(summary(config))
     if certificates is not None:
         print("\n".join(["certificates:", *certificates.describe()]))

@@ -119,6 +119,18 @@ def test_an_access_log_in_a_folder_that_is_missing_is_1(arguments: list[str], co
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_check_prints_what_the_terminal_has_no_letter_for(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    config.write_text(f'{GOOD}[[routes]]\npath = "/x"\nstatus = 404\n')
+
+    result = run("--check", config)
+
+    assert (result.returncode, result.stderr) == (0, "")
+    assert r"   1  /x \u2192 404" in result.stdout
+
+
 def test_check_makes_no_access_log(config: Path) -> None:
     config.write_text(f'{GOOD}[log]\naccess = "access.log"\n')
 
