@@ -71,7 +71,7 @@ class HttpService:
         has_lane: bool,
         is_raw: bool,
     ) -> None:
-        """The `observers` is told of every exchange that has ended, by the lane if there is one.
+        """The `observers` are told of every exchange that has ended, by the lane if there is one.
 
         `is_raw`: what clients say is not read, and the app is called as soon as they come.
         """
