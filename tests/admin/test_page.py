@@ -124,7 +124,12 @@ def build_hostile() -> Stats:
 
 def build_many() -> list[Record]:
     return [
-        build_record(choices=[CHOICE], failures=[("red", "connect")], reused=True),
+        build_record(
+            choices=[CHOICE],
+            failures=[("red", "connect")],
+            reused=True,
+            route="route 2 (/a) → group api",
+        ),
         build_record(ended_at=100.2),
         build_record(ended_at=100.3, choices=[], request_id=b"4f"),
         build_record(ended_at=100.4, choices=[WAITS, CHOICE], first_byte_at=0.0),
@@ -371,6 +376,7 @@ def test_the_row_of_an_upstream_says_it_all(tmp_path: Path) -> None:
         state="down",
         why="connect refused",
         since=NOW - 90,
+        group="api",
         backup=True,
         weight=5,
         max_connections=100,
@@ -383,7 +389,7 @@ def test_the_row_of_an_upstream_says_it_all(tmp_path: Path) -> None:
 
     tree = Tree(text)
     assert [" ".join(cell.split()) for cell in tree.rows[1][:8]] == [
-        "a 10.0.0.1:3000, backup",
+        "a group api 10.0.0.1:3000, backup",
         "✕ down for 1 min connect refused",
         "50 % weight 5, file: 1",
         "2 of 100 3 idle",
@@ -469,6 +475,7 @@ def test_an_exchange_is_told_in_words(tmp_path: Path) -> None:
     told = words(text)
     for part in (
         "200 GET /a?… HTTP/1.1 green, 100 ms",
+        "route 2 (/a) → group api",
         "head 10, choice 20, connect 5.0 (reused), wait 60, body 5.0 ms; client 192.0.2.7",
         "least_connections chose green : strategy, after slow start",
         "green chosen; 1 in flight / weight 1 = 1.00",
