@@ -16,7 +16,7 @@ import trustme
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.connect import connect
 from atlas_pkg.net.stream import Stream
-from atlas_pkg.net.tls import RECORD_BYTES, TlsStream
+from atlas_pkg.net.tls import RECORD_BYTES, TlsStream, _escape
 from atlas_pkg.net.tunnel import Relay, Tunnel
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -316,6 +316,13 @@ def test_garbage_is_a_failure(pair: Pair) -> None:
         pair.stream.receive(20.0)
 
     assert caught.value.reason.startswith("TLS: ")
+
+
+def test_a_subject_cannot_be_taken_for_another_field_or_two_attributes() -> None:
+    assert _escape("a\r\nX-Admin: yes\0") == "aX-Admin: yes"
+    assert _escape('alice, "of" sales+1 ') == r"alice\, \"of\" sales\+1\ "
+    assert _escape("#1") == r"\#1"
+    assert _escape("Zoë") == "Zoë"
 
 
 # As the client of an upstream
