@@ -123,7 +123,8 @@ def test_who_does_not_prove_who_it_is_is_not_spoken_to(
     assert a.requests == 0
     line = atlas.wait_for("502 for GET / HTTP/1.1: upstream a tls: TLS: its certificate is not")
     assert reason in line
-    assert AdminClient(atlas).metrics()["atlas_upstream_failures_total a tls"] == 1
+    admin = AdminClient(atlas)
+    wait_until(lambda: admin.metrics()["atlas_upstream_failures_total a tls"] == 1, "the count")
     (entry,) = entries_of(atlas, 1)
     assert (entry["status"], entry["end"]) == (502, "tls")
 
