@@ -5,7 +5,7 @@ comes from a `Source`; here is only who may ask for what, and how the answer is 
 
 Reading is open to whoever reaches the address. Steering wants the configured token, and is off
 without one. Requests that a browser was made to send by a foreign page are refused
-(`same_origin.py`), except for the two probes, which tell nothing and are asked under any name.
+(`same_origin.py`), except for what scrapers and orchestrators ask for by the name of a service.
 
 Refusals are a sentence each, and never repeat what was sent.
 """
@@ -18,7 +18,7 @@ import importlib.resources
 import json
 import logging
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from atlas_pkg.admin.commands import CommandError, parse_asking, parse_change
@@ -41,7 +41,7 @@ MOST_BODY = 4096
 _STEER = "/-/upstreams/"
 _ASK = "/-/explain"
 _TOKEN = "/-/token"
-_PROBES = frozenset({"/-/live", "/-/ready"})
+_UNDER_ANY_NAME = frozenset({"/-/live", "/-/ready", "/metrics"})
 _JSON = "application/json"
 _REFRESH = ("Refresh", "5")  # seconds: a browser without scripts keeps up, too
 
@@ -96,14 +96,15 @@ class Source(Protocol):
 class AdminApp:
     """Answers exchanges on the admin address. Thread-safe, as far as its source is."""
 
-    def __init__(self, source: Source, *, token: str, address: str) -> None:
-        """`token` is what steering wants, empty = read only; `address` is `admin.address`.
+    def __init__(self, source: Source, *, token: str, names: Sequence[str] = ()) -> None:
+        """`token` is what steering wants, empty = read only; `names` are those under which it may
+        be asked, beside its addresses and `localhost`.
 
         Reads the page's files, which must not change under a running program.
         """
         self._source = source
         self._token = token.encode()
-        self._address = address
+        self._names = names
         self._throttle = Throttle(log)
         self._views: dict[str, _View] = {
             **{path: _static_view(name, kind) for path, name, kind in _PAGE_FILES},
@@ -126,7 +127,7 @@ class AdminApp:
     def forward(self, exchange: Exchange) -> Step:
         """Answer one exchange. Raises `ClientError` and `StreamError`."""
         path = exchange.request.target.decode("ascii").partition("?")[0]
-        refusal = None if path in _PROBES else self._refuse_foreign(exchange)
+        refusal = None if path in _UNDER_ANY_NAME else self._refuse_foreign(exchange)
         order = self._find_order(path)
         if refusal is not None:
             send_reply(exchange, refusal)
@@ -155,12 +156,12 @@ class AdminApp:
     def _refuse_foreign(self, exchange: Exchange) -> Reply | None:
         """Build the refusal of a request that a foreign page may be behind, or None."""
         request = exchange.request
-        if is_foreign_host(request.host, self._address):
+        if is_foreign_host(request.host, self._names):
             cause, reason = (
                 "Host",
                 (
                     "this address is not asked under that name: use its IP address, "
-                    "or make the name admin.address"
+                    "or put the name into admin.hosts"
                 ),
             )
         elif is_foreign_origin(request.fields.values(b"origin"), request.host):

@@ -5,7 +5,7 @@ visitor can reach. Two signs give such requests away, and no page can forge them
 
 * `Host` is the name that the browser believes it speaks to. In *DNS rebinding* the attacker's own
   name suddenly resolves to 127.0.0.1, so answers would count as the attacker's. That needs a name:
-  an address cannot be rebound, so addresses, `localhost` and our own name are let through.
+  an address cannot be rebound, so addresses, `localhost` and our own names are let through.
 * `Origin` is where the page came from. Ours says the same as `Host`; any other is foreign.
 
 Programs such as curl send no `Origin` and could send any `Host`; nothing here keeps them out. That
@@ -16,21 +16,22 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 
 _HOST_AND_PORT = re.compile(r"(\[[^\]]*\]|[^:]*)(?::([0-9]*))?")
 _ORIGIN = re.compile(r"(https?)://([^/?#@]+)")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def is_foreign_host(host: bytes | None, address: str) -> bool:
-    """Is `host`, a request's Host, a name other than `localhost` and `address`?
+def is_foreign_host(host: bytes | None, names: Sequence[str]) -> bool:
+    """Is `host`, a request's Host, a name other than `localhost` and our own `names`?
 
     Only an HTTP/1.0 request comes without one, and browsers send none of those.
     """
     if host is None:
         return False
     name, _ = _split(host.decode("latin-1"), 0)
-    if name in {"localhost", _unwrap(address)}:
+    if name in {"localhost", *map(_unwrap, names)}:
         return False
     try:
         ipaddress.ip_address(name)

@@ -51,7 +51,8 @@ class AdminPort:
         self, settings: Admin, about: About, collect: Collect, overrides: OverridesHolder
     ) -> None:
         self._aggregate = Aggregate(about, collect, overrides)
-        app = AdminApp(self._aggregate, token=settings.token, address=settings.address)
+        names = (settings.address, *settings.hosts)
+        app = AdminApp(self._aggregate, token=settings.token, names=names)
         # A configuration without upstreams: the HTTP loop wants one for its timeouts and limits.
         config = Config(
             Path(about.config_path),

@@ -565,6 +565,9 @@ class Admin:
     token: Annotated[SecretValue, "what steering asks for; empty = read only"] = field(
         default="", repr=False
     )
+    hosts: Annotated[
+        tuple[Annotated[str, HOST], ...], "further names under which it may be asked"
+    ] = ()
 
 
 # The whole

@@ -457,5 +457,5 @@ def make_ill(stats: Stats, now: float) -> None:
 
 if __name__ == "__main__":
     scene, port = sys.argv[1], int(sys.argv[2])
-    with serve_page(AdminApp(FakeSource(build_scene(scene)), token=TOKEN, address=""), port):
+    with serve_page(AdminApp(FakeSource(build_scene(scene)), token=TOKEN), port):
         threading.Event().wait()

@@ -35,7 +35,7 @@ def source() -> FakeSource:
 
 @pytest.fixture
 def app(source: FakeSource) -> AdminApp:
-    return AdminApp(source, token=TOKEN, address="atlas.internal")
+    return AdminApp(source, token=TOKEN, names=("atlas.internal", "Atlas.example"))
 
 
 def steer(app: AdminApp, body: bytes | str, *fields: str, name: str = "a") -> Answer:
@@ -101,7 +101,7 @@ def test_stats_are_json_with_a_verdict(app: AdminApp) -> None:
 
 
 def test_stats_say_when_there_is_no_token(source: FakeSource) -> None:
-    app = AdminApp(source, token="", address="127.0.0.1")
+    app = AdminApp(source, token="", names=("127.0.0.1",))
 
     assert json.loads(ask(app, "/stats.json").body)["may_steer"] is False
 
@@ -167,6 +167,7 @@ def test_upstreams_are_only_for_post(app: AdminApp, method: str) -> None:
         "LocalHost:9090",
         "atlas.internal",
         "ATLAS.internal:9090",
+        "atlas.example:9090",
     ],
 )
 def test_addresses_and_our_own_names_are_served(app: AdminApp, host: str) -> None:
@@ -189,17 +190,17 @@ def test_addresses_and_our_own_names_are_served(app: AdminApp, host: str) -> Non
         "xatlas.internal",
     ],
 )
-@pytest.mark.parametrize("path", ["/", "/stats.json", "/metrics"])
+@pytest.mark.parametrize("path", ["/", "/stats.json"])
 def test_foreign_names_are_refused(app: AdminApp, path: str, host: str) -> None:
     answer = ask(app, path, f"Host: {host}")
 
     assert answer.status == 403
-    assert "admin.address" in answer.text
+    assert "admin.hosts" in answer.text
     assert host not in answer.text
 
 
-@pytest.mark.parametrize("path", ["/-/live", "/-/ready"])
-def test_probes_come_under_any_name(app: AdminApp, path: str) -> None:
+@pytest.mark.parametrize("path", ["/-/live", "/-/ready", "/metrics"])
+def test_probes_and_scrapers_come_under_any_name(app: AdminApp, path: str) -> None:
     assert ask(app, path, "Host: atlas.svc.cluster.local").status == 200
 
 
@@ -324,7 +325,7 @@ def test_a_token_can_be_tried_without_changing_anything(app: AdminApp, source: F
 
 
 def test_without_a_configured_token_all_is_read_only(source: FakeSource) -> None:
-    app = AdminApp(source, token="", address="127.0.0.1")
+    app = AdminApp(source, token="", names=("127.0.0.1",))
 
     answers = [
         ask(app, "/-/upstreams/a", *fields, method="POST", body="state=drain")
@@ -349,7 +350,7 @@ def test_the_scheme_may_be_written_in_any_case(app: AdminApp) -> None:
 
 
 def test_a_token_beyond_ascii_is_utf_8(source: FakeSource) -> None:
-    app = AdminApp(source, token="schlüssel", address="127.0.0.1")
+    app = AdminApp(source, token="schlüssel", names=("127.0.0.1",))
 
     answer = ask(
         app,
@@ -460,7 +461,7 @@ def test_an_unknown_upstream_is_404(app: AdminApp, source: FakeSource, name: str
 
 def test_names_are_quoted_as_in_any_url() -> None:
     source = FakeSource(lambda: build_stats(build_upstream("west 1/ü%")))
-    app = AdminApp(source, token=TOKEN, address="127.0.0.1")
+    app = AdminApp(source, token=TOKEN, names=("127.0.0.1",))
 
     assert steer(app, "state=drain", name="west%201%2F%C3%BC%25").status == 200
     assert source.steered[0][0] == "west 1/ü%"

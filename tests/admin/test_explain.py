@@ -25,7 +25,7 @@ def source() -> FakeSource:
 
 @pytest.fixture
 def app(source: FakeSource) -> AdminApp:
-    return AdminApp(source, token=TOKEN, address="atlas.internal")
+    return AdminApp(source, token=TOKEN)
 
 
 def order(app: AdminApp, body: str, *fields: str) -> Answer:
@@ -109,7 +109,7 @@ def test_other_orders_are_refused(
 def test_an_order_needs_the_token(app: AdminApp, source: FakeSource) -> None:
     nobody = order(app, "one_in=1", FORM)
     stranger = order(app, "one_in=1", "Authorization: Bearer guessed", FORM)
-    read_only = order(AdminApp(source, token="", address="127.0.0.1"), "one_in=1")
+    read_only = order(AdminApp(source, token=""), "one_in=1")
 
     assert [answer.status for answer in (nobody, stranger, read_only)] == [401, 401, 403]
     assert source.asked == []

@@ -336,7 +336,7 @@ def test_curves_and_words_stand_out(scheme: str) -> None:
 
 def app_of(stats: Stats | None = None, *records: Record) -> AdminApp:
     build = (lambda: stats) if stats is not None else None
-    return AdminApp(FakeSource(build, *records), token=TOKEN, address="")
+    return AdminApp(FakeSource(build, *records), token=TOKEN)
 
 
 def open_in_browser(port: int, folder: Path, *options: str) -> str:
@@ -512,7 +512,7 @@ def test_the_bars_of_all_exchanges_have_one_scale(tmp_path: Path) -> None:
 @in_browser
 def test_explanations_are_fetched_only_while_they_are_on_the_screen(tmp_path: Path) -> None:
     source = FakeSource(None, build_record())
-    app = AdminApp(source, token=TOKEN, address="")
+    app = AdminApp(source, token=TOKEN)
 
     with serve_page(app) as port:
         open_in_browser(port, tmp_path, "--window-size=800,300")
@@ -535,7 +535,7 @@ def enter_token(page: Tab, token: str) -> None:
 @in_browser
 def test_a_wrong_token_is_noticed_when_it_is_entered() -> None:
     source = FakeSource()
-    app = AdminApp(source, token=TOKEN, address="")
+    app = AdminApp(source, token=TOKEN)
 
     with serve_page(app) as port, open_tab() as page:
         page.go(f"http://127.0.0.1:{port}/")
@@ -555,7 +555,7 @@ def test_a_wrong_token_is_noticed_when_it_is_entered() -> None:
 @in_browser
 def test_an_upstream_is_steered_from_the_page() -> None:
     source = FakeSource()
-    app = AdminApp(source, token=TOKEN, address="")
+    app = AdminApp(source, token=TOKEN)
 
     with serve_page(app) as port, open_tab() as page:
         page.go(f"http://127.0.0.1:{port}/")

@@ -52,6 +52,7 @@ def test_the_reference_tells_which_keys_need_a_restart() -> None:
         "admin.address",
         "admin.port",
         "admin.token",
+        "admin.hosts",
     ]
 
 
