@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg import __version__, bundle
+from atlas_pkg.control.takeover import PATIENCE
 from tests.fakes import Conversation, Upstream, build_answer, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
@@ -55,7 +56,7 @@ class Reign:
     def take_over(self) -> None:
         """Return when a successor serves."""
         successor = self.begin()
-        self.atlas.wait_for(f"process {successor} serves: this one ends")
+        self.atlas.wait_for(f"process {successor} serves: this one ends", timeout=PATIENCE)
         self.pid = successor
         self.takeovers += 1
 
