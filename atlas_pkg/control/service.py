@@ -154,7 +154,7 @@ class Service:
         """
         found = _read_newest(self._config.path, self._last_good)
         data, config = found or (self._seen, self._config)
-        shown = self._holder.current().tls
+        shown = self._holder.generation.tls
         try:
             certificates = read_certificates(config, shown)
         except ConfigError:
@@ -175,8 +175,8 @@ class Service:
         self._observing.start(self._config)
         self._resolver.look_up(self._config.upstreams)
         config = self._resolver.expand(self._config)
-        if config != self._holder.current().config:
-            old = self._holder.current()
+        if config != self._holder.generation.config:
+            old = self._holder.generation
             self._holder.swap(
                 Generation(
                     config,
@@ -185,7 +185,7 @@ class Service:
                     tls_clients=old.tls_clients,
                 )
             )
-        generation = self._holder.current()
+        generation = self._holder.generation
         self._resolver.watch(self._config.upstreams, generation.upstreams)
         checks = generation.health_checks()
         self._health.watch(checks, awaiting=[each for each, _ in checks] if takes_over else ())
@@ -208,7 +208,7 @@ class Service:
 
         Blocks until that is done, for a few seconds at most.
         """
-        self._observing.follow(self._holder.current().config, reopen=True)
+        self._observing.follow(self._holder.generation.config, reopen=True)
         self._watcher.trigger()
         self._watcher.wait(RELOAD_PATIENCE)
 
@@ -228,7 +228,7 @@ class Service:
 
     def report(self, *, explains: bool) -> ProcessReport:
         """Say how this process is; `explains`: with the last exchanges. Thread-safe."""
-        return self._reporter.report(self._holder.current(), explains=explains)
+        return self._reporter.report(self._holder.generation, explains=explains)
 
     def follow(self, overrides: Overrides) -> None:
         """Do what an administrator wants of the upstreams and of us, where that is new.
@@ -248,8 +248,8 @@ class Service:
 
     def _override(self) -> None:
         """Carry out the overrides. Caller holds the lock that guards them."""
-        groups = self._holder.current().groups
-        for upstream in self._holder.current().upstreams:
+        groups = self._holder.generation.groups
+        for upstream in self._holder.generation.upstreams:
             balancer = groups[upstream.group].balancer
             override = self._overrides.upstreams.get(upstream.identity, AS_CONFIGURED)
             if upstream.admin_state is not override.state:
@@ -262,7 +262,7 @@ class Service:
 
         Called on the watcher's thread.
         """
-        old = self._holder.current()
+        old = self._holder.generation
         log.debug("the configuration has %d bytes now", len(data))
         try:
             config = parse_config(data, self._config.path)
@@ -307,7 +307,7 @@ class Service:
         addresses = self._resolver.look_up(config.upstreams)
         with self._changing:
             self._config = config
-            old = self._holder.current()
+            old = self._holder.generation
             expanded = self._resolver.expand(config)
             generation = Generation(
                 expanded,
@@ -328,7 +328,7 @@ class Service:
     def _follow_names(self) -> None:
         """Have servers come and go as host names lead elsewhere. On the resolver's thread."""
         with self._changing:
-            old = self._holder.current()
+            old = self._holder.generation
             config = self._resolver.expand(self._config)
             if config == old.config:
                 return
@@ -345,7 +345,7 @@ class Service:
 
     def _note_probe(self, upstream: Upstream, state: HealthState) -> None:
         """Pass a probe's result on. Called on the health checker's threads."""
-        group = self._holder.current().groups.get(upstream.group)
+        group = self._holder.generation.groups.get(upstream.group)
         if group is not None:
             group.balancer.note_probe(upstream, state)
 
@@ -357,7 +357,7 @@ class Service:
         doing so until then, since what it is about to say would be lost with its connection. It is
         answered, and told to ask the successor next time.
         """
-        timeouts = self._holder.current().config.timeouts
+        timeouts = self._holder.generation.config.timeouts
         self._reporter.state = DRAINING
         front = self._front
         front.begin_drain()
@@ -426,7 +426,7 @@ class Service:
 
     def _tidy(self, pool: Pool) -> None:
         """Look after idle upstream connections."""
-        generation = self._holder.current()
+        generation = self._holder.generation
         config = generation.config
         pool.close_expired(config.pool, config.timeouts.upstream_idle, generation.upstreams)
 

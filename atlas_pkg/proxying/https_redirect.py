@@ -57,12 +57,12 @@ class HttpsRedirect:
     def start(self, listeners: Sequence[socket.socket], port: int) -> None:
         """Send the clients of `listeners`, which are taken over, on to `port`."""
         self._port = port
-        self.follow(self._holder.current().config)
+        self.follow(self._holder.generation.config)
         self._front.start(listeners)
 
     def follow(self, config: Config) -> None:
         """Do as `config` says from now on."""
-        self._holder.swap(Generation(self._adapt(config), self._holder.current()))
+        self._holder.swap(Generation(self._adapt(config), self._holder.generation))
 
     def stop_accepting(self) -> None:
         """Answer those who are connected once more, and nobody else."""

@@ -245,7 +245,8 @@ class HttpService:
         if client.awaits is Opening.HEADER:
             if not self._read_proxy_header(client, generation):
                 return False
-            client.expect(Opening.HANDSHAKE, generation.config.timeouts.tls_handshake)
+            if generation.tls is not None:
+                client.expect(Opening.HANDSHAKE, generation.config.timeouts.tls_handshake)
         if generation.tls is not None and not self._shake_hands(client, generation.tls):
             return False
         client.begin()

@@ -139,10 +139,6 @@ class ConfigHolder:
         self._lock = threading.Lock()
         self.generation = generation
 
-    def current(self) -> Generation:
-        """The generation in force now."""
-        return self.generation
-
     def swap(
         self, generation: Generation, addresses: Addresses = MappingProxyType({})
     ) -> list[Upstream]:
