@@ -41,11 +41,11 @@ def take_sockets() -> list[tuple[str, socket.socket]]:
         return []
     taken = []
     for number in range(int(count)):
-        os.set_inheritable(FIRST + number, False)
         try:
+            os.set_inheritable(FIRST + number, False)
             sock = socket.socket(fileno=FIRST + number)
         except OSError:
-            raise StartError(f"LISTEN_FDS: descriptor {FIRST + number} is no socket") from None
+            raise StartError(f"LISTEN_FDS: descriptor {FIRST + number} is no open socket") from None
         if sock.family not in (socket.AF_INET, socket.AF_INET6) or not sock.getsockopt(
             socket.SOL_SOCKET, socket.SO_ACCEPTCONN
         ):

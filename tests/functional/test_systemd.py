@@ -234,3 +234,16 @@ def test_signs_of_life_that_are_wanted_of_another_process_are_not_given(
     manager.wait_for("READY", "STOPPING")
 
     assert manager.find("WATCHDOG") == []
+
+
+def test_a_descriptor_that_is_not_there_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "atlas.toml"
+    path.write_text(build_config())
+    given = 'os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))'
+    become = f"import os, sys; {given}; os.closerange(3, 9); os.execv(sys.argv[1], sys.argv[1:])"
+
+    program = Program([sys.executable, "-c", become, sys.executable, "atlas.py", str(path)])
+
+    assert program.wait() == 1
+    assert "LISTEN_FDS: descriptor 3 is no open socket" in program.log
+    assert "Traceback" not in program.log
