@@ -136,15 +136,12 @@ def log_failure(
         throttle.write(
             failure.level, f"{error}", "%s: refused with %d: %s", client, error.status, error.reason
         )
-    elif isinstance(error, UpstreamError):
-        upstream = error.upstream or "an upstream"
-        message = "%d for %s: upstream %s %s"
-        throttle.write(
-            failure.level, f"{upstream} {error}", message, failure.status, line, upstream, error
-        )
     else:
         reason = str(error) if group == DEFAULT_GROUP else f"{error} (group {group})"
-        throttle.write(failure.level, reason, "%d for %s: %s", failure.status, line, reason)
+        if isinstance(error, UpstreamError):  # without a name it is a file of mode "static"
+            reason = f"upstream {error.upstream} {error}" if error.upstream else error.reason
+        what = "answer cut" if failure.end is End.UPSTREAM_CUT else str(failure.status)
+        throttle.write(failure.level, reason, "%s for %s: %s", what, line, reason)
 
 
 def build_last_answer(request: Request, persistence: bytes) -> bytes:

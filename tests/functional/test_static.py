@@ -233,7 +233,8 @@ def test_a_file_that_is_written_to_while_it_is_sent_is_cut(root: Path, atlas: At
             file.write(b"new")
         with pytest.raises((Cut, ConnectionError)):
             b"".join(client.read_body(head))
-    atlas.wait_for("the file was written to while it was sent")
+    line = "answer cut for GET /large.bin HTTP/1.1: the file was written to while it was sent"
+    atlas.wait_for(line)
 
 
 def test_a_small_file_is_never_half_old_and_half_new(root: Path, atlas: Atlas) -> None:

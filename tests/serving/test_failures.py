@@ -33,7 +33,9 @@ LINE = b"GET /path HTTP/1.1"
 
 
 def upstream(stage: Stage, **more: bool) -> UpstreamError:
-    return UpstreamError(stage, "connection reset by peer", **more)
+    error = UpstreamError(stage, "connection reset by peer", **more)
+    error.upstream = "a"
+    return error
 
 
 # The error, its word, what the client hears, whether its connection ends, the breaker hears of it.
@@ -153,7 +155,7 @@ def write(error: Exception, *, times: int = 1) -> None:
         (
             upstream(Stage.HEAD),
             logging.WARNING,
-            "502 for GET /path HTTP/1.1: upstream an upstream head: connection reset by peer",
+            "502 for GET /path HTTP/1.1: upstream a head: connection reset by peer",
         ),
     ],
 )
@@ -165,11 +167,22 @@ def test_each_is_logged_at_its_level(
     assert [(record.levelno, record.getMessage()) for record in log.records] == [(level, words)]
 
 
+def test_an_answer_that_is_cut_is_not_told_as_a_502(log: pytest.LogCaptureFixture) -> None:
+    throttle = Throttle(logging.getLogger("atlas.test"))
+    for error in (upstream(Stage.BODY), UpstreamError(Stage.BODY, "the file has changed")):
+        failure = find_failure(error, has_started=True)
+        log_failure(throttle, "192.0.2.7", LINE, error, failure)
+
+    assert [record.getMessage() for record in log.records] == [
+        "answer cut for GET /path HTTP/1.1: upstream a body: connection reset by peer",
+        "answer cut for GET /path HTTP/1.1: the file has changed",
+    ]
+
+
 def test_a_cause_that_comes_again_and_again_is_logged_once_in_a_while(
     log: pytest.LogCaptureFixture,
 ) -> None:
     error = upstream(Stage.HEAD)
-    error.upstream = "a"
 
     write(error, times=100)
 
