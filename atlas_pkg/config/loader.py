@@ -170,9 +170,16 @@ def _explain_syntax(message: str, text: str) -> str:
     if line is None:
         last_line = text.rstrip().count("\n") + 1
         return f"{last_line}: not TOML: {what} at the end of the file"
-    header = _HEADER.match(text.split("\n")[int(line) - 1])
+    lines = text.split("\n")
+    header = _HEADER.match(lines[int(line) - 1])
     arrays = {key.name for key in keys_of(Config) if key.element and key.element.table}
     if header and header[1] in arrays:
+        begins = re.compile(rf"\s*\[+\s*{header[1]}\s*([].])")
+        number, first = next(
+            (number, match) for number, match in enumerate(map(begins.match, lines), 1) if match
+        )
+        if first[1] == ".":
+            return f"{number}: not TOML: stands before the [[{header[1]}]] that it is part of"
         # Nearly always this: [upstreams] was written, and nothing may be added to a plain table.
         return f"{line}: not TOML: {what}; {_begin_each(header[1])}"
     return f"{line}: not TOML: {what} at column {column}"

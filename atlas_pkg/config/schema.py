@@ -192,15 +192,15 @@ def either(words: Sequence[str]) -> str:
 def show(value: object) -> str:
     """Write a value as a person would in TOML, cut short where it is long.
 
-    >>> show("text"), show(True), show([1, 2])
-    ('"text"', 'true', 'an array')
+    >>> show("text"), show(True), show([1, 2]), show([])
+    ('"text"', 'true', 'an array', 'an empty array')
     """
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
-        return "an array"
+        return "an array" if value else "an empty array"
     if isinstance(value, str):
         text = json.dumps(value, ensure_ascii=not value.isprintable())
     else:

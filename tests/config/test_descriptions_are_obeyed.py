@@ -156,7 +156,7 @@ def test_given_fields_come_from_the_caller_only() -> None:
         ({"colour": ["red"]}, 'colour: must be "red" or "blue", got an array'),
         ({"colour": "a\nb\u202e"}, 'colour: must be "red" or "blue", got "a\\nb\\u202e"'),
         ({"nets": "::1"}, 'nets: must be an array, got "::1"'),
-        ({"labels": []}, "labels: must be a table, got an array"),
+        ({"labels": []}, "labels: must be a table, got an empty array"),
         ({"labels": {"A": 1}}, "labels.A: must be a string, got 1"),
         ({"labels": {"a b": "x"}}, 'labels."a b": must be a field name, got "a b"'),
         (

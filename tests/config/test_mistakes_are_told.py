@@ -337,6 +337,12 @@ def test_upstreams_in_single_brackets_are_told_what_to_write(text: str) -> None:
     assert "(" not in problem
 
 
+def test_a_part_that_stands_before_its_upstream_is_told_so() -> None:
+    (problem,) = problems('[upstreams.tls]\nverify = true\n[[upstreams]]\nname = "a"')
+
+    assert problem == "atlas.toml:1: not TOML: stands before the [[upstreams]] that it is part of"
+
+
 def test_a_table_that_stands_twice_is_named_as_in_the_file() -> None:
     assert problems("[listen]\nport = 1\n[limits]\n[listen]\n") == [
         "atlas.toml:4: not TOML: Cannot declare listen twice at column 8"
