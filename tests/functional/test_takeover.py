@@ -346,7 +346,8 @@ HANGS = """
 import sys, time
 from atlas_pkg.control import takeover
 from atlas_pkg.main import main
-if takeover.read_heritage().is_takeover:
+heritage = takeover.read_heritage()  # with the sockets in it
+if heritage.is_takeover:
     time.sleep(60)
 takeover.PATIENCE = 0.5
 sys.exit(main(sys.argv[5:]))

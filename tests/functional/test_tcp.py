@@ -170,8 +170,9 @@ def test_probes_take_an_upstream_out(a: Upstream, b: Upstream, start: Start) -> 
 def test_a_full_upstream_lets_the_next_one_wait(a: Upstream, start: Start) -> None:
     atlas = start(build(a.table(max_connections=1)))
 
-    with atlas.client() as first, atlas.client() as second:
+    with atlas.client() as first, contextlib.ExitStack() as stack:
         assert read(first, 1) == b"a"
+        second = stack.enter_context(atlas.client())
         second.sock.settimeout(0.3)
         with pytest.raises(TimeoutError):
             second.sock.recv(1)
