@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 
 from atlas_pkg.errors import StreamError
+from atlas_pkg.net.tls import TlsStream
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 
 # After its last answer a client may go on sending: with pauses of so many seconds, for so long in
@@ -165,7 +166,12 @@ class Clients:
 
 
 def _is_between_requests(client: Client) -> bool:
-    """Has it been answered, and says nothing new? For others than its owner that is a hint."""
-    if client.head_since or client.is_lingering or client.stream.buffered:
+    """Has it been answered, or just come, and says nothing new? For others than its owner that is
+    a hint.
+    """
+    stream = client.stream
+    # What is due before a first request has begun with its first byte; a head, when we say so.
+    has_begun = isinstance(stream, TlsStream) if client.awaits else bool(client.head_since)
+    if has_begun or client.is_lingering or stream.buffered:
         return False
-    return client.stream.is_silent()
+    return stream.is_silent()

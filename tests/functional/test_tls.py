@@ -30,7 +30,16 @@ from tests.fakes import (
 )
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.toolkit import ATLAS, Atlas, Client, Cut, Threads, build_config, wait_until
+from tests.toolkit import (
+    ATLAS,
+    DEADLINE,
+    Atlas,
+    Client,
+    Cut,
+    Threads,
+    build_config,
+    wait_until,
+)
 
 BULK = bytes(range(256)) * 20_000
 
@@ -733,3 +742,19 @@ def test_files_come_through_tls_too(authority: Authority, tmp_path: Path, start:
         assert client.get("/bulk").body == BULK
         assert client.get("/small").body == b"small"
         assert client.get("/bulk", Range="bytes=5-9").body == BULK[5:10]
+
+
+@pytest.mark.usefixtures("authority")
+@pytest.mark.parametrize("behind", ["", '[listen.proxy_protocol]\nfrom = ["127.0.0.1"]\n'])
+def test_who_has_not_begun_to_speak_tls_does_not_hold_up_the_end(
+    behind: str, echo: Upstream, start: Start
+) -> None:
+    timeouts = dict.fromkeys(("tls_handshake", "client_head", "drain"), 10 * DEADLINE)
+    atlas = start(with_tls(build_config(echo.table(), timeouts=timeouts)) + behind)
+
+    with contextlib.ExitStack() as stack:
+        silent_ones = [stack.enter_context(atlas.client()) for _ in range(3)]
+        atlas.send_signal(signal.SIGTERM)
+
+        assert all(client.is_closed() for client in silent_ones)
+    assert atlas.wait() == 0
