@@ -18,14 +18,30 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.events import (
+    DirCreatedEvent,
+    DirDeletedEvent,
+    DirMovedEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver, ObservedWatch
 
 log = logging.getLogger("atlas.reload")
 
-# What our own reading causes. Taken as a change, it would keep us reading for ever.
-_READING = frozenset({"opened", "closed_no_write"})
+# What the kernel is asked for. Not that a file was opened or read: our own reading would keep us
+# reading for ever, and where a busy server's files live beside the configuration, hearing of each
+# takes more CPU time than serving it.
+_CHANGES: list[type[FileSystemEvent]] = [
+    *(FileCreatedEvent, FileModifiedEvent, FileClosedEvent, FileMovedEvent, FileDeletedEvent),
+    *(DirCreatedEvent, DirMovedEvent, DirDeletedEvent),
+]
 
 _LEAVING = frozenset({"deleted", "moved"})
 
@@ -82,9 +98,7 @@ class _Ear(FileSystemEventHandler):
         self.directories: frozenset[str] = frozenset()  # heeded too, when they leave
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Let an event count that is about our paths, unless our own reading has caused it."""
-        if event.event_type in _READING:
-            return
+        """Let an event count that is about our paths."""
         paths = {os.fsdecode(event.src_path), os.fsdecode(event.dest_path)}
         # A directory is "modified" by everything that comes and goes in it.
         has_left = event.event_type in _LEAVING and not self.directories.isdisjoint(paths)
@@ -133,7 +147,7 @@ class Watch:
             if now_there is None or directory in self._watches:
                 continue
             try:
-                watch = self._observer.schedule(self._ear, str(directory))
+                watch = self._observer.schedule(self._ear, str(directory), event_filter=_CHANGES)
             except _REFUSALS as error:
                 self._complain(f"{directory}: cannot be watched", error)
                 continue

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from watchdog.events import FileSystemEvent
 
 from atlas_pkg.control import watch as watch_module
 from atlas_pkg.control.reload import Burst, ConfigWatcher
@@ -411,6 +412,28 @@ def test_trigger_reports_a_missing_file_every_time(
 
     lines.wait_for("cannot be read")
     assert receiver.is_empty()
+
+
+def test_the_watcher_is_not_even_told_of_files_that_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: queue.SimpleQueue[FileSystemEvent] = queue.SimpleQueue()
+    monkeypatch.setattr(watch_module._Ear, "on_any_event", lambda _, event: told.put(event))
+    page, last = tmp_path / "page.html", tmp_path / "last"
+    page.write_text("served from beside the configuration")
+    watch = watch_module.Watch(lambda: None)
+    watch.open()
+    watch.follow({tmp_path / "atlas.toml"})
+
+    for _ in range(100):
+        page.read_text()
+    last.touch()
+    events = [told.get(timeout=DEADLINE)]
+    while events[-1].src_path != str(last):
+        events.append(told.get(timeout=DEADLINE))
+    watch.close()
+
+    assert [event for event in events if event.src_path == str(page)] == []
 
 
 def test_pipe_in_place_of_the_file_is_reported_and_not_opened(
