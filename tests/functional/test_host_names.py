@@ -179,7 +179,8 @@ def test_those_that_stay_keep_their_state_and_those_that_leave_their_requests(
     slow = upstreams.enter_context(named("9", delay=1.0, address="127.0.0.9", port=servers[0].port))
     names.let("app.test", "127.0.0.2", "127.0.0.3", "127.0.0.9")
     atlas = start(build_config(table(servers), admin=ADMIN), env=names.env)
-    assert AdminClient(atlas).steer("app@127.0.0.2", "state=maintenance") == 200
+    admin = AdminClient(atlas)
+    wait_until(lambda: admin.steer("app@127.0.0.2", "state=maintenance") == 200, "the first answer")
     with contextlib.ExitStack() as clients:
         waiting = [clients.enter_context(atlas.client()) for _ in range(2)]
         for client in waiting:
