@@ -129,7 +129,7 @@ class HttpService:
                 if not self._open(client, generation):
                     return PARK
                 if self._is_raw:
-                    return self._begin_raw(client)
+                    return self._begin(client, _RAW)
                 stream, data = client.stream, b""
             if not data or client.head_since:
                 more = stream.receive_now()
@@ -151,7 +151,6 @@ class HttpService:
         except ClientError as error:
             request, failure = refused_request(data or stream.buffered), error
         exchange = Exchange(request, client, self._clients, generation, failure)
-        exchange.is_raw = self._is_raw
         if self._observers.are_there:
             self._begin_record(exchange)
         client.head_since = 0.0
@@ -166,7 +165,7 @@ class HttpService:
 
         Never waits.
         """
-        return PARK if client.awaits or not self._is_raw else self._begin_raw(client)
+        return PARK if client.awaits or not self._is_raw else self._begin(client, _RAW)
 
     def ask(self, exchange: Exchange) -> Step:
         """Have the app begin. Never waits."""
@@ -198,14 +197,8 @@ class HttpService:
         """A client has waited too long: what becomes of it, or the exchange that tells it so."""
         if not client.head_since or client.is_lingering or client.awaits is Opening.HANDSHAKE:
             return CLOSE
-        request = refused_request(client.stream.buffered)
-        client.follow(self._holder.generation)
         failure = ClientError(408, "the request head did not come in time")
-        exchange = Exchange(request, client, self._clients, self._holder.generation, failure)
-        exchange.is_raw = self._is_raw
-        if self._observers.are_there:
-            self._begin_record(exchange)
-        return exchange
+        return self._begin(client, refused_request(client.stream.buffered), failure)
 
     def meet(self, exchange: Exchange, error: Exception) -> Step:
         """An error was met: answer it, or leave that to a thread where it needs a thought.
@@ -227,12 +220,13 @@ class HttpService:
             exchange.client.lane.take_back(exchange)
         return step
 
-    def _begin_raw(self, client: Client) -> Exchange:
-        """Begin the one exchange of a client whose bytes are passed on unread. Never waits."""
+    def _begin(
+        self, client: Client, request: Request, failure: ClientError | None = None
+    ) -> Exchange:
+        """Begin an exchange for which nothing, or not enough, was read. Never waits."""
         generation = self._holder.generation
         client.follow(generation)
-        exchange = Exchange(_RAW, client, self._clients, generation)
-        exchange.is_raw = True
+        exchange = Exchange(request, client, self._clients, generation, failure)
         if self._observers.are_there:
             self._begin_record(exchange)
         return exchange
@@ -369,7 +363,7 @@ class HttpService:
         if failure.end is End.CLIENT_GONE:
             # A reset frees at once what a client that does not read has left in our kernel.
             exchange.following = ABORT
-        elif exchange.has_started or exchange.is_raw:
+        elif exchange.has_started or self._is_raw:
             exchange.following = ABORT if exchange.ends_by_closing else CLOSE
         else:
             # What is left of a body would be read as a request.

@@ -57,8 +57,6 @@ class Exchange:
     has_started = False
     # Closing the connection is what ends the answer's body, so a cut needs another sign.
     ends_by_closing = False
-    # Its bytes are passed on unread (mode "tcp"): there are no words for an answer of ours.
-    is_raw = False
     # Ours for this request, if we make one: the same for each attempt.
     request_id = b""
     # What the observers are told of this exchange; None while nobody watches.
