@@ -49,8 +49,8 @@ class _Pair:
     def __init__(self, place: str, names: tuple[str, ...], cert: Path, key: Path) -> None:
         self.place = place
         self.names = names
-        self.cert = _read(f"{place}.cert", cert)
-        self.key = _read(f"{place}.key", key)
+        self.cert = read_file(f"{place}.cert", cert)
+        self.key = read_file(f"{place}.key", key)
         try:
             self.validity = read_validity(self.cert)
         except (ValueError, IndexError):
@@ -59,13 +59,7 @@ class _Pair:
 
     def load_into(self, context: ssl.SSLContext) -> None:
         """Have `context` show it; raises `ConfigError`."""
-        cert, key = self._paths
-        try:
-            # A key with a password is refused: there is nobody to ask.
-            context.load_cert_chain(cert, key, password=_no_password)
-        except (OSError, ValueError) as error:
-            reason = str(getattr(error, "reason", "") or error).replace("_", " ").lower()
-            raise ConfigError([f"{self.place}: {cert} and {key} are no pair: {reason}"]) from None
+        load_pair(context, self.place, *self._paths)
 
 
 class Certificates:
@@ -83,7 +77,7 @@ class Certificates:
         # What is asked of clients.
         self.demands = (
             _VERSIONS[settings.min_version],
-            _read("listen.tls.client_ca", ca).decode("latin-1") if ca else "",
+            read_file("listen.tls.client_ca", ca).decode("latin-1") if ca else "",
         )
         first = TlsHost((), settings.cert, settings.key)
         self.pairs = [
@@ -238,12 +232,23 @@ def _read_time(tag: int, content: bytes) -> float:
     return calendar.timegm(time.strptime(text, "%Y%m%d%H%M%SZ"))
 
 
-def _read(place: str, path: Path) -> bytes:
-    """Read a file; raises `ConfigError`. Blocks on the disk."""
+def read_file(place: str, path: Path) -> bytes:
+    """Read a file that a key names; raises `ConfigError`. Blocks on the disk."""
     try:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError([f"{place}: {path}: {(error.strerror or str(error)).lower()}"]) from None
+
+
+def load_pair(context: ssl.SSLContext, place: str, cert: Path, key: Path) -> None:
+    """Have `context` show a certificate; raises `ConfigError` where its key does not match."""
+    try:
+        # A key with a password is refused: there is nobody to ask.
+        context.load_cert_chain(cert, key, password=_no_password)
+    except (OSError, ValueError) as error:
+        known = error.reason if isinstance(error, ssl.SSLError) else str(error)
+        reason = f": {known.replace('_', ' ').lower()}" if known else ""
+        raise ConfigError([f"{place}: {cert} and {key} are no pair{reason}"]) from None
 
 
 def _no_password() -> str:

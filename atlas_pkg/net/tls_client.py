@@ -19,8 +19,11 @@ from typing import NamedTuple
 
 from atlas_pkg.config.model import Config, UpstreamTls
 from atlas_pkg.errors import ConfigError, StreamError, TlsError
+from atlas_pkg.net.certificates import load_pair, read_file
 from atlas_pkg.net.stream import Stream
 from atlas_pkg.net.tls import TlsStream
+
+_TABLE = "upstreams.tls"
 
 
 class _Credentials(NamedTuple):
@@ -123,13 +126,11 @@ def tls_changes(old: Mapping[str, TlsClient], new: Mapping[str, TlsClient]) -> t
 
 
 def _read_credentials(settings: UpstreamTls) -> _Credentials:
-    contents = []
-    for key, name in (("ca", settings.ca), ("cert", settings.cert), ("key", settings.key)):
-        try:
-            contents.append(Path(name).read_bytes() if name else b"")
-        except OSError as error:
-            raise _refuse(key, f"{name}: {(error.strerror or str(error)).lower()}") from None
-    return _Credentials(settings.verify, *contents)
+    named = (("ca", settings.ca), ("cert", settings.cert), ("key", settings.key))
+    ca, cert, key = (
+        read_file(f"{_TABLE}.{what}", Path(name)) if name else b"" for what, name in named
+    )
+    return _Credentials(settings.verify, ca, cert, key)
 
 
 def _build_context(
@@ -148,23 +149,8 @@ def _build_context(
         try:
             context.load_verify_locations(cadata=credentials.ca.decode("latin-1"))
         except (OSError, ValueError):
-            raise _refuse("ca", f"{settings.ca}: holds no certificates (PEM)") from None
+            problem = f"{_TABLE}.ca: {settings.ca}: holds no certificates (PEM)"
+            raise ConfigError([problem]) from None
     if credentials.cert:
-        try:
-            # A key with a password is refused: there is nobody to ask.
-            context.load_cert_chain(settings.cert, settings.key, password=_no_password)
-        except (OSError, ValueError) as error:
-            known = error.reason if isinstance(error, ssl.SSLError) else str(error)
-            reason = f": {known.replace('_', ' ').lower()}" if known else ""
-            raise _refuse(
-                "cert", f"{settings.cert} and {settings.key} are no pair{reason}"
-            ) from None
+        load_pair(context, f"{_TABLE}.cert", Path(settings.cert), Path(settings.key))
     return context
-
-
-def _refuse(key: str, sentence: str) -> ConfigError:
-    return ConfigError([f"upstreams.tls.{key}: {sentence}"])
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")
