@@ -352,17 +352,22 @@ def test_a_passed_probe_closes_the_breaker_and_says_so(caplog: pytest.LogCapture
     assert caplog.messages == ["upstream a: circuit breaker closed by a passed probe"]
 
 
-def test_a_tunnel_that_settles_a_trial_closes_the_breaker_and_says_so(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def lease_a_trial() -> tuple[Balancer, Upstream, Lease]:
+    """An upstream whose breaker is half-open, and the lease for its one trial."""
     clock = Clock()
     settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
     balancer = Balancer(settings, clock=clock)
     a = balancer.by_name["a"]
     fail(balancer, a, 2)
     clock.now += 10.0
+    return balancer, a, balancer.lease(Affinity(sticky=a))
 
-    lease = balancer.lease(Affinity(sticky=a))
+
+def test_a_tunnel_that_settles_a_trial_closes_the_breaker_and_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, a, lease = lease_a_trial()
+
     lease.settle(Outcome.SUCCESS)
 
     assert caplog.messages[-1] == "upstream a: circuit breaker closed"
@@ -374,14 +379,8 @@ def test_a_tunnel_that_settles_a_trial_closes_the_breaker_and_says_so(
 def test_the_head_of_a_trials_answer_closes_the_breaker_and_its_end_counts_too(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    clock = Clock()
-    settings = build_settings(build_config("a"), build_config("b"), circuit_breaker=BREAKER)
-    balancer = Balancer(settings, clock=clock)
-    a = balancer.by_name["a"]
-    fail(balancer, a, 2)
-    clock.now += 10.0
+    balancer, a, lease = lease_a_trial()
 
-    lease = balancer.lease(Affinity(sticky=a))
     lease.note_head()
 
     assert caplog.messages[-1] == "upstream a: circuit breaker closed"

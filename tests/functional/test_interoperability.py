@@ -8,9 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import re
-import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,8 +18,10 @@ import httpx
 import pytest
 
 from tests.fakes import Conversation, Request, Scripted, build_answer
+from tests.functional import programs
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, Program, build_config, find_program, wait_until
+from tests.functional.programs import free_ports, need, running
+from tests.toolkit import Atlas, Program, build_config
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -50,42 +49,6 @@ def app(environ, start_response):
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [hashlib.sha256(body).hexdigest().encode() if body else b"hello"]
 """
-
-NGINX_CONFIG = """
-daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
-  server {{ listen 127.0.0.1:{port}; root {folder}; gzip on; gzip_min_length 0;
-            gzip_types text/plain; gzip_proxied any; }}
-}}
-"""
-
-
-def need(name: str) -> str:
-    """The path of a program; skips the test where it is not installed."""
-    path = find_program(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed")
-    return path
-
-
-@contextlib.contextmanager
-def running(program: Program, pattern: str) -> Iterator[int]:
-    """Keep a server running; yields the port that it tells on either output."""
-
-    def look() -> re.Match[str] | None:
-        assert program.process.poll() is None, program.log
-        return re.search(pattern, "\n".join([*program.lines, *program.printed]))
-
-    try:
-        found = wait_until(look, "the server to listen")
-        assert found
-        yield int(found[1])
-    finally:
-        program.end(signal.SIGTERM)
 
 
 def table(port: int) -> dict[str, object]:
@@ -122,26 +85,12 @@ def http_server(tmp_path: Path) -> Iterator[int]:
 
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[int]:
-    program = need("nginx")
     (tmp_path / "file.bin").write_bytes(BODY)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    config = tmp_path / "nginx.conf"
-    config.write_text(NGINX_CONFIG.format(folder=tmp_path, port=port))
-    server = Program([program, "-c", config, "-p", tmp_path])
-
-    def is_listening() -> bool:
-        assert server.process.poll() is None, server.log
-        with contextlib.suppress(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port)).close()
-            return True
-        return False
-
-    try:
-        wait_until(is_listening, "nginx to listen")
+    (port,) = free_ports(1)
+    server = f"listen 127.0.0.1:{port}; root {tmp_path}; gzip on; gzip_min_length 0;"
+    server += " gzip_types text/plain; gzip_proxied any;"
+    with programs.nginx(tmp_path, port, server):
         yield port
-    finally:
-        server.end()
 
 
 @pytest.mark.parametrize("name", ["node", "gunicorn"])

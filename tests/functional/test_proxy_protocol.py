@@ -9,7 +9,6 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,8 @@ from atlas_pkg.net.stream import Ends
 from tests.fakes import Conversation, Upstream, build_answer, echoing_fields, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.functional.test_interoperability import need
-from tests.toolkit import Atlas, Client, Program, build_config, wait_until
+from tests.functional.programs import free_ports, need, nginx, serving
+from tests.toolkit import Atlas, Client, build_config, wait_until
 
 NAMED = Ends("192.0.2.1", 56324, "198.51.100.7", 443)
 LINE = b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n"
@@ -390,45 +389,6 @@ frontend receives
   http-request return status 200 content-type text/plain lf-string "%[src] %[src_port]"
 """
 
-NGINX_CONFIG = """
-daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
-  server {{
-    listen 127.0.0.1:{receives} proxy_protocol;
-    location / {{ return 200 "$proxy_protocol_addr $proxy_protocol_port"; }}
-  }}
-}}
-"""
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
-@contextlib.contextmanager
-def serving(port: int, *command: str | Path) -> Iterator[None]:
-    """Keep a server running that listens on `port`."""
-    server = Program(command)
-
-    def is_listening() -> bool:
-        assert server.process.poll() is None, server.log
-        with contextlib.suppress(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port)).close()
-            return True
-        return False
-
-    try:
-        wait_until(is_listening, "the server to listen")
-        yield
-    finally:
-        server.end()
-
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("receiver", ["haproxy", "nginx"])
@@ -436,14 +396,17 @@ def test_haproxy_and_nginx_understand_what_they_are_told(
     receiver: str, version: int, tmp_path: Path, start: Start
 ) -> None:
     sends, receives = free_ports(2)
-    file = tmp_path / "receiver.cfg"
-    config = HAPROXY_CONFIG if receiver == "haproxy" else NGINX_CONFIG
-    places = {"sends": sends, "receives": receives, "atlas": 1, "option": "", "folder": tmp_path}
-    file.write_text(config.format(**places))
-    options = ["-f", file] if receiver == "haproxy" else ["-p", tmp_path, "-c", file]
     table = {"name": "a", "address": "127.0.0.1", "port": receives, "proxy_protocol": version}
     check = {"path": "/", "interval": 0.1, "fall": 1}
-    with serving(receives, need(receiver), *options):
+    if receiver == "nginx":
+        told = 'return 200 "$proxy_protocol_addr $proxy_protocol_port";'
+        server = f"listen 127.0.0.1:{receives} proxy_protocol; location / {{ {told} }}"
+        running = nginx(tmp_path, receives, server)
+    else:
+        file = tmp_path / "haproxy.cfg"
+        file.write_text(HAPROXY_CONFIG.format(sends=sends, receives=receives, atlas=1, option=""))
+        running = serving(receives, need("haproxy"), "-f", file)
+    with running:
         atlas = start(build_config(table, health_check=check) + listens())
 
         for number in range(3):

@@ -26,7 +26,8 @@ from websockets.sync.server import ServerConnection, serve
 
 from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer
 from tests.functional.conftest import Start
-from tests.functional.test_interoperability import need, running, table
+from tests.functional.programs import need, running
+from tests.functional.test_interoperability import table
 from tests.toolkit import Atlas, Program, Threads, build_config, find_program, wait_until
 
 MEGABYTE = 1_000_000

@@ -20,7 +20,7 @@ import trustme
 from tests.fakes import Conversation, Upstream, black_hole
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.functional.test_interoperability import need
+from tests.functional.programs import need
 from tests.toolkit import Atlas, Client, Program, build_config, wait_until
 
 MEGABYTE = bytes(range(256)) * 4096

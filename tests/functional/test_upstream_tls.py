@@ -19,12 +19,14 @@ from websockets.sync.client import connect
 from websockets.sync.server import serve
 
 from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer, named
+from tests.functional import programs
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
+from tests.functional.programs import free_ports
 from tests.functional.test_access_log import entries_of
 from tests.functional.test_host_names import Names
-from tests.functional.test_interoperability import BODY, need
-from tests.functional.test_proxy_protocol import free_ports, read_told, serving
+from tests.functional.test_interoperability import BODY
+from tests.functional.test_proxy_protocol import read_told
 from tests.functional.test_tunnels import echo
 from tests.toolkit import ATLAS, Cut, Program, build_config, wait_until
 
@@ -397,23 +399,6 @@ def test_a_proxy_header_goes_before_it(
         assert [client.get().text for _ in range(3)] == [said] * 3
 
 
-NGINX_CONFIG = """
-daemon off; master_process off; pid {folder}/nginx.pid; error_log stderr;
-events {{}}
-http {{
-  access_log off;
-  client_body_temp_path {folder}/1; proxy_temp_path {folder}/2; fastcgi_temp_path {folder}/3;
-  uwsgi_temp_path {folder}/4; scgi_temp_path {folder}/5;
-  server {{
-    listen 127.0.0.1:{port} ssl; root {folder};
-    ssl_certificate {folder}/nginx.pem; ssl_certificate_key {folder}/nginx.key;
-    ssl_client_certificate {folder}/ca.pem; ssl_verify_client on;
-    location = /who {{ return 200 "$ssl_client_verify $ssl_server_name"; }}
-  }}
-}}
-"""
-
-
 @pytest.fixture
 def nginx(authority: trustme.CA, folder: Path) -> Iterator[int]:
     """nginx with TLS; it wants to see a certificate, and has a large file."""
@@ -423,9 +408,13 @@ def nginx(authority: trustme.CA, folder: Path) -> Iterator[int]:
         pair.private_key_pem.write_to_path(folder / f"{name}.key")
         pair.cert_chain_pems[0].write_to_path(folder / f"{name}.pem")
     (folder / "file.bin").write_bytes(BODY * 32)
-    config = folder / "nginx.conf"
-    config.write_text(NGINX_CONFIG.format(folder=folder, port=port))
-    with serving(port, need("nginx"), "-p", folder, "-c", config):
+    server = f"""
+        listen 127.0.0.1:{port} ssl; root {folder};
+        ssl_certificate {folder}/nginx.pem; ssl_certificate_key {folder}/nginx.key;
+        ssl_client_certificate {folder}/ca.pem; ssl_verify_client on;
+        location = /who {{ return 200 "$ssl_client_verify $ssl_server_name"; }}
+    """
+    with programs.nginx(folder, port, server):
         yield port
 
 
