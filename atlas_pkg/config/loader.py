@@ -28,7 +28,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import tomli
 
-from atlas_pkg.config.model import NOT_YET, Config
+from atlas_pkg.config.model import Config
 from atlas_pkg.config.pages import read_pages
 from atlas_pkg.config.rules import SOCKET_FILE
 from atlas_pkg.config.schema import Advice, Key, Mark, either, join, keys_of, show
@@ -40,7 +40,6 @@ T = TypeVar("T")
 _REFUSED: Any = object()
 
 _ENVIRONMENT = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)\})?")
-_INDEX = re.compile(r"\[\d+\]")
 
 # tomli tells the place in its message; only its newer versions have it as an attribute too.
 _TOML_PLACE = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
@@ -69,7 +68,7 @@ def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = No
     """Check a file's bytes, read already; otherwise like `load_config`."""
     text = _decode(data, path)
     document = _parse_toml(text, path)
-    reader = Reader(Config, os.environ if environ is None else environ, NOT_YET)
+    reader = Reader(Config, os.environ if environ is None else environ)
     config = reader.read(document, given={"path": path})
     if config is None:
         lines = find_lines(text)
@@ -258,18 +257,14 @@ def _line_of(place: str, lines: Mapping[str, int]) -> str:
 class Reader(Generic[T]):
     """Walks one dictionary and notes each problem with its place."""
 
-    def __init__(
-        self, table: type[T], environ: Mapping[str, str], not_yet: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, table: type[T], environ: Mapping[str, str]) -> None:
         """`table` is the dataclass that describes the dictionary.
 
-        `environ` is what `${NAME}` is taken from. `not_yet` names what is refused for now: a key
-        (`listen.tls`, only its default is accepted) or one value of it (`routing.strategy = x`).
+        `environ` is what `${NAME}` is taken from.
         """
         self.problems: list[Problem] = []
         self._table = table
         self._environ = environ
-        self._not_yet = not_yet
 
     def read(
         self, data: Mapping[str, object], given: Mapping[str, object] | None = None
@@ -299,7 +294,7 @@ class Reader(Generic[T]):
                 self._refuse_unknown(place, name, raw, set(by_spelling))
             elif name != key.name and key.name in data:
                 self._note(place, f'is another name for "{key.name}", which is there too')
-            elif (value := self._read_available(key, raw, place)) is not _REFUSED:
+            elif (value := self._read_value(key, raw, place)) is not _REFUSED:
                 values[key.attribute] = value
         for key in keys:
             if key.is_required and not key.spellings & data.keys():
@@ -320,16 +315,10 @@ class Reader(Generic[T]):
         return _REFUSED
 
     def _refuse_unknown(self, place: str, name: str, raw: object, spellings: set[str]) -> None:
-        plain = _INDEX.sub("", place)
-        if plain in self._not_yet:
-            self._note(place, "not yet available")
-            return
         first = raw[0] if isinstance(raw, list) and raw else raw
         is_table = isinstance(first, dict)
         homes = list(_headers_with(name, self._table, is_table=is_table))
-        parent = plain.rpartition(".")[0]
-        later = [dotted.rpartition(".") for dotted in self._not_yet if "=" not in dotted]
-        known = sorted({*spellings, *(last for head, _, last in later if head == parent)})
+        known = sorted(spellings)
         near = difflib.get_close_matches(name, known, n=1)
         if homes:
             meant = f"did you mean {either(homes)}?"
@@ -339,17 +328,6 @@ class Reader(Generic[T]):
             self._note(place, f'unknown key, did you mean "{near[0]}"?')
         else:
             self._note(place, f"unknown key, known here: {', '.join(known)}")
-
-    def _read_available(self, key: Key, raw: object, place: str) -> Any:
-        """Read one key's value, unless it belongs to what is not built yet."""
-        plain = _INDEX.sub("", place)
-        if isinstance(raw, str) and f"{plain} = {raw}" in self._not_yet:
-            return self._note(place, f"{show(raw)} is not yet available")
-        value = self._read_value(key, raw, place)
-        if value is _REFUSED or plain not in self._not_yet or value == key.default:
-            return value
-        instead = "" if key.default is None else f", leave it at {show(key.default)}"
-        return self._note(place, f"{show(raw)} is not yet available{instead}")
 
     def _read_value(self, key: Key, raw: object, place: str) -> Any:
         element = key.element

@@ -9,7 +9,7 @@ to be asked for.
 Everything is frozen: threads share a configuration without a lock, and a reload swaps it whole.
 
 Checklist for a new key: the field here, the reference for users (`python -m tests.config.reference`
-writes it, a test compares), and the code that obeys it. What nothing obeys yet is in `NOT_YET`.
+writes it, a test compares), and the code that obeys it.
 
 Not done here: reading a file (`loader.py`), comparing two configurations (`diff.py`).
 """
@@ -65,11 +65,6 @@ from atlas_pkg.config.rules import (
     show_endpoint,
 )
 from atlas_pkg.config.schema import Alias, Mark, Unit, either
-
-# Documented, but not built yet: refused with a sentence that says so, save for its default. Who
-# builds one deletes its line (and adds the class, the field or the choice that it needs).
-NOT_YET: frozenset[str] = frozenset()
-
 
 # The group of all upstreams that name none, and of all requests for which no route is meant.
 DEFAULT_GROUP = "default"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from atlas_pkg.config.model import NOT_YET, Config
+from atlas_pkg.config.model import Config
 from atlas_pkg.config.schema import Key, Mark, join, keys_of, show
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -112,7 +112,7 @@ def _example_table(key: Key, around: str = "") -> str:
     lines = [f"# {purpose[:1].upper()}{purpose[1:]}"]
     lines.append(f"{mark}[[{place}]]" if element else f"{mark}[{place}]")
     for entry in entries(table, is_live=Mark.RESTART not in key.marks):
-        if "." not in entry.place and f"{place}.{entry.place}" not in NOT_YET:
+        if "." not in entry.place:
             lines += _example_key(entry, mark, INSTEAD.get((place, entry.place), ""))
     own = {inner.table for inner in keys_of(Config) if inner.table}
     within = {

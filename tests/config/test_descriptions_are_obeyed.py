@@ -65,16 +65,12 @@ class House:
     lodgers: tuple[tuple[str, Door], ...] = ()
 
 
-NOT_YET = frozenset({"number", "colour = blue", "rooms.seats", "attic", "garden", "probe.rise"})
-
-
 def read(
     data: dict[str, object],
     *,
     environ: dict[str, str] | None = None,
-    not_yet: frozenset[str] = frozenset(),
 ) -> House:
-    reader = Reader(House, environ or {}, not_yet)
+    reader = Reader(House, environ or {})
     house = reader.read(data)
     assert house is not None, reader.problems
     return house
@@ -85,9 +81,8 @@ def problems(
     *,
     table: type = House,
     environ: dict[str, str] | None = None,
-    not_yet: frozenset[str] = frozenset(),
 ) -> list[str]:
-    reader = Reader(table, environ or {}, not_yet)
+    reader = Reader(table, environ or {})
     assert reader.read(data) is None
     return [f"{place}: {sentence}" for place, sentence in reader.problems]
 
@@ -238,12 +233,6 @@ def test_an_odd_unknown_key_is_quoted() -> None:
     assert problems({"probe": {"a b\n": 1}}) == [sentence]
 
 
-def test_a_key_that_is_not_yet_available_is_suggested_too() -> None:
-    assert problems({"gardn": {}}, not_yet=NOT_YET) == [
-        'gardn: unknown key, did you mean "garden"?'
-    ]
-
-
 def test_a_second_spelling_is_accepted() -> None:
     assert read({"probe": {"interval_secs": 5}}).probe == Probe(interval=5.0)
 
@@ -281,37 +270,6 @@ def test_a_half_variable_is_refused(text: str) -> None:
     assert problems({"colour": text}, environ={"A": "red"}) == [
         "colour: must name a variable as in ${NAME} after each ${"
     ]
-
-
-# What is not yet available
-
-
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        ({"number": 2}, "number: 2 is not yet available, leave it at 1"),
-        ({"colour": "blue"}, 'colour: "blue" is not yet available'),
-        ({"garden": {"trees": 3}}, "garden: not yet available"),
-        ({"attic": {}}, "attic: a table is not yet available"),
-        ({"probe": {"rise": 3}}, "probe.rise: not yet available"),
-        (
-            {"rooms": [{"name": "a", "seats": 3}]},
-            'rooms[0].seats: 3 is not yet available, leave it at 2 (name = "a")',
-        ),
-    ],
-)
-def test_what_is_not_yet_available_says_so(data: dict[str, object], sentence: str) -> None:
-    assert problems(data, not_yet=NOT_YET) == [sentence]
-
-
-def test_the_default_of_what_is_not_yet_available_is_accepted() -> None:
-    data: dict[str, object] = {
-        "number": 1,
-        "colour": "red",
-        "rooms": [{"name": "a", "seats": 2}],
-    }
-
-    assert read(data, not_yet=NOT_YET) == House(rooms=(Room("a"),))
 
 
 # Rules

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_pkg.config import loader, model, summary
+from atlas_pkg.config import loader, summary
 from atlas_pkg.config.loader import Reader
 from atlas_pkg.config.model import Config
 from atlas_pkg.errors import ConfigError
@@ -18,7 +18,6 @@ _SCALARS = st.one_of(
 _KEYS = st.one_of(
     st.text(max_size=8),
     st.sampled_from([part for entry in entries() for part in entry.place.split(".")]),
-    st.sampled_from([mark.split(".")[0] for mark in sorted(model.NOT_YET)] or ["listen"]),
 )
 _VALUES = st.recursive(
     _SCALARS,
@@ -36,7 +35,7 @@ def outcome(reader: Reader[Config], document: dict[str, object]) -> list[str]:
 @given(st.dictionaries(_KEYS, _VALUES, max_size=6))
 @settings(max_examples=50)
 def test_any_document_is_a_configuration_or_has_problems(document: dict[str, object]) -> None:
-    assert outcome(Reader(Config, {}, model.NOT_YET), document)
+    assert outcome(Reader(Config, {}), document)
 
 
 @given(st.binary(max_size=60))

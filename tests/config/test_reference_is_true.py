@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from ipaddress import ip_network
 
-from atlas_pkg.config import loader, model
+from atlas_pkg.config import loader
 from atlas_pkg.config.model import (
     Admin,
     CircuitBreaker,
@@ -62,16 +62,6 @@ def test_the_reference_says_of_a_key_what_is_to_be_known() -> None:
     assert "port = 8080                 # 0 = any free port; the log says which (restart)" in lines
 
 
-def test_every_mark_of_what_is_not_yet_available_is_still_needed() -> None:
-    known = {entry.place for entry in entries()}
-    tables = {name.rpartition(".")[0] for name in known}
-
-    for mark in model.NOT_YET:
-        key, _, value = mark.partition(" = ")
-        parent = key.rpartition(".")[0]
-        assert (key in known) if value else (not parent or parent in tables), mark
-
-
 def test_the_example_that_is_the_reference_is_up_to_date() -> None:
     # Whoever has added a strategy for themselves need not offer it to everybody.
     written, due = (
@@ -119,5 +109,5 @@ def test_the_example_has_every_key_that_does_something() -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     written = set(re.findall(r"^#?([a-z_]+) = ", text, re.MULTILINE))
 
-    known = {entry.place for entry in entries()} - model.NOT_YET
+    known = {entry.place for entry in entries()}
     assert written == {place.rpartition(".")[2] for place in known}
