@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import socket
 import statistics
 import time
@@ -196,7 +197,8 @@ def test_without_a_lane_a_client_has_a_thread_and_there_are_no_more_than_allowed
 ) -> None:
     upstream = upstreams.enter_context(named("A"))
     atlas = start(build_config(upstream.table(), listen={"max_threads": 3}))
-    atlas.get()
+    atlas.send_signal(signal.SIGHUP)
+    atlas.wait_for("configuration unchanged")  # so all threads are there that always are
     before = atlas.threads
 
     with contextlib.ExitStack() as stack:
