@@ -488,7 +488,9 @@ def recovering(strategy: str, clock: Clock) -> tuple[Balancer, Upstream]:
     """A balancer of three, of which one has recovered just now."""
     listed = [build_config(name, health_check=HealthCheck()) for name in "abc"]
     settings = build_settings(*listed, strategy=strategy, slow_start=SlowStart(duration=30.0))
-    balancer = Balancer(settings, clock=clock, chance=random.Random(6).random)
+    dice = random.Random(6)
+    balancer = Balancer(settings, clock=clock, chance=dice.random)
+    seed(balancer, dice)
     a = balancer.by_name["a"]
     balancer.note_probe(a, state(False))
     balancer.note_probe(a, state(True))
