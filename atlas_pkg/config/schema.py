@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import keyword
 import re
@@ -158,7 +159,11 @@ def build_key(annotation: Any, name: str = "", default: Any = dataclasses.MISSIN
 
 def keys_of(table: Any) -> tuple[Key, ...]:
     """Return the keys of the table that the dataclass `table` (or an instance) describes."""
-    cls = table if isinstance(table, type) else type(table)
+    return _keys_of(table if isinstance(table, type) else type(table))
+
+
+@functools.cache
+def _keys_of(cls: Any) -> tuple[Key, ...]:
     annotations = get_type_hints(cls, include_extras=True)
     keys = (
         build_key(annotations[field.name], field.name.removesuffix("_"), field.default)

@@ -16,14 +16,17 @@ from collections.abc import Sequence
 
 import pytest
 
+from atlas_pkg.balancing.balancer import Balancer
+from atlas_pkg.balancing.preview import preview
 from atlas_pkg.balancing.strategies.consistent_hash import (
     LOAD_BOUND,
     POINTS_PER_WEIGHT,
     ConsistentHash,
+    _build_ring,
     hash_key,
 )
 from atlas_pkg.balancing.upstream import Upstream
-from tests.balancing.samples import build_upstream, configs_of
+from tests.balancing.samples import build_settings, build_upstream, configs_of
 from tests.toolkit import ROOT
 
 KEYS = [f"192.0.2.{number % 256}/{number}".encode() for number in range(100_000)]
@@ -164,6 +167,17 @@ def test_the_place_of_a_key_is_for_ever() -> None:
     # BLAKE2b with 8 bytes, as a number: another version must not choose otherwise.
     assert hash_key(b"") == 0xE4A6A0577479B2B4
     assert hash_key(b"192.0.2.1") == 0xC874FACE288B2811
+
+
+def test_a_ring_is_made_once_for_the_same_upstreams() -> None:
+    settings = build_settings(*configs_of(build(names(3))), strategy="consistent_hash")
+    balancer = Balancer(settings)
+    made = _build_ring.cache_info().misses
+
+    balancer.apply(settings._replace(queue=1.0))
+    preview(settings)
+
+    assert _build_ring.cache_info().misses == made + 1  # that of one upstream less
 
 
 def test_huge_weights_make_no_huge_ring() -> None:

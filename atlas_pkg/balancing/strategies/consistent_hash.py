@@ -16,10 +16,11 @@ were.
 from __future__ import annotations
 
 import bisect
+import functools
 import hashlib
 import math
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Self
 
 from atlas_pkg.balancing.strategies.registry import strategy
@@ -47,10 +48,8 @@ def hash_key(key: bytes) -> int:
 class Ring:
     """The points of all upstreams of a configuration, sorted. Immutable."""
 
-    def __init__(self, upstreams: Sequence[UpstreamConfig]) -> None:
+    def __init__(self, weights: Mapping[str, int]) -> None:
         per_weight = POINTS_PER_WEIGHT
-        # Weight 0 has points, too: it is passed over unless an administrator gives it a weight.
-        weights = {upstream.name: max(1, upstream.weight) for upstream in upstreams}
         total = sum(weights.values())
         while per_weight > 1 and total * per_weight > MAX_POINTS:
             per_weight //= 2
@@ -67,6 +66,14 @@ class Ring:
         start = bisect.bisect(self._places, hash_key(key))
         for number in range(start, start + len(self._owners)):
             yield self._owners[number % len(self._owners)]
+
+
+# A reload that concerns other things finds its ring here. --check asks for two by turns, and every
+# balancer begins with an empty one.
+@functools.lru_cache(maxsize=3)
+def _build_ring(upstreams: tuple[tuple[str, int], ...]) -> Ring:
+    # Weight 0 has points, too: it is passed over unless an administrator gives it a weight.
+    return Ring({name: max(1, weight) for name, weight in upstreams})
 
 
 def _points_of(name: str, count: int) -> list[int]:
@@ -91,7 +98,7 @@ class ConsistentHash:
     wants_counts = True
 
     def __init__(self, upstreams: Sequence[UpstreamConfig], *, bound: float = math.inf) -> None:
-        self._ring = Ring(upstreams)
+        self._ring = _build_ring(tuple((each.name, each.weight) for each in upstreams))
         self._bound = bound
         self._available: dict[str, Upstream] = {}
         self._weights: dict[Upstream, int] = {}
