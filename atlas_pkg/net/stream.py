@@ -249,11 +249,7 @@ class Stream:
             poller.register(other.fd, _HANG_UP | (select.POLLIN if heeds_other else 0))
         while True:
             now = time.monotonic()
-            if now >= deadline:
-                raise StreamError(self.side, "nothing came in time", timed_out=True)
-            if other is not None and now >= other_until:
-                raise StreamError(other.side, "closed its connection")
-            wait = min(deadline, other_until) - now
+            wait = max(0.0, min(deadline, other_until) - now)
             if other is not None and not _HANG_UP:
                 wait = min(wait, _WATCH_INTERVAL)
             events = dict(poller.poll(wait * 1000 + 1))
@@ -261,11 +257,16 @@ class Stream:
             if other is not None and seen and heeds_other:
                 if other.is_readable():
                     return False
-                continue  # it was nothing that it says to us
+                seen = 0  # it was nothing that it says to us
             if self.fd in events:
                 return True
+            # What has come is taken, even if we come late to look.
+            if now >= deadline:
+                raise StreamError(self.side, "nothing came in time", timed_out=True)
             if other is None:
                 continue
+            if now >= other_until:
+                raise StreamError(other.side, "closed its connection")
             if seen & (select.POLLHUP | select.POLLERR):
                 raise StreamError(other.side, "closed its connection")
             if seen or (not _HANG_UP and other_until == float("inf") and other.has_ended()):

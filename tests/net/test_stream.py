@@ -188,6 +188,16 @@ def test_sending_to_one_who_left_is_a_failure(client: Pair) -> None:
     assert caught.value.side is Side.CLIENT
 
 
+def test_what_has_come_in_time_is_taken_however_late_it_is_looked_for(client: Pair) -> None:
+    stream, far = client
+    with pytest.raises(StreamError, match="in time"):
+        stream.wait_until_readable(0.0)
+
+    far.send(b"!")
+    stream.wait_until_readable(20.0)
+    assert stream.wait_until_readable(-1.0)  # the time was over before it could be looked at
+
+
 def test_it_tells_whether_something_can_be_read(client: Pair) -> None:
     stream, far = client
     assert not stream.is_readable()
