@@ -23,6 +23,7 @@ from atlas_pkg.observing.timeline import (
     Timeline,
     bars_of,
     build_timeline,
+    show_printable,
     spans_of,
 )
 
@@ -51,8 +52,7 @@ class Blocks:
         written = b""
         for line in show_block(timeline):
             text = line if len(line) <= COLUMNS else line[: COLUMNS - 3] + "..."
-            text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
-            more = f"{text}\n".encode(self._encoding, "backslashreplace")
+            more = f"{show_printable(text)}\n".encode(self._encoding, "backslashreplace")
             if len(written) + len(more) + 1 > MOST_BYTES:
                 break
             written += more

@@ -128,8 +128,15 @@ def show_line(line: bytes) -> str:
     if mark:
         version = after.rpartition(" ")[2] if " " in after else ""
         text = f"{before}?… {version}".rstrip()
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
+    text = show_printable(text)
     return text if len(text) <= MOST_LINE else text[: MOST_LINE - 1] + "…"
+
+
+def show_printable(text: str) -> str:
+    """A text without anything that a terminal might obey."""
+    if text.isprintable():  # nearly all
+        return text
+    return "".join(letter if letter.isprintable() else "\ufffd" for letter in text)
 
 
 def spans_of(timeline: Timeline) -> list[float | None]:
