@@ -95,6 +95,7 @@ class Counter:
     own_zeros: Sequence[str] | None = None  # the same for `NOBODY`, where they are others
     is_histogram: bool = False  # its labels are `BUCKETS`, and "sum"
     by_upstream: bool = True
+    is_of_trouble: bool = False  # only exchanges with a failed attempt, or a failed end, count
 
 
 def _count_requests(author: str, records: Sequence[Record]) -> Iterator[_Growth]:
@@ -113,19 +114,19 @@ def _count_durations(author: str, records: Sequence[Record]) -> Iterator[_Growth
 
 
 def _count_failures(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
-    for record in _troubled(records):
+    for record in records:
         for upstream, reason in _failures_of(record):
             yield name_key(record.group, upstream), reason, 1
 
 
 def _count_retries(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
-    for record in _troubled(records):
+    for record in records:
         for upstream, _reason in _failures_of(record)[: record.retries]:
             yield name_key(record.group, upstream), "", 1
 
 
 def _count_refused_retries(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
-    for record in _troubled(records):
+    for record in records:
         if record.retry_refused:
             yield name_key(record.group, record.upstream), "", 1
 
@@ -133,11 +134,6 @@ def _count_refused_retries(_: str, records: Sequence[Record]) -> Iterator[_Growt
 def _count_bytes(_: str, records: Sequence[Record]) -> Iterator[_Growth]:
     yield ALL, "in", sum([record.body_in for record in records])
     yield ALL, "out", sum([record.body_out for record in records])
-
-
-def _troubled(records: Sequence[Record]) -> list[Record]:
-    done = End.DONE
-    return [record for record in records if record.failures or record.end is not done]
 
 
 def _failures_of(record: Record) -> Sequence[tuple[str, str]]:
@@ -179,6 +175,7 @@ FAILURES = Counter(
     # What fails now and then: attempts at an upstream, its answers, and the search for one.
     tuple(end.value for end in _USUAL_FAILURES),
     (End.NO_UPSTREAM.value,),
+    is_of_trouble=True,
 )
 RETRIES = Counter(
     "atlas_retries_total",
@@ -186,6 +183,7 @@ RETRIES = Counter(
     "",
     _count_retries,
     ("",),
+    is_of_trouble=True,
 )
 REFUSED_RETRIES = Counter(
     "atlas_retries_refused_total",
@@ -193,6 +191,7 @@ REFUSED_RETRIES = Counter(
     "",
     _count_refused_retries,
     ("",),
+    is_of_trouble=True,
 )
 BYTES = Counter(
     "atlas_bytes_total",
@@ -242,13 +241,18 @@ class Counters:
         """Count exchanges that have ended; an `Observer`."""
         answered_by: defaultdict[tuple[str, str], list[Record]] = defaultdict(list)
         done = End.DONE  # looking members up in their class would cost more than all the rest
+        troubled = []
         for record in records:
-            is_own = record.end is not done and record.end in _OWN_ANSWERS
-            answered_by[record.group, NOBODY if is_own else record.upstream].append(record)
+            upstream = record.upstream
+            if record.end is not done or record.failures:
+                troubled.append(record)
+                if record.end in _OWN_ANSWERS:
+                    upstream = NOBODY
+            answered_by[record.group, upstream].append(record)
         authors = [(name_key(*author), answered) for author, answered in answered_by.items()]
         with self._lock:
             for row, counted in self._counted:
-                for author, answered in authors:
+                for author, answered in [(ALL, troubled)] if row.is_of_trouble else authors:
                     for upstream, label, amount in row.count(author, answered):
                         labels = counted.get(upstream) or self._begin(counted, upstream)
                         labels[label] += amount

@@ -36,21 +36,17 @@ class End(enum.Enum):
 # What stands for the request line of a connection that is passed on unread (mode "tcp").
 RAW_LINE = b"TCP"
 
-# At hand, since finding or making them costs as much as a look at the clock.
+# At hand, since finding it in its class costs as much as a look at the clock.
 DONE = End.DONE
-_NOWHERE = (b"", b"")
 
 
 class Times:
     """When an exchange reached each stage; 0.0 where it did not."""
 
-    __slots__ = ("asked_at", "chosen_at", "connected_at", "first_byte_at")
-
-    def __init__(self) -> None:
-        self.chosen_at = 0.0  # an upstream was reserved: from `head_at` to here is the queue
-        self.connected_at = 0.0  # a connection was at hand
-        self.asked_at = 0.0  # the head was written
-        self.first_byte_at = 0.0  # the answer's head was read
+    chosen_at = 0.0  # an upstream was reserved: from `head_at` to here is the queue
+    connected_at = 0.0  # a connection was at hand
+    asked_at = 0.0  # the head was written
+    first_byte_at = 0.0  # the answer's head was read
 
 
 # For those who look at the times of an exchange that has none.
@@ -60,50 +56,30 @@ NO_TIMES = Times()
 class Record:
     """One exchange. Written by who serves it, then handed to the observers, who only read it."""
 
-    __slots__ = (
-        "address",
-        "began_at",
-        "body_in",
-        "body_out",
-        "choices",
-        "end",
-        "ended_at",
-        "failures",
-        "group",
-        "head_at",
-        "line",
-        "origin",
-        "request_id",
-        "retries",
-        "retry_refused",
-        "reused",
-        "route",
-        "status",
-        "times",
-        "upstream",
-    )
+    # What most exchanges never change stands in the class: it costs nothing to begin with.
+
+    origin = (b"", b"")  # Referer and User-Agent
+    request_id = b""
+    route = ""  # the one that it took, in words; empty if none was meant for it
+    group = DEFAULT_GROUP  # whose upstreams were to answer; "-" if none were
+    upstream = "-"  # the name of the last one tried; "-" if none
+    status = 0  # what the client was sent; 499 if it was gone before
+    body_in = 0  # bytes of the request's body, decoded
+    body_out = 0  # bytes of the answer's body, decoded
+    reused = False  # the upstream connection had been used before
+    retries = 0
+    retry_refused = False  # there would have been one more, but for the budget of retries
+    failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
+    choices: list[Choice] | None = None  # why it went where; None: nobody has asked
+    end = DONE
+    times: Times | None = None  # when it was where in between; None: nobody shows that
+    ended_at = 0.0
 
     def __init__(self, address: str, line: bytes, head_at: float) -> None:
         self.address = address  # the client's, as far as it can be trusted
         self.line = line  # the request line as received; may hold anything
-        self.origin = _NOWHERE  # Referer and User-Agent
-        self.request_id = b""
-        self.route = ""  # the one that it took, in words; empty if none was meant for it
-        self.group = DEFAULT_GROUP  # whose upstreams were to answer; "-" if none were
-        self.upstream = "-"  # the name of the last one tried; "-" if none
-        self.status = 0  # what the client was sent; 499 if it was gone before
-        self.body_in = 0  # bytes of the request's body, decoded
-        self.body_out = 0  # bytes of the answer's body, decoded
-        self.reused = False  # the upstream connection had been used before
-        self.retries = 0
-        self.retry_refused = False  # there would have been one more, but for the budget of retries
-        self.failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
-        self.choices: list[Choice] | None = None  # why it went where; None: nobody has asked
-        self.end = DONE
         self.began_at = head_at  # first byte of the head, where it was waited for
         self.head_at = head_at  # head complete
-        self.times: Times | None = None  # when it was where in between; None: nobody shows that
-        self.ended_at = 0.0
 
 
 # Is told of exchanges that have ended, the oldest first. It must not wait for anything.

@@ -31,7 +31,7 @@ def build_record(line: bytes = b"GET /a?secret=1 HTTP/1.1", **more: object) -> R
     times.asked_at, times.first_byte_at, record.ended_at = 100.036, 100.095, 100.100
     record.status, record.upstream = 200, "green"
     for name, value in more.items():
-        setattr(times if name in Times.__slots__ else record, name, value)
+        setattr(times if hasattr(Times, name) else record, name, value)
     return record
 
 
