@@ -115,38 +115,34 @@ class Json:
 
     def __init__(self) -> None:
         self._stamp = (-1, "", "")  # of the last second: it, its date, its offset
-        self._quote = functools.lru_cache(_REMEMBERED)(_quote)
         self._quote_text = functools.lru_cache(_REMEMBERED)(_quote_text)
+        self._tell_place = functools.lru_cache(_REMEMBERED)(_tell_place)
+        self._tell_origin = functools.lru_cache(_REMEMBERED)(_tell_origin)
 
     def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
         """Return a line with its end for each record; see `Format`."""
-        return [self._format(record, record.ended_at + epoch) for record in records]
+        lines = _tell_lines([record.line for record in records])
+        return [
+            self._format(record, line, record.ended_at + epoch).encode()
+            for record, line in zip(records, lines, strict=True)
+        ]
 
-    def _format(self, record: Record, ended_at: float) -> bytes:
-        quote = self._quote
-        method, target, protocol = _split_line(record.line)
-        referer, user_agent = record.origin
+    def _format(self, record: Record, line: str, ended_at: float) -> str:
         times = record.times or NO_TIMES
-        line = (
-            f'{{"time":"{self._show_time(ended_at)}"'
-            f',"client":{self._quote_text(record.address)}'
-            f',"method":{quote(method)},"target":{_quote(target)},"protocol":{quote(protocol)}'
-            f',"status":{record.status}'
+        head_at, chosen_at = record.head_at, times.chosen_at
+        return (
+            f'{{"time":"{self._show_time(ended_at)}","client":{self._quote_text(record.address)}'
+            f',{line},"status":{record.status}'
             f',"bytes_in":{record.body_in},"bytes_out":{record.body_out}'
-            f',"route":{_quote_text(record.route)}'
-            f',"group":{"null" if record.group == "-" else self._quote_text(record.group)}'
-            f',"upstream":{"null" if record.upstream == "-" else self._quote_text(record.upstream)}'
-            f',"head":{_span(record.began_at, record.head_at)}'
-            f',"queue":{_span(record.head_at, times.chosen_at)}'
-            f',"connect":{_span(times.chosen_at, times.connected_at)}'
+            f",{self._tell_place(record.route, record.group, record.upstream)}"
+            f',"head":{_span(record.began_at, head_at)},"queue":{_span(head_at, chosen_at)}'
+            f',"connect":{_span(chosen_at, times.connected_at)}'
             f',"first_byte":{_span(times.asked_at, times.first_byte_at)}'
             f',"total":{_span(record.began_at, record.ended_at)}'
             f',"retries":{record.retries},"reused":{"true" if record.reused else "false"}'
-            f',"end":"{record.end.value}"'
-            f',"request_id":{_quote(record.request_id)}'
-            f',"referer":{quote(referer)},"user_agent":{quote(user_agent)}}}\n'
+            f',"end":"{record.end.value}","request_id":{_quote(record.request_id)}'
+            f",{self._tell_origin(record.origin)}}}\n"
         )
-        return line.encode()
 
     def _show_time(self, instant: float) -> str:
         """Write an instant as ISO 8601 has it, in local time."""
@@ -191,12 +187,39 @@ def _escape(match: re.Match[bytes]) -> bytes:
     return b"\\x%02X" % match[0][0]
 
 
-def _split_line(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Split a request line into its three words; one that has not three stays whole, as target."""
-    if line == RAW_LINE:
-        return b"", b"", line
+def _tell_lines(lines: list[bytes]) -> list[str]:
+    """Write request lines as their three words."""
+    if _UNSAFE.search(b"".join(lines)):  # one look for all of them
+        return [_tell_line(line) for line in lines]
+    found = []
+    for line in b"\n".join(lines).decode().split("\n"):
+        words = line.split(" ")
+        if len(words) == 3 and "" not in words:
+            method, target, protocol = words
+            found.append(f'"method":"{method}","target":"{target}","protocol":"{protocol}"')
+        else:
+            found.append(_tell_line(line.encode()))
+    return found
+
+
+def _tell_line(line: bytes) -> str:
+    """Write a request line as its words; one that has not three stays whole, as target."""
     words = line.split(b" ")
-    return (words[0], words[1], words[2]) if len(words) == 3 else (b"", line, b"")
+    if len(words) != 3 or line == RAW_LINE:
+        words = [b"", line, b""]
+    method, target, protocol = map(_quote, words)
+    return f'"method":{method},"target":{target},"protocol":{protocol}'
+
+
+def _tell_place(route: str, group: str, upstream: str) -> str:
+    names = ("" if name == "-" else name for name in (route, group, upstream))
+    route, group, upstream = map(_quote_text, names)
+    return f'"route":{route},"group":{group},"upstream":{upstream}'
+
+
+def _tell_origin(origin: tuple[bytes, bytes]) -> str:
+    referer, user_agent = map(_quote, origin)
+    return f'"referer":{referer},"user_agent":{user_agent}'
 
 
 def _quote(value: bytes) -> str:
