@@ -235,10 +235,11 @@ def _add_slash(target: bytes) -> bytes:
 
 def _open_below(root: bytes, name: bytes) -> int:
     """Open what `name` leads to, if that lies below `root`. Raises `OSError`."""
-    file = os.open(root + b"/" + name, _FLAGS)
+    # The root may be a link itself, and may be set anew at any time: also right now.
+    place = os.path.realpath(root).rstrip(b"/") + b"/"
+    file = os.open(place + name, _FLAGS)
     try:
-        # The root may be a link itself, and may be set anew at any time.
-        if not _place_of(file).startswith(os.path.realpath(root).rstrip(b"/") + b"/"):
+        if not _place_of(file).startswith(place):
             raise FileNotFoundError(errno.ENOENT, "leads out of the root")
     except OSError:
         os.close(file)

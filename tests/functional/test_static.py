@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_pkg.serving.static import SETTLED
+from atlas_pkg.serving.static import SETTLED, _open_below
 from tests.browser import find_browser, open_tab
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
@@ -172,6 +172,29 @@ def test_the_root_may_be_a_link_that_is_set_anew(root: Path, tmp_path: Path, sta
     (tmp_path / "next").replace(tmp_path / "current")
 
     assert ask_twice(atlas, "GET", "/").body == b"new"
+
+
+def test_a_root_that_is_set_anew_while_a_file_is_opened_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "digits.txt").write_text(name)
+    link = tmp_path / "current"
+    link.symlink_to("old")
+    open_file = os.open
+
+    def open_late(path: bytes, flags: int) -> int:
+        file = open_file(path, flags)
+        link.unlink()
+        link.symlink_to("new")
+        return file
+
+    monkeypatch.setattr(os, "open", open_late)
+    file = _open_below(os.fsencode(link), b"digits.txt")
+
+    assert os.read(file, 10) == b"old"
+    os.close(file)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
