@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 import subprocess
 import urllib.parse
 import urllib.request
@@ -25,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.fakes import named
 from tests.functional.admin_client import ADMIN, TOKEN, AdminClient
-from tests.toolkit import Atlas, Program, build_config, find_program, wait_until
+from tests.toolkit import Atlas, Program, build_config, find_program, free_port, wait_until
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "monitoring"
 PROMTOOL = find_program("promtool")
@@ -96,9 +95,8 @@ class Scrape:
 def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scrape]:
     """A running Atlas, one of whose upstreams fails, and its metrics."""
     path = tmp_path_factory.mktemp("monitoring") / "atlas.toml"
-    with named("good") as good, socket.create_server(("127.0.0.1", 0)) as reserved:
-        dead = {"name": "dead", "address": "127.0.0.1", "port": reserved.getsockname()[1]}
-        reserved.close()
+    with named("good") as good:
+        dead = {"name": "dead", "address": "127.0.0.1", "port": free_port()}
         text = build_config(good.table(), dead, routing={"retries": 1}, admin=dict(ADMIN))
         path.write_text(text, encoding="utf-8")
         with Atlas(path) as atlas:

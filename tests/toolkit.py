@@ -7,6 +7,7 @@ that caused it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -36,6 +37,22 @@ DEADLINE = 20.0
 _LISTENING = re.compile(r"listening on [a-z]+://(\S+):(\d+)")
 
 Found = TypeVar("Found")
+
+# Ports that the kernel gives to nobody who asks for any; each process of pytest has its own.
+_PORTS = itertools.count(
+    20_000 + 1000 * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) + os.getpid() % 500
+)
+
+
+def free_port() -> int:
+    """A port on which nobody listens, nor will anybody but whom the test has listen there."""
+    for port in _PORTS:
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+    raise AssertionError("the numbers do not end")
 
 
 def wait_until(look: Callable[[], Found], what: str = "it", timeout: float = DEADLINE) -> Found:

@@ -15,6 +15,7 @@ from atlas_pkg.config.model import PoolConfig, UpstreamConfig
 from atlas_pkg.errors import Side, Stage, UpstreamError
 from atlas_pkg.net.stream import Stream
 from tests.fakes import black_hole
+from tests.toolkit import free_port
 
 FOREVER = 3600.0
 
@@ -286,8 +287,7 @@ def test_a_new_connection_is_one_that_was_never_used() -> None:
 
 
 def test_an_upstream_that_cannot_be_reached_is_its_own_failure_at_connecting() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
 
     with pytest.raises(UpstreamError) as caught:
         open_connection(reachable(port, port), 5.0)

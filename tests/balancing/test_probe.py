@@ -16,6 +16,7 @@ from atlas_pkg.config.model import HealthCheck, UpstreamConfig
 from atlas_pkg.config.rules import Statuses
 from atlas_pkg.errors import StreamError
 from tests import fakes
+from tests.toolkit import free_port
 
 HTTP = HealthCheck(path="/health?full=1")
 CONNECT = HealthCheck()
@@ -33,13 +34,6 @@ def probe_answer(answer: bytes, check: HealthCheck = HTTP) -> Result:
     """Probe an upstream that answers with these bytes and closes."""
     with fakes.answering(answer) as fake:
         return finish(listed(fake), check)
-
-
-def free_port() -> int:
-    """A port that refuses connections."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def refused() -> Upstream:

@@ -29,7 +29,17 @@ from atlas_pkg.control.supervisor import (
 )
 from tests.fakes import Conversation, Upstream, build_answer, named
 from tests.functional.admin_client import ADMIN, AdminClient
-from tests.toolkit import ROOT, Atlas, Client, Cut, Program, build_config, find_program, wait_until
+from tests.toolkit import (
+    ROOT,
+    Atlas,
+    Client,
+    Cut,
+    Program,
+    build_config,
+    find_program,
+    free_port,
+    wait_until,
+)
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux", reason="who holds which connection is asked of Linux"
@@ -398,7 +408,7 @@ def test_a_process_that_died_is_not_replaced_during_the_drain(held: Held, start:
 
 
 def test_without_a_supervisor_all_finish_and_end(held: Held, start: Start) -> None:
-    atlas = start(held.upstream.table())
+    atlas = start(held.upstream.table(), listen={"port": free_port()})
 
     with contextlib.ExitStack() as stack:
         clients = begin_requests(stack, atlas, held.upstream)

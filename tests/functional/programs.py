@@ -53,12 +53,6 @@ def running(program: Program, pattern: str) -> Iterator[int]:
         program.end(signal.SIGTERM)
 
 
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [probe.getsockname()[1] for probe in probes]
-
-
 @contextlib.contextmanager
 def serving(port: int, *command: str | Path) -> Iterator[None]:
     """Keep a server running that listens on `port`."""

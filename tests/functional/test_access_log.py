@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import stat
 import threading
 import time
@@ -19,7 +18,7 @@ import pytest
 
 from tests.fakes import Scripted, Upstream, answering, build_answer, named, silent
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, Threads, build_config, wait_until
+from tests.toolkit import Atlas, Threads, build_config, free_port, wait_until
 
 COMBINED = re.compile(
     r'127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "([^"]*)" (\d{3}) (\d+) '
@@ -209,9 +208,7 @@ def test_a_client_that_leaves_is_logged_with_499(
 
 
 def test_an_upstream_that_cannot_be_reached_is_logged(start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    table = {"name": "dead", "address": "127.0.0.1", "port": port}
+    table = {"name": "dead", "address": "127.0.0.1", "port": free_port()}
     atlas = start(build(table, {**table, "name": "deader"}, routing={"retries": 1}))
 
     size = len(atlas.get().body)

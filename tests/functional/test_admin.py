@@ -15,7 +15,7 @@ import pytest
 from tests.fakes import Scripted, Upstream, named
 from tests.functional.admin_client import ADMIN, TOKEN, AdminClient
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, Client, Cut, Threads, build_config, wait_until
+from tests.toolkit import Atlas, Client, Cut, Threads, build_config, free_port, wait_until
 
 # What the admin address says does not depend on the engine that serves clients.
 pytestmark = pytest.mark.engines("lane")
@@ -75,8 +75,7 @@ def build(*tables: dict[str, object], workers: int = 1, **more: dict[str, object
 
 def dead(name: str = "dead") -> dict[str, object]:
     """An upstream whose port nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return {"name": name, "address": "127.0.0.1", "port": sock.getsockname()[1]}
+    return {"name": name, "address": "127.0.0.1", "port": free_port()}
 
 
 def ask_many(atlas: Atlas, *targets: str, connections: int = CONNECTIONS) -> int:

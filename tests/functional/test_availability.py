@@ -13,8 +13,8 @@ import pytest
 
 from tests.fakes import CUT, STREAM, Conversation, Scripted, Upstream, build_answer, named
 from tests.functional.conftest import Start
-from tests.functional.test_failure import UpstreamProcess, closed_port
-from tests.toolkit import Atlas, Cut, Threads, build_config, wait_until
+from tests.functional.test_failure import UpstreamProcess
+from tests.toolkit import Atlas, Cut, Threads, build_config, free_port, wait_until
 
 CHECK = {"path": "/health", "interval": 0.1, "timeout": 0.5, "rise": 2, "fall": 3}
 BREAKER = {"failures": 3, "open_for": 0.4}
@@ -274,7 +274,7 @@ def test_only_the_statuses_that_are_listed_count(a: Scripted, b: Scripted, start
 def test_every_failure_of_an_upstream_counts(upstreams: contextlib.ExitStack, start: Start) -> None:
     scripts = {"r": "reset", "c": "close", "t": (CUT, "reset"), "w": "wait", "well": 200}
     ill = [upstreams.enter_context(Scripted(*both)) for both in scripts.items()]
-    refused = {"name": "refused", "address": "127.0.0.1", "port": closed_port()}
+    refused = {"name": "refused", "address": "127.0.0.1", "port": free_port()}
     atlas = start(
         build_config(
             *(upstream.table() for upstream in ill),

@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer, named, silent
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, Client, build_config, wait_until
+from tests.toolkit import Atlas, Client, build_config, free_port, wait_until
 
 STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -230,7 +230,7 @@ def test_a_busy_atlas_drains_without_losing_an_answer(
 
 
 def test_a_listener_is_free_again_after_the_end(slow: Upstream, start: Start) -> None:
-    atlas = start(build_config(slow.table()))
+    atlas = start(build_config(slow.table(), listen={"port": free_port()}))
     assert atlas.get().text == "slow"
     atlas.send_signal(signal.SIGTERM)
     atlas.wait()

@@ -40,6 +40,7 @@ from tests.toolkit import (
     Threads,
     build_config,
     find_program,
+    free_port,
     wait_until,
 )
 
@@ -50,14 +51,13 @@ class UpstreamProcess:
     """An upstream that can be killed, stopped and started again on the same port."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.port = name, 0
+        self.name, self.port = name, free_port()
         self.start()
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tests.fakes", self.name, str(self.port)]
         self.program = Program(command, cwd=ROOT)
         wait_until(lambda: self.program.printed, "the upstream to listen")
-        self.port = int(self.program.printed[0])
 
     def table(self) -> dict[str, object]:
         return {"name": self.name, "address": "127.0.0.1", "port": self.port}
@@ -81,12 +81,6 @@ def a(upstreams: contextlib.ExitStack) -> Upstream:
 @pytest.fixture
 def stuck(upstreams: contextlib.ExitStack) -> Upstream:
     return upstreams.enter_context(silent("stuck"))
-
-
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def test_a_killed_upstream_costs_what_it_was_serving_and_returns(
@@ -128,7 +122,7 @@ def test_a_killed_upstream_costs_what_it_was_serving_and_returns(
 
 
 def test_a_refused_connection_is_502_at_once_and_logged_once(a: Upstream, start: Start) -> None:
-    dead = {"name": "dead", "address": "127.0.0.1", "port": closed_port()}
+    dead = {"name": "dead", "address": "127.0.0.1", "port": free_port()}
     atlas = start(build_config(dead, a.table(), routing=ROUND_ROBIN))
 
     began = time.monotonic()
@@ -156,7 +150,7 @@ def test_the_first_unreachable_upstream_hints_at_what_helps(
     more: dict[str, dict[str, object]], hints: int, a: Upstream, start: Start
 ) -> None:
     dead = [
-        {"name": name, "address": "127.0.0.1", "port": closed_port(), "backup": backup}
+        {"name": name, "address": "127.0.0.1", "port": free_port(), "backup": backup}
         for name, backup in (("dead", False), ("spare", True))
     ]
     atlas = start(build_config(*dead, **more))
@@ -175,7 +169,7 @@ def test_with_the_readmes_own_file_a_dead_server_costs_no_request(
     text = section.partition("```toml\n")[2].partition("```")[0]
     lanes = f'lanes = {toolkit.LANES}\naddress = "127.0.0.1"'
     text = text.replace("port = 8080", f"port = 0\n{lanes}")
-    text = text.replace("3001", str(a.port)).replace("3002", str(closed_port()))
+    text = text.replace("3001", str(a.port)).replace("3002", str(free_port()))
     atlas = start(text)
 
     answers = [atlas.get() for _ in range(20)]

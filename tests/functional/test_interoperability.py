@@ -20,8 +20,8 @@ import pytest
 from tests.fakes import Conversation, Request, Scripted, build_answer
 from tests.functional import programs
 from tests.functional.conftest import Start
-from tests.functional.programs import free_ports, need, running
-from tests.toolkit import Atlas, Program, build_config
+from tests.functional.programs import need, running
+from tests.toolkit import Atlas, Program, build_config, free_port
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -86,7 +86,7 @@ def http_server(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def nginx(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "file.bin").write_bytes(BODY)
-    (port,) = free_ports(1)
+    port = free_port()
     server = f"listen 127.0.0.1:{port}; root {tmp_path}; gzip on; gzip_min_length 0;"
     server += " gzip_types text/plain; gzip_proxied any;"
     with programs.nginx(tmp_path, port, server):

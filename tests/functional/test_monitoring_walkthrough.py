@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.toolkit import ROOT, find_program
+from tests.toolkit import ROOT, find_program, free_port
 
 EXAMPLE = ROOT / "examples" / "monitoring"
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("[!.]*/**/README.md"))]
@@ -117,12 +116,7 @@ class Shell:
 @pytest.fixture
 def ports() -> dict[str, str]:
     """Free ports, by those that the pages name."""
-    free = {}
-    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    for port, listener in zip(PORTS, listeners, strict=True):
-        free[port] = str(listener.getsockname()[1])
-        listener.close()
-    return free
+    return {port: str(free_port()) for port in PORTS}
 
 
 @pytest.fixture

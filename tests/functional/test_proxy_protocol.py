@@ -19,8 +19,8 @@ from atlas_pkg.net.stream import Ends
 from tests.fakes import Conversation, Upstream, build_answer, echoing_fields, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.functional.programs import free_ports, need, nginx, serving
-from tests.toolkit import Atlas, Client, build_config, wait_until
+from tests.functional.programs import need, nginx, serving
+from tests.toolkit import Atlas, Client, build_config, free_port, wait_until
 
 NAMED = Ends("192.0.2.1", 56324, "198.51.100.7", 443)
 LINE = b"PROXY TCP4 192.0.2.1 198.51.100.7 56324 443\r\n"
@@ -395,7 +395,7 @@ frontend receives
 def test_haproxy_and_nginx_understand_what_they_are_told(
     receiver: str, version: int, tmp_path: Path, start: Start
 ) -> None:
-    sends, receives = free_ports(2)
+    sends, receives = free_port(), free_port()
     table = {"name": "a", "address": "127.0.0.1", "port": receives, "proxy_protocol": version}
     check = {"path": "/", "interval": 0.1, "fall": 1}
     if receiver == "nginx":
@@ -433,7 +433,7 @@ def test_haproxy_and_nginx_in_front_say_who_asks(
     is_nginx = option == "nginx"
     if is_nginx and not STREAM_MODULE.exists():
         pytest.skip("nginx has no stream module")
-    sends, receives = free_ports(2)
+    sends, receives = free_port(), free_port()
     atlas = start(build_config(echo.table()) + listens())
     file = tmp_path / "sender.cfg"
     places = {"sends": sends, "receives": receives, "atlas": atlas.port, "folder": tmp_path}

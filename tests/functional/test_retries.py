@@ -17,8 +17,7 @@ import pytest
 from tests.fakes import CUT, Scripted, black_hole
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.functional.test_failure import closed_port
-from tests.toolkit import Answer, Atlas, Cut, Threads, build_config, wait_until
+from tests.toolkit import Answer, Atlas, Cut, Threads, build_config, free_port, wait_until
 
 IDEMPOTENT = ["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"]
 OTHERS = ["POST", "PATCH", "MKCOL", "X-OTHER"]
@@ -43,7 +42,7 @@ def config(*tables: dict[str, object], retries: int = 1, **more: Mapping[str, ob
 
 
 def refused(name: str = "refused") -> dict[str, object]:
-    return {"name": name, "address": "127.0.0.1", "port": closed_port()}
+    return {"name": name, "address": "127.0.0.1", "port": free_port()}
 
 
 def ask(atlas: Atlas, method: str = "GET", body: bytes = b"", **fields: str) -> Answer:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import socket
 
 import pytest
 
 from tests.fakes import Upstream, named, silent
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, build_config, wait_until
+from tests.toolkit import Atlas, build_config, free_port, wait_until
 
 # What is told does not depend on the engine.
 pytestmark = pytest.mark.engines("lane")
@@ -53,9 +52,7 @@ def test_requests_in_flight_are_counted(upstreams: contextlib.ExitStack, start: 
 
 
 def test_the_reason_why_an_upstream_is_down_is_told(a: Upstream, start: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-    gone = {"name": "gone", "address": "127.0.0.1", "port": port}
+    gone = {"name": "gone", "address": "127.0.0.1", "port": free_port()}
     atlas = start(build_config(a.table(), gone, health_check={"interval": 0.05, "fall": 1}))
     atlas.wait_for("upstream gone is down")
 

@@ -16,7 +16,7 @@ import pytest
 
 from tests.fakes import Upstream, named
 from tests.functional.conftest import Start
-from tests.toolkit import DEADLINE, Client, Program, build_config, wait_until
+from tests.toolkit import DEADLINE, Client, Program, build_config, free_port, wait_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="systemd knows no other system"),
@@ -55,8 +55,7 @@ def a(upstreams: contextlib.ExitStack) -> Upstream:
 
 @pytest.fixture
 def port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
+    return free_port()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

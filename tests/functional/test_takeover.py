@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.functional.test_tls import Authority, with_tls
 from tests.functional.test_tunnels import SWITCHED
-from tests.toolkit import Answer, Atlas, Client, Threads, build_config, wait_until
+from tests.toolkit import Answer, Atlas, Client, Threads, build_config, free_port, wait_until
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="only there can it take over"),
@@ -377,8 +376,7 @@ def is_refused(port: int, host: str = "127.0.0.1") -> bool:
 def test_another_port_takes_effect(a: Upstream, reign: Begin) -> None:
     line = reign(build_config(a.table()))
     before = line.atlas.port
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+    port = free_port()
 
     line.atlas.rewrite(build_config(a.table(), listen={"port": port}))
     line.take_over()

@@ -38,6 +38,7 @@ from tests.toolkit import (
     Client,
     Cut,
     build_config,
+    free_port,
     wait_until,
 )
 
@@ -454,9 +455,8 @@ def test_an_old_version_is_refused(authority: Authority, echo: Upstream, start: 
 
 
 def with_redirect(config: str, **keys: str) -> tuple[str, int]:
-    """Add `http_redirect` to `[listen]`; also returns the port, which was free just now."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port = sock.getsockname()[1]
+    """Add `http_redirect` to `[listen]`; also returns the port."""
+    port = free_port()
     lines = [f"http_redirect = {port}", *(f'{key} = "{value}"' for key, value in keys.items())]
     return config.replace("[listen]", "\n".join(["[listen]", *lines])), port
 

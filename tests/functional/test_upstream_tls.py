@@ -22,13 +22,12 @@ from tests.fakes import Conversation, Request, Scripted, Upstream, build_answer,
 from tests.functional import programs
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.functional.programs import free_ports
 from tests.functional.test_access_log import entries_of
 from tests.functional.test_host_names import Names
 from tests.functional.test_interoperability import BODY
 from tests.functional.test_proxy_protocol import read_told
 from tests.functional.test_tunnels import echo
-from tests.toolkit import ATLAS, Cut, Program, build_config, wait_until
+from tests.toolkit import ATLAS, Cut, Program, build_config, free_port, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +401,7 @@ def test_a_proxy_header_goes_before_it(
 @pytest.fixture
 def nginx(authority: trustme.CA, folder: Path) -> Iterator[int]:
     """nginx with TLS; it wants to see a certificate, and has a large file."""
-    (port,) = free_ports(1)
+    port = free_port()
     for name in ("nginx", "atlas"):
         pair = authority.issue_cert(f"{name}.test")
         pair.private_key_pem.write_to_path(folder / f"{name}.key")

@@ -15,6 +15,7 @@ from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net import connect as connecting
 from atlas_pkg.net.connect import ATTEMPT_DELAY, Endpoint, connect
 from tests.fakes import black_hole
+from tests.toolkit import free_port
 
 NEVER = 3600.0
 
@@ -36,9 +37,7 @@ def alive(listener: socket.socket) -> Endpoint:
 
 @pytest.fixture
 def refusing() -> Endpoint:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    return at(port)
+    return at(free_port())
 
 
 def open_descriptors() -> int:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.fakes import Conversation, Upstream, build_answer
-from tests.toolkit import ATLAS, ROOT, Atlas, find_program, wait_until
+from tests.toolkit import ATLAS, ROOT, Atlas, find_program, free_port, wait_until
 
 PAGE = ROOT / "examples" / "many-services" / "paths.md"
 
@@ -237,11 +237,6 @@ def ask(port: int, host: str, target: str) -> str:
     return body if "x-told" in head.lower() else head.split(" ")[1] if " " in head else "closed"
 
 
-def find_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
-
-
 @contextlib.contextmanager
 def run(command: list[str], port: int) -> Iterator[None]:
     """Run a proxy until it has been asked everything."""
@@ -266,7 +261,7 @@ def ask_all() -> dict[str, list[str]]:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ports = {name: stack.enter_context(telling(name)).port for name in GROUPS}
-        nginx, haproxy = find_port(), find_port()
+        nginx, haproxy = free_port(), free_port()
         (folder / "nginx.conf").write_text(NGINX.format(port=nginx, **ports))
         (folder / "haproxy.cfg").write_text(HAPROXY.format(port=haproxy, **ports))
         upstreams = "".join(

@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.toolkit import free_port
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_PATIENCE = 20.0
 
@@ -174,7 +176,7 @@ def _run_peer(name: str, template: str, upstream: int, config: str) -> Iterator[
     if program is None:
         raise ProxyFailed(f"{name} is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         path = Path(folder) / "config"
         values = {
             "folder": folder,
@@ -202,12 +204,6 @@ def find_program(name: str) -> str | None:
     """Look for a program where daemons are installed too."""
     places = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     return shutil.which(name, path=places)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def _wait_until_open(process: subprocess.Popen[str], port: int) -> None:

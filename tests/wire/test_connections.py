@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toolkit import free_port
 from tests.wire.proxies import run_atlas
 
 PATIENCE = 10.0
@@ -360,11 +361,8 @@ def test_dripping_does_not_extend_an_answer_heads_deadline(quick_bench: Bench) -
 
 @pytest.mark.rule(29)
 def test_refused_connection_is_answered_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        closed_port = sock.getsockname()[1]
-
     with (
-        run_atlas(closed_port) as port,
+        run_atlas(free_port()) as port,
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client,
     ):
         began = time.monotonic()
@@ -378,11 +376,8 @@ def test_refused_connection_is_answered_at_once() -> None:
 
 @pytest.mark.rule(29)
 def test_answer_reaches_a_client_that_is_still_sending() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        closed_port = sock.getsockname()[1]
-
     with (
-        run_atlas(closed_port) as port,
+        run_atlas(free_port()) as port,
         socket.create_connection(("127.0.0.1", port), timeout=PATIENCE) as client,
     ):
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 200000\r\n\r\n")
