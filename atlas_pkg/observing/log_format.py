@@ -205,7 +205,9 @@ def _tell_lines(lines: list[bytes]) -> list[str]:
 def _tell_line(line: bytes) -> str:
     """Write a request line as its words; one that has not three stays whole, as target."""
     words = line.split(b" ")
-    if len(words) != 3 or line == RAW_LINE:
+    if line == RAW_LINE:
+        words = [b"", b"", line]
+    elif len(words) != 3:
         words = [b"", line, b""]
     method, target, protocol = map(_quote, words)
     return f'"method":{method},"target":{target},"protocol":{protocol}'
