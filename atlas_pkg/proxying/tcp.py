@@ -100,6 +100,9 @@ def hand_over(
     def end(tunnel: Tunnel, error: StreamError | None) -> None:
         if error is not None:
             log.debug("%s: tunnel ended: %s", client.address, error)
+            if not error.timed_out:  # who is left shall not take what it has for all there was
+                connection.stream.abort()
+                client.stream.abort()
         connection.stream.close()
         lease.release()
         if take_note is not None:

@@ -232,10 +232,33 @@ def test_an_upstream_that_dies_ends_its_connections(
     with atlas.client() as client:
         assert read(client, 1) == b"x"
         client.send(b"!")
-        assert client.is_closed()
+        with pytest.raises(ConnectionResetError):  # no end: something may be missing
+            client.sock.recv(1)
 
     (entry,) = entries_of(atlas, 1)
     assert (entry["status"], entry["end"]) == (200, "upstream-cut")
+
+
+def test_a_client_that_breaks_off_is_no_end_of_input_for_its_upstream(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    heard: list[Exception | bytes] = []
+
+    def serve(conversation: Conversation) -> None:
+        conversation.send(b"x")
+        try:
+            heard.append(conversation.sock.recv(1))
+        except ConnectionError as error:
+            heard.append(error)
+
+    atlas = start(build(upstreams.enter_context(Upstream(serve)).table()))
+    client = socket.create_connection(("127.0.0.1", atlas.port))
+    assert client.recv(1) == b"x"
+
+    Conversation(client).reset()
+
+    wait_until(lambda: heard, "the upstream to hear of it")
+    assert isinstance(heard[0], ConnectionResetError)
 
 
 def test_a_connection_is_one_line_when_it_ends(a: Upstream, start: Start) -> None:
