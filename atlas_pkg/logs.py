@@ -112,8 +112,9 @@ class _StandardError(logging.Handler):
 def set_up(level: str) -> None:
     """Send the log of this process to standard error at `level` (debug, info, warning, error)."""
     logging.basicConfig(format=FORMAT, level=level.upper(), handlers=[_StandardError()])
-    # It tells of every event in a watched folder, its own lines in a log file there included.
-    logging.getLogger("watchdog").setLevel(logging.WARNING)
+    # It tells of every event in a watched folder, its own lines in a log file there included, and
+    # calls it an error when one comes while we end. What it misses, `control/reload.py` finds.
+    logging.getLogger("watchdog").setLevel(logging.CRITICAL)
 
 
 def set_process(name: str) -> None:

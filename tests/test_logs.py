@@ -174,3 +174,9 @@ def test_closing_does_not_wait_for_ever(pipe: tuple[logging.Logger, int]) -> Non
     logger.handlers[0].close()
 
     assert time.monotonic() - began < 5
+
+
+def test_what_the_watching_library_says_while_we_end_is_no_error_of_ours() -> None:
+    logs.set_up("info")
+
+    assert not logging.getLogger("watchdog.observers.inotify").isEnabledFor(logging.ERROR)
