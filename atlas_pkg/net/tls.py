@@ -21,9 +21,11 @@ by somebody in between, and that is a failure, never an end (RFC 9112 §9.8).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+import socket
 import ssl
 import threading
 import time
@@ -51,6 +53,9 @@ _SHORT = {
     "streetAddress": "STREET",
     "userId": "UID",
 }
+
+# Below TLS.
+_send = socket.socket.send
 
 _NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
@@ -288,30 +293,29 @@ class TlsStream(Stream):
     def end_sending(self) -> None:
         """Close the sending half, with close-notify: the other end reads the end of input.
 
-        The library looks for the other's close-notify, too, and breaks where it finds data. So
-        what has come is read before, into `buffered`.
+        The library looks for the other's close-notify at the same time, and where it finds data it
+        is through with the connection: what is on its way would be lost. So meanwhile the
+        descriptor stands for a socket on which nothing comes, and what is written there is sent.
         """
-        try:
-            while len(self.buffered) < RECEIVE_BYTES and (data := self.receive_now()):
-                self.buffered += data
-        except StreamError:
-            pass  # reading on meets it again
-        self._notify()
+        near, far = socket.socketpair()
+        with near, far, self._lock:
+            near.setblocking(False)
+            connection = os.dup(self.fd)
+            os.dup2(near.fileno(), self.fd, inheritable=False)
+            with contextlib.suppress(OSError, ValueError):
+                self._tls.unwrap()
+            os.dup2(connection, self.fd, inheritable=False)
+            os.close(connection)
+            near.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                _send(self._tls, far.recv(RECORD_BYTES))
         super().end_sending()
 
     def close(self) -> None:
         """Close the connection, with close-notify; harmless when it is closed already."""
-        self._notify()
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            self._tls.unwrap()
         super().close()
-
-    def _notify(self) -> None:
-        """Send close-notify, if that can be done at once."""
-        with self._lock:
-            try:
-                self._tls.unwrap()
-            except (OSError, ValueError):
-                return  # the other's has not come, or the connection is not in a state for it
-            self._has_ended = True  # with both, the library is through with it
 
     def broken(self, error: OSError) -> StreamError:
         """Translate what the library or the kernel reports."""

@@ -118,8 +118,6 @@ class _Way:
         if self.has_ended and not self.is_pending and not self.is_shut:
             self.sink.end_sending()
             self.is_shut = True
-            if not (self.back.is_pending or self.back.has_ended):
-                self.back.fill()  # TLS has had to read what had come there
 
     def _fill_pipe(self, pipe: KernelPipe) -> None:
         received = pipe.fill_now(self.source, PIPE_BYTES)

@@ -353,6 +353,24 @@ def test_what_is_no_http_can_be_had_over_tls(
         send_and_read_back(client, BULK)
 
 
+def test_a_connection_that_is_cut_does_not_look_ended(
+    authority: Authority, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def serve(conversation: Conversation) -> None:
+        conversation.send(b"half of")
+        conversation.sock.recv(1)
+        conversation.reset()
+
+    upstream = upstreams.enter_context(Upstream(serve))
+    atlas = start(with_tls(build_config(upstream.table(), listen={"mode": "tcp"})))
+
+    with connect(atlas, authority) as client:
+        assert b"".join(client._read(7)) == b"half of"
+        client.send(b"?")
+        with pytest.raises(OSError, match="EOF|reset"):
+            client.sock.recv(1)
+
+
 # What is no TLS, or never becomes it
 
 

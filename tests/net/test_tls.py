@@ -286,8 +286,24 @@ def test_the_sending_half_alone_can_be_closed(pair: Pair) -> None:
     assert pair.far.recv(9) == b""
     pair.far.sendall(b"comes later")
 
-    assert pair.stream.buffered == b"has come"
+    assert pair.stream.receive(20.0) == b"has come"
     assert pair.stream.receive(20.0) == b"comes later"
+
+
+def test_what_is_on_its_way_is_not_lost_when_the_sending_half_is_closed(pair: Pair) -> None:
+    data = bytes(range(256)) * 16_384
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(pair.far.sendall, data)
+        arrived = pair.stream.receive(20.0)
+        until(lambda: not pair.stream.is_silent())
+
+        pair.stream.end_sending()
+
+        while len(arrived) < len(data):
+            arrived += pair.stream.receive(20.0)
+        sending.result(20)
+    assert arrived == data
+    assert pair.far.recv(9) == b""
 
 
 def test_a_look_finds_data_and_keeps_it(pair: Pair) -> None:
