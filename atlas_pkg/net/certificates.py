@@ -49,6 +49,7 @@ class _Pair:
     def __init__(self, place: str, names: tuple[str, ...], cert: Path, key: Path) -> None:
         self.place = place
         self.names = names
+        self.name = (names or ("default",))[0]
         self.cert = read_file(f"{place}.cert", cert)
         self.key = read_file(f"{place}.key", key)
         try:
@@ -63,15 +64,15 @@ class _Pair:
 
 
 class Certificates:
-    """All certificates of one `[listen.tls]`. Immutable, thread-safe."""
+    """All certificates of one `[listen.tls]`. Thread-safe."""
 
     def __init__(
         self, settings: ListenTls, folder: Path, previous: Certificates | None = None
     ) -> None:
         """Read all files; relative paths begin at `folder`. Raises `ConfigError`.
 
-        From now on `previous` shows these, too. One that has expired is refused where another
-        could be kept: one that is new, that is.
+        Where `previous` are in force, these are shown from `show` on. One that has expired is
+        refused where another could be kept: one that is new, that is.
         """
         ca = settings.client_ca and folder / settings.client_ca
         # What is asked of clients.
@@ -102,12 +103,16 @@ class Certificates:
             self.front = previous.front
         else:
             self.front = self._build_context()
+            self.show()
+
+    def show(self) -> None:
+        """They are in force: show them from now on, also to those who have begun with others."""
         self.front.sni_callback = self._choose
 
     @property
     def expiries(self) -> dict[str, float]:
         """When each certificate expires, by the first of its names; the first is `default`."""
-        return {(pair.names or ("default",))[0]: pair.validity.ends for pair in self.pairs}
+        return {pair.name: pair.validity.ends for pair in self.pairs}
 
     def describe(self) -> list[str]:
         """Say of each certificate for which names it is shown, and how long it is good."""
@@ -117,13 +122,16 @@ class Certificates:
         ] + [f"  warning: {warning}" for warning in self.warnings(time.time())]
 
     def warnings(self, now: float) -> list[str]:
-        """Say of each certificate that has expired, or will soon."""
-        return [
-            f"the certificate of {name} {'has expired' if ends <= now else 'expires'}"
-            f" on {show_day(ends)}"
-            for name, ends in self.expiries.items()
-            if ends - now < SOON
-        ]
+        """Say of each certificate that clients do not accept it, or will not soon."""
+        found = []
+        for pair in self.pairs:
+            begins, ends = pair.validity
+            if begins > now:
+                found.append(f"the certificate of {pair.name} is not valid before {show_day(begins)}")
+            elif ends - now < SOON:
+                verb = "has expired" if ends <= now else "expires"
+                found.append(f"the certificate of {pair.name} {verb} on {show_day(ends)}")
+        return found
 
     def _refuse_expired(self, previous: Certificates) -> None:
         now = time.time()

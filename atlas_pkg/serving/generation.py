@@ -152,6 +152,8 @@ class ConfigHolder:
             # Before anybody is sent to them, and after, so that nobody finds a group empty.
             new = _apply(generation, addresses, lambda balancer: balancer not in used)
             self.generation = generation
+            if generation.tls is not None:
+                generation.tls.show()
             return new + _apply(generation, addresses, lambda balancer: balancer in used)
 
 

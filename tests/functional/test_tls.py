@@ -617,6 +617,20 @@ def test_a_broken_pair_changes_nothing(atlas: Atlas, authority: Authority, tmp_p
     assert key != (tmp_path / "cert.key").read_bytes()
 
 
+def test_a_refused_file_changes_nothing(atlas: Atlas, authority: Authority) -> None:
+    old = fingerprint(atlas, authority)
+    config = atlas.path.read_text()
+
+    atlas.rewrite(f'{config}[upstreams.tls]\nca = "missing.pem"\n')
+    atlas.wait_for("missing.pem: no such file")
+    authority.write("cert", "atlas.test")
+    atlas.wait_for("missing.pem: no such file", times=2)
+    assert fingerprint(atlas, authority) == old
+
+    atlas.rewrite(config)
+    wait_until(lambda: fingerprint(atlas, authority) != old, "the new certificate")
+
+
 def test_one_that_has_expired_is_not_taken_over(atlas: Atlas, authority: Authority) -> None:
     old = fingerprint(atlas, authority)
 

@@ -19,6 +19,7 @@ from atlas_pkg.net.certificates import (
     certificate_changes,
     read_certificates,
     read_validity,
+    show_day,
 )
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
@@ -110,6 +111,17 @@ def test_keys_of_sessions_outlive_certificates_but_not_what_is_asked_of_clients(
     assert certificate_changes(second, read(tmp_path, previous=second)) == ()
 
 
+def test_they_are_shown_once_they_are_in_force(tmp_path: Path) -> None:
+    write(tmp_path, "cert", "a.test")
+    first = read(tmp_path)
+    second = read(tmp_path, previous=first)
+    assert first.front.sni_callback == first._choose
+
+    second.show()
+
+    assert first.front.sni_callback == second._choose
+
+
 def test_a_warning_comes_fourteen_days_before(tmp_path: Path) -> None:
     write(tmp_path, "cert", "a.test")
     certificates = read(tmp_path)
@@ -121,6 +133,16 @@ def test_a_warning_comes_fourteen_days_before(tmp_path: Path) -> None:
     ]
     assert certificates.warnings(ends + 1) == [
         "the certificate of default has expired on 2027-01-01"
+    ]
+
+
+def test_one_that_is_not_valid_yet_is_warned_of(tmp_path: Path) -> None:
+    write(tmp_path, "cert", "a.test")
+    certificates = read(tmp_path)
+    begins = certificates.pairs[0].validity.begins
+
+    assert certificates.warnings(begins - 1) == [
+        f"the certificate of default is not valid before {show_day(begins)}"
     ]
 
 
