@@ -127,10 +127,12 @@ class Certificates:
         for pair in self.pairs:
             begins, ends = pair.validity
             if begins > now:
-                found.append(f"the certificate of {pair.name} is not valid before {show_day(begins)}")
+                what = f"is not valid before {show_day(begins)}"
             elif ends - now < SOON:
-                verb = "has expired" if ends <= now else "expires"
-                found.append(f"the certificate of {pair.name} {verb} on {show_day(ends)}")
+                what = f"{'has expired' if ends <= now else 'expires'} on {show_day(ends)}"
+            else:
+                continue
+            found.append(f"the certificate of {pair.name} {what}")
         return found
 
     def _refuse_expired(self, previous: Certificates) -> None:
