@@ -14,6 +14,7 @@ import email.utils
 import html
 import http.client
 import logging
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import NamedTuple
@@ -39,6 +40,8 @@ from atlas_pkg.observing.record import End
 log = logging.getLogger("atlas.failures")
 
 _SECRETS = frozenset((b"cookie", b"authorization", b"proxy-authorization"))
+
+_REFUSES = re.compile(rb"q=0(?:\.0*)?")
 
 NO_PAGES: Mapping[str, bytes] = MappingProxyType({})
 
@@ -144,6 +147,15 @@ def log_failure(
         throttle.write(failure.level, reason, "%s for %s: %s", what, line, reason)
 
 
+def _accepts_html(accept: bytes) -> bool:
+    """Does Accept name HTML, and not to refuse it (RFC 9110 §12.5.1)?"""
+    for part in accept.lower().split(b","):
+        kind, *parameters = (piece.strip() for piece in part.split(b";"))
+        if kind == b"text/html":
+            return not any(map(_REFUSES.fullmatch, parameters))
+    return False
+
+
 def build_last_answer(request: Request, persistence: bytes) -> bytes:
     """Answer a request that nobody may pass on any more, as its last recipient (RFC 9110 §7.6.2).
 
@@ -177,7 +189,7 @@ def build_answer(
     are further lines of the head. `pages` are those of `[error_pages]`.
     """
     phrase = http.client.responses.get(status, "Error")
-    accepts_html = b"text/html" in accept.lower()
+    accepts_html = _accepts_html(accept)
     page = next((pages[name] for name in names_for(status) if name in pages), None)
     if accepts_html and page is not None:
         kind, payload = _HTML, page

@@ -124,6 +124,22 @@ def test_who_asks_for_html_gets_it() -> None:
     assert b"&lt;not&gt; found" in answer
 
 
+@pytest.mark.parametrize(
+    ("accept", "is_html"),
+    [
+        (b"text/html;q=0", False),
+        (b"text/plain, text/html; level=1; q=0.00", False),
+        (b"text/html;q=0.01", True),
+        (b"text/plain;q=0, text/html", True),
+        (b"text/html-sandboxed", False),
+    ],
+)
+def test_who_refuses_html_does_not_get_it(accept: bytes, *, is_html: bool) -> None:
+    answer = build_answer(404, "not found", accept=accept)
+
+    assert (b"Content-Type: text/html" in answer) is is_html
+
+
 def test_a_503_says_when_to_ask_again() -> None:
     assert b"\r\nRetry-After: %d\r\n" % RETRY_AFTER in build_answer(503, "too much to do")
     assert b"Retry-After" not in build_answer(502, "the upstream failed")
