@@ -658,6 +658,11 @@ class Config:
             if upstream.socket_file and length > _LONGEST_SOCKET_FILE:
                 allowed = f"at most {_LONGEST_SOCKET_FILE} bytes long with its folder"
                 yield f"upstreams[{index}].address", f"must be {allowed}, got {length}"
+        for resolved in filter(attrgetter("resolve"), self.upstreams):
+            for index, upstream in enumerate(self.upstreams):
+                if upstream.name.startswith(f"{resolved.name}@"):
+                    kept = f'"{resolved.name}@…" are the names of the servers of "{resolved.name}"'
+                    yield f"upstreams[{index}].name", f'{kept}, got "{upstream.name}"'
         listen, admin = self.listen, self.admin
         ports = {listen.port, listen.http_redirect} - {0}  # any free port is nobody else's
         for index, upstream in enumerate(self.upstreams):

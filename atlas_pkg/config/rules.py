@@ -115,6 +115,8 @@ def find_strategies() -> list[str]:
 
 def _advise_nearest(text: str, choices: Sequence[str]) -> ValueError:
     """Build the error for `text`, which is none of the `choices`."""
+    if text[:1].isdigit():
+        return ValueError(text)  # another number is another thing, not a misspelt one
     near = difflib.get_close_matches(text.lower(), choices, n=1)
     # "lax" for "Lax": to difflib a capital is just another letter.
     near = near or [choice for choice in choices if choice.lower() == text.lower()]

@@ -20,6 +20,9 @@ from atlas_pkg.config.schema import Mark
 # What has lines of its own.
 _TOLD = {"listen.address", "listen.port", "listen.mode", "upstreams", "routing.strategy", "routes"}
 
+# What an answer with this status has to say (RFC 9110 §15.5), and a fixed one does not by itself.
+_REQUIRED = {401: "WWW-Authenticate", 405: "Allow", 407: "Proxy-Authenticate", 426: "Upgrade"}
+
 
 def summary(config: Config) -> str:
     """Describe a configuration: who is served, by whom, and what is not at its default."""
@@ -99,8 +102,12 @@ def warnings_of(config: Config) -> list[str]:
         if upstream.tls is not None and not upstream.tls.verify:
             warnings.append(f"upstream {upstream.name}: its certificate is not verified")
     warnings += config.error_pages.complaints
+    said = {name.lower() for name, _ in config.forwarding.set_response_fields}
     routes = list(enumerate(config.routes, 1))
     for index, (number, route) in enumerate(routes):
+        field = _REQUIRED.get(route.status)
+        if field is not None and field.lower() not in said:
+            warnings.append(f"route {number} ({route.pattern}): {route.status} lacks {field}")
         earlier = (other for other, one in routes[:index] if _leaves_nothing_to(one, route))
         if (first := next(earlier, None)) is not None:
             warnings.append(

@@ -60,8 +60,8 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
             'listen.tls.key: must be printable text, not empty, got ""',
         ),
         (
-            f'{TLS}min_version = "TLS"',
-            'listen.tls.min_version: must be "1.2" or "1.3", got "TLS"',
+            f'{TLS}min_version = "1.1"',
+            'listen.tls.min_version: must be "1.2" or "1.3", got "1.1"',
         ),
         (
             f'{TLS}[[listen.tls.hosts]]\nnames = ["a.*.test"]\ncert = "c"\nkey = "k"',
@@ -147,6 +147,13 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
         (
             UPSTREAM + "resolve = 5",
             'upstreams[0].resolve: needs a host name, got address "10.0.0.1" (name = "a")',
+        ),
+        (
+            (
+                '[[upstreams]]\nname = "a"\naddress = "app.test"\nport = 80\nresolve = 5\n'
+                '[[upstreams]]\nname = "a@::1"\naddress = "::1"\nport = 80\n'
+            ),
+            'upstreams[1].name: "a@…" are the names of the servers of "a", got "a@::1"',
         ),
         (
             UPSTREAM + '[upstreams.tls]\ncert = "c.pem"',

@@ -199,6 +199,19 @@ def test_a_route_to_which_something_is_left_is_not(earlier: list[str], later: li
     assert not [told for told in warnings_of(parse(text)) if "never" in told]
 
 
+@pytest.mark.parametrize(
+    ("status", "field"),
+    [(401, "WWW-Authenticate"), (405, "Allow"), (407, "Proxy-Authenticate"), (426, "Upgrade")],
+)
+def test_a_fixed_answer_that_lacks_what_it_has_to_say_is_warned_of(status: int, field: str) -> None:
+    text = UPSTREAM + route('path = "/x"', f"status = {status}")
+    is_settable = field != "Upgrade"
+    said = f'[forwarding]\nset_response_fields = {{ {field.lower()} = "x" }}\n'
+
+    assert warnings_of(parse(text)) == [f"route 1 (/x): {status} lacks {field}"]
+    assert not is_settable or warnings_of(parse(text + said)) == []
+
+
 def test_groups_that_nobody_reaches_and_that_reach_nobody_are_warned_of() -> None:
     routes = route('path = "/x"', 'group = "empty"') + route("status = 404")
     text = UPSTREAM + API + "[groups.empty]\n" + routes
