@@ -15,6 +15,7 @@ through.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 import threading
@@ -131,6 +132,7 @@ def write_in_background() -> None:
     # The interpreter would write these itself, and wait for a reader that has stopped reading.
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = functools.partial(_log_unraisable, Throttle(log))
 
 
 def close() -> None:
@@ -155,6 +157,12 @@ def _log_uncaught(
 def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
     name = arguments.thread.name if arguments.thread is not None else "unknown"
     log.critical("an error that nobody met, in thread %s", name, exc_info=arguments.exc_value)
+
+
+def _log_unraisable(throttle: Throttle, arguments: sys.UnraisableHookArgs) -> None:
+    """Clients can cause one: by a name in TLS that is no text."""
+    error = f"{arguments.exc_type.__name__}: {arguments.exc_value}"
+    throttle.write(logging.WARNING, error, "the interpreter has passed over an error: %s", error)
 
 
 def set_level(level: str) -> None:

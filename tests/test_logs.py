@@ -9,6 +9,7 @@ import os
 import re
 import select
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -152,6 +153,27 @@ def test_without_a_thread_a_stalled_reader_costs_half_a_second_once(
     logger.info("the reader is back")
 
     assert re.search(r"the reader is back\n.*\d+ lines of this log were lost", read_all(reader))
+
+
+def test_what_the_interpreter_passes_over_is_logged_once(
+    now: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    monkeypatch.setattr(sys, "excepthook", None)
+    monkeypatch.setattr(threading, "excepthook", None)
+    logs.write_in_background()
+
+    class Clumsy:
+        def __del__(self) -> None:
+            raise ValueError("is no text")
+
+    for _ in range(3):
+        Clumsy()
+    now[0] += 5.0
+    Clumsy()
+
+    told = "the interpreter has passed over an error: ValueError: is no text"
+    assert caplog.messages == [told, f"{told} (2 more like this before)"]
 
 
 def test_closing_writes_what_waits(pipe: tuple[logging.Logger, int]) -> None:
