@@ -240,6 +240,8 @@ class Exchange:
             return False
         if self.client.stream.is_broken():
             return True
+        if self.following is PARK and not self.client.stream.buffered:
+            self.following = FINISH  # over TLS nothing would tell of its end again
         now = time.monotonic() if now is None else now
         self.client_left_at = self.client_left_at or now
         grace = self.generation.config.timeouts.client_gone

@@ -296,6 +296,35 @@ def test_only_what_is_whole_ends_with_close_notify(
                 b"".join(pieces)
 
 
+def test_a_client_that_has_said_close_notify_and_nothing_more_is_answered_and_let_go(
+    authority: Authority, upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    may_answer = threading.Event()
+
+    def serve(conversation: Conversation) -> None:
+        conversation.read_head()
+        assert may_answer.wait(20)
+        conversation.send(build_answer(b"late"))
+        conversation.wait_for_end()
+
+    config = build_config(
+        upstreams.enter_context(Upstream(serve)).table(), timeouts={"client_gone": 20.0}
+    )
+    atlas = start(with_tls(config))
+
+    with connect(atlas, authority) as client:
+        assert isinstance(client.sock, ssl.SSLSocket)
+        client.send_head()
+        client.sock.settimeout(1.5)
+        with pytest.raises(TimeoutError):
+            client.sock.unwrap()  # close-notify alone: the connection below stays open
+        may_answer.set()
+        with socket.socket(fileno=client.sock.detach()) as below:
+            below.settimeout(20)
+            while below.recv(65536):
+                pass
+
+
 def test_a_client_that_leaves_frees_its_upstream(
     authority: Authority, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
@@ -367,7 +396,7 @@ def test_a_connection_that_is_cut_does_not_look_ended(
     with connect(atlas, authority) as client:
         assert b"".join(client._read(7)) == b"half of"
         client.send(b"?")
-        with pytest.raises(OSError, match="EOF|reset"):
+        with pytest.raises(OSError, match=r"EOF|reset"):
             client.sock.recv(1)
 
 
