@@ -1,9 +1,9 @@
 """HTTP/1.1 on a client's connection: read a head, call the app, answer errors, keep alive.
 
-This is RFC 9112 §9. `wait` is the road: it serves a client for as long as that says something, and
-blocks wherever it has to. `read`, `ask` and `answer` are the shortcut, for a thread that serves
-many clients and must not wait for any (`lane.py`); what they cannot finish, `wait` finishes, from
-wherever they have stopped. A head that is not complete waits with what has arrived of it, and
+This is RFC 9112 §9. `read` makes an exchange of what a client has said. `wait` is the road: it
+serves that exchange to its end, and blocks wherever it has to. `ask` and `answer` are the shortcut,
+for a thread that serves many clients and must not wait for any (`lane.py`); what they cannot
+finish, `wait` finishes, from wherever they have stopped. A head that is not complete waits with what has arrived of it, and
 before the first one so does a PROXY header, or a TLS handshake: a slow client holds nobody.
 
 A request that is refused takes the road of a good one: it becomes an exchange that has failed. All
@@ -84,32 +84,20 @@ class HttpService:
         self._throttle = Throttle(log)
         self._has_hinted = False
 
-    def wait(self, exchange: Exchange, copier: Copier) -> Next | Exchange:
-        """Serve from wherever `exchange` has come, until its client says nothing more. Blocks.
-
-        Where there is a lane, a further exchange that may take long is not begun but returned.
-        """
-        client = exchange.client
-        while True:
-            exchange.copier = copier
-            try:
-                if exchange.rest:
-                    exchange.send_rest()
-                if not exchange.is_complete and self._forward(exchange) is AWAIT:
-                    return TAKEN
-            except Exception as error:  # noqa: BLE001 - it is logged or answered
-                self._fail(exchange, error)
-                self._send_failure(exchange)
-            if exchange.record is not None:
-                self.note(exchange.record)
-            if exchange.following is not PARK:
-                return exchange.following
-            found = self.read(client)
-            if isinstance(found, Next):
-                return found
-            if self._has_lane and found.may_take_long:
-                return found
-            exchange = found
+    def wait(self, exchange: Exchange, copier: Copier) -> Next:
+        """Serve `exchange` from wherever it has come to its end. Blocks."""
+        exchange.copier = copier
+        try:
+            if exchange.rest:
+                exchange.send_rest()
+            if not exchange.is_complete and self._forward(exchange) is AWAIT:
+                return TAKEN
+        except Exception as error:  # noqa: BLE001 - it is logged or answered
+            self._fail(exchange, error)
+            self._send_failure(exchange)
+        if exchange.record is not None:
+            self.note(exchange.record)
+        return exchange.following
 
     def read(self, client: Client) -> Exchange | Next:
         """Begin an exchange with what the client has said, or say what becomes of it.

@@ -21,7 +21,7 @@ from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.errors import StreamError
 from atlas_pkg.net.copy import Copier
 from atlas_pkg.observing.observers import Observers
-from atlas_pkg.serving.client import CLOSE, PARK, TAKEN, Client, Next
+from atlas_pkg.serving.client import CLOSE, PARK, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Exchange
@@ -166,12 +166,7 @@ class Frontend:
         """Serve from where the lane has stopped; in a thread that may wait."""
         following: Next = CLOSE
         try:
-            found = self._http.wait(exchange, copier)
-            if isinstance(found, Next):
-                following = found
-            else:
-                following = TAKEN
-                self._threads.put(found)  # it stands in line as all others do
+            following = self._http.wait(exchange, copier)
         except Exception:
             # Whatever went wrong, it costs this client and not the thread.
             log.exception("serving failed; the client's connection is closed")
@@ -186,10 +181,8 @@ class Frontend:
         try:
             found = self._http.welcome(client)
             while True:
-                if not isinstance(found, Next):
-                    found = self._http.wait(found, copier)
-                assert isinstance(found, Next)
-                if self._clients.put_away(client, found) is not PARK:
+                following = found if isinstance(found, Next) else self._http.wait(found, copier)
+                if self._clients.put_away(client, following) is not PARK:
                     return
                 found = self._wait_for_request(client)
         except Exception:
@@ -202,6 +195,8 @@ class Frontend:
 
     def _wait_for_request(self, client: Client) -> Exchange | Next:
         """Wait until a client says something, and begin to read it. Blocks."""
+        if client.stream.buffered and not client.head_since:
+            return self._http.read(client)  # it has said more already
         parked, fd = self._clients.parked, client.stream.fd
         parked[fd] = client
         try:

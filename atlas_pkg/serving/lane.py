@@ -20,7 +20,6 @@ import logging
 import select
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 
 from atlas_pkg.balancing.pool import Pool, UpstreamConnection
@@ -78,8 +77,6 @@ class EpollLane:
         self._epoll = select.epoll()
         # Those whose answers are awaited, by the upstream connection's descriptor.
         self._awaited: dict[int, Exchange] = {}
-        # They have said more already, of which the kernel will not tell again.
-        self._pipelining: deque[Client] = deque()
 
     def start(self, name: str) -> None:
         """Begin to serve."""
@@ -91,17 +88,18 @@ class EpollLane:
 
     def park(self, client: Client) -> None:
         """Let `client` wait until it says something. For any thread; the caller gives it up."""
-        if client.stream.buffered and not client.head_since:
-            self._pipelining.append(client)
-            return
         fd = client.stream.fd
+        events = _CLIENT_EVENTS
+        if client.stream.buffered and not client.head_since:
+            # Of what it has said already the kernel tells no more, but that it can be written to.
+            events |= select.EPOLLOUT
         self._clients.parked[fd] = client  # before the kernel may report it
         try:
             if client.is_registered:
-                self._epoll.modify(fd, _CLIENT_EVENTS)
+                self._epoll.modify(fd, events)
             else:
                 client.is_registered = True
-                self._epoll.register(fd, _CLIENT_EVENTS)
+                self._epoll.register(fd, events)
         except OSError:
             pass  # it was taken from the parked ones and closed since then, as draining may do
 
@@ -146,9 +144,6 @@ class EpollLane:
         """Wait for somebody who says something, and serve all who do; False if nobody did."""
         http, parked, awaited = self._http, self._clients.parked, self._awaited
         clients = []
-        if self._pipelining:
-            timeout = 0
-            clients = [self._pipelining.popleft() for _ in range(len(self._pipelining))]
         events = self._epoll.poll(timeout, BATCH)
         for fd, _ in events:
             if fd in awaited:
@@ -168,7 +163,7 @@ class EpollLane:
                     self._epoll.register(connection.stream.fd, _UPSTREAM_EVENTS)
             else:
                 self._go_on(found, step)
-        return bool(events or clients)
+        return bool(events)
 
     def _go_on(self, exchange: Exchange, step: Step) -> None:
         """Be done with an exchange, await its upstream again, or hand it to a thread."""
