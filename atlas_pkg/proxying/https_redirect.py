@@ -10,6 +10,7 @@ there it is served, by a thread that may wait for the disk.
 
 from __future__ import annotations
 
+import email.utils
 import re
 import socket
 from collections.abc import Callable, Sequence
@@ -124,5 +125,12 @@ def _answer_with(exchange: Exchange, proof: Path) -> None:
         raise ClientError(404, "there is no such proof") from None
     if exchange.request.has_body:
         exchange.following = FINISH  # it would be read as a request
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n" % len(data)
-    exchange.answer_whole(200, b"".join((head, exchange.persistence(), b"\r\n", data)))
+    head = (
+        b"HTTP/1.1 200 OK\r\nDate: %b\r\nContent-Type: text/plain\r\nContent-Length: %d\r\n%b\r\n"
+        % (
+            email.utils.formatdate(usegmt=True).encode("ascii"),
+            len(data),
+            exchange.persistence(),
+        )
+    )
+    exchange.answer_whole(200, exchange.generation.forwarder.dress_answer(head + data))

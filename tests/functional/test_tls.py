@@ -549,6 +549,7 @@ def test_proofs_for_certificates_are_served(
     (folder / "to-ken_1").write_text("to-ken_1.proof")
     (tmp_path / "acme" / "secret").write_text("secret")
     text = with_tls(build_config(echo.table(), listen={"workers": 2, "pin": False}))
+    text += '[forwarding]\nset_response_fields = { X-Set = "ours" }\n'
     config, port = with_redirect(text, acme_folder="acme")
     start(config)
     path = "/.well-known/acme-challenge/"
@@ -561,6 +562,7 @@ def test_proofs_for_certificates_are_served(
         missing = client.get(f"{path}to-ken_2")
 
     assert (found.status, found.text, again.text) == (200, "to-ken_1.proof", "to-ken_1.proof")
+    assert (found.get("X-Set"), bool(found.get("Date"))) == ("ours", True)
     assert (head.status, head.get("Content-Length")) == (200, "14")
     assert [answer.status for answer in beside] == [308] * 3
     assert missing.status == 404
