@@ -291,25 +291,31 @@ class TlsStream(Stream):
         return self._has_ended
 
     def end_sending(self) -> None:
-        """Close the sending half, with close-notify: the other end reads the end of input.
+        """Close the sending half, with close-notify: the other end reads the end of input."""
+        with contextlib.suppress(OSError):  # no descriptors are left, or the other end is gone
+            self._send_close_notify()
+        super().end_sending()
 
-        The library looks for the other's close-notify at the same time, and where it finds data it
-        is through with the connection: what is on its way would be lost. So meanwhile the
-        descriptor stands for a socket on which nothing comes, and what is written there is sent.
+    def _send_close_notify(self) -> None:
+        """Send close-notify, and read nothing; raises `OSError`.
+
+        The library looks for the other's at the same time, and where it finds data it is through
+        with the connection: what is on its way would be lost. So meanwhile the descriptor stands
+        for a socket on which nothing comes, and what is written there is sent.
         """
         near, far = socket.socketpair()
         with near, far, self._lock:
             near.setblocking(False)
             connection = os.dup(self.fd)
-            os.dup2(near.fileno(), self.fd, inheritable=False)
-            with contextlib.suppress(OSError, ValueError):
-                self._tls.unwrap()
-            os.dup2(connection, self.fd, inheritable=False)
-            os.close(connection)
+            try:
+                os.dup2(near.fileno(), self.fd, inheritable=False)
+                with contextlib.suppress(OSError, ValueError):
+                    self._tls.unwrap()
+            finally:
+                os.dup2(connection, self.fd, inheritable=False)
+                os.close(connection)
             near.shutdown(socket.SHUT_WR)
-            with contextlib.suppress(OSError):
-                _send(self._tls, far.recv(RECORD_BYTES))
-        super().end_sending()
+            _send(self._tls, far.recv(RECORD_BYTES))
 
     def close(self) -> None:
         """Close the connection, with close-notify; harmless when it is closed already."""

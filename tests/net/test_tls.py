@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import ssl
 import struct
@@ -304,6 +305,20 @@ def test_what_is_on_its_way_is_not_lost_when_the_sending_half_is_closed(pair: Pa
         sending.result(20)
     assert arrived == data
     assert pair.far.recv(9) == b""
+
+
+def test_without_descriptors_the_sending_half_ends_all_the_same(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("atlas_pkg.net.tls.socket.socketpair", fail)
+
+    pair.stream.end_sending()
+
+    with pytest.raises(ssl.SSLError, match="EOF"):
+        pair.far.recv(9)
 
 
 def test_a_look_finds_data_and_keeps_it(pair: Pair) -> None:
