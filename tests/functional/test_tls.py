@@ -214,8 +214,9 @@ def test_pieces_of_an_answer_arrive_one_by_one(
         conversation.read_head()
         conversation.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         conversation.send(b"5\r\nevent\r\n")
-        while has_come.acquire(timeout=20):
-            conversation.send(b"5\r\nevent\r\n")
+        for _ in range(4):
+            if has_come.acquire(timeout=20):
+                conversation.send(b"5\r\nevent\r\n")
 
     upstream = upstreams.enter_context(Upstream(serve))
     atlas = start(with_tls(build_config(upstream.table())))
