@@ -168,7 +168,7 @@ def test_it_has_a_name_and_an_address_wherever_upstreams_are_shown(
     admin = AdminClient(atlas)
     assert atlas.get().text == "a"
 
-    assert admin.metrics()["atlas_requests_total a 2xx"] == 1
+    wait_until(lambda: admin.metrics()["atlas_requests_total a 2xx"] == 1, "the request to count")
     assert f"unix:{file}" in admin.ask("/status.txt")[1]
     assert admin.steer("a", "state=maintenance") == 200
     assert atlas.get().status == 503
