@@ -7,6 +7,9 @@ that caused it.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import functools
 import itertools
 import json
 import os
@@ -86,8 +89,15 @@ def build_config(*upstreams: Mapping[str, object], **tables: Mapping[str, object
 class Program:
     """A process whose output is read as it comes."""
 
-    def __init__(self, command: Sequence[str | Path], **options: Any) -> None:
-        self.process = subprocess.Popen(
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        begin: Callable[..., subprocess.Popen[str] | Forked] = subprocess.Popen,
+        **options: Any,
+    ) -> None:
+        """`begin` makes a process of the command."""
+        self.process = begin(
             [str(part) for part in command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -169,6 +179,63 @@ class Program:
         return self.wait()
 
 
+class Forked:
+    """An Atlas that is forked where it would be started; to tests it looks like a `Popen`.
+
+    See forkserver.py.
+    """
+
+    def __init__(self, command: list[str], *, env: Mapping[str, str], **_pipes: object) -> None:
+        output, errors = os.pipe(), os.pipe()
+        # Says the process id at once, and the exit status at the end.
+        self._told, asker = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        request = json.dumps([command, str(Path.cwd()), dict(env)]).encode()
+        socket.send_fds(_fork_server(), [request], [output[1], errors[1], asker.fileno()])
+        for handed_over in (output[1], errors[1], asker.detach()):
+            os.close(handed_over)
+        self.stdout, self.stderr = os.fdopen(output[0]), os.fdopen(errors[0])
+        self.pid = int(self._told.recv(16))
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float) -> int:
+        if self.returncode is None:
+            self._told.settimeout(timeout)
+            try:
+                self.returncode = int(self._told.recv(16))
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired("atlas", timeout) from None
+            self._told.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def fork(command: list[str], **options: Any) -> subprocess.Popen[str] | Forked:
+    """Begin an Atlas at the least cost, for tests that do not care how it begins."""
+    return (Forked if sys.platform == "linux" else subprocess.Popen)(command, **options)
+
+
+@functools.cache
+def _fork_server() -> socket.socket:
+    """Start the fork server of this process; returns where it takes requests."""
+    requests, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    command = [sys.executable, "-W", "error", "-m", "tests.forkserver", str(theirs.fileno())]
+    with theirs:
+        server = subprocess.Popen(
+            command, cwd=ROOT, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL
+        )
+    atexit.register(server.wait)
+    atexit.register(requests.close)
+    return requests
+
+
 class Atlas(Program):
     """A running Atlas. As a context manager it ends the process and looks at its log."""
 
@@ -180,11 +247,12 @@ class Atlas(Program):
         prefix: Sequence[str] = (),
         python: str = sys.executable,
         program: Path = ATLAS,
+        begin: Callable[..., subprocess.Popen[str] | Forked] = subprocess.Popen,
     ) -> None:
         """`prefix` is a command that starts commands, such as one that sets limits."""
         self.path = path
         command = [*prefix, python, "-W", "error", str(program), str(path), *arguments]
-        super().__init__(command, env={**os.environ, **(env or {})})
+        super().__init__(command, begin=begin, env={**os.environ, **(env or {})})
         self.host, self.port = "", 0
 
     def wait_until_listening(self) -> Self:

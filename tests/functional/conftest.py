@@ -1,20 +1,22 @@
 """What functional tests are given: a way to start Atlas that also ends it.
 
 `start(build_config(...))` writes the configuration into the test's own folder, starts the program
-and returns once it listens. Processes that a test forgot are ended, and a traceback in a log
-fails the test.
+and returns once it listens. Where a test does not say how to start it, it is forked from one that
+has its imports behind it (forkserver.py). Processes that a test forgot are ended, and a traceback
+in a log fails the test.
 """
 
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests import toolkit
-from tests.toolkit import ATLAS, Atlas
+from tests.toolkit import ATLAS, Atlas, fork
 
 # The shortcut, and the road alone.
 ENGINES = {"lane": 1, "road": 0}
@@ -36,10 +38,10 @@ def start(tmp_path: Path, lanes: int) -> Iterator[Start]:  # noqa: ARG001 - for 
         ) -> Atlas:
             path = tmp_path / "atlas.toml"
             path.write_text(text)
-            atlas = running.enter_context(
-                Atlas(path, *arguments, env=env, prefix=prefix, program=program)
-            )
-            return atlas.wait_until_listening()
+            is_usual = not env and not prefix and program == ATLAS
+            begin = fork if is_usual else subprocess.Popen
+            atlas = Atlas(path, *arguments, env=env, prefix=prefix, program=program, begin=begin)
+            return running.enter_context(atlas).wait_until_listening()
 
         yield start_atlas
 
