@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import socket
 import subprocess
-import sys
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.toolkit import free_port
+from tests.toolkit import Atlas, fork, free_port
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 START_PATIENCE = 20.0
-
-_LISTENING = re.compile(r"listening on http://127\.0\.0\.1:(\d+)")
 
 _PLAIN = "[forwarding]\nx_forwarded = false\nvia = false\n"
 _QUICK = (
@@ -106,54 +99,8 @@ def run_atlas(upstream: int, config: str = "plain", *, lanes: int = 1) -> Iterat
             + CONFIGS[config],
             encoding="utf-8",
         )
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "atlas.py"), str(path)],
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        log = Log(process)
-        try:
-            yield log.wait_for_port()
-        finally:
-            _end(process)
-            log.close()
-
-
-class Log:
-    """What a program writes to standard error, read all the time so that the pipe never fills."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        assert process.stderr is not None
-        self._pipe = process.stderr
-        self._ready = threading.Event()
-        self._port = 0
-        self._lines: deque[str] = deque(maxlen=100)
-        self._thread = threading.Thread(target=self._read, name="stderr of atlas", daemon=True)
-        self._thread.start()
-
-    def wait_for_port(self) -> int:
-        """Wait for the line that names the port."""
-        if not self._ready.wait(START_PATIENCE) or not self._port:
-            raise ProxyFailed("".join(self._lines))
-        return self._port
-
-    def close(self) -> None:
-        """Read what is left; the program has ended."""
-        self._thread.join()
-        self._pipe.close()
-
-    def _read(self) -> None:
-        is_trace = False
-        for line in self._pipe:
-            self._lines.append(line)
-            if match := _LISTENING.search(line):
-                self._port = int(match[1])
-                self._ready.set()
-            is_trace = line.startswith(("Traceback", " ")) or (is_trace and ": " in line[:60])
-            if is_trace:  # an error in Atlas itself; pytest shows it with the test that failed
-                print(line, end="", file=sys.stderr)
-        self._ready.set()
+        with Atlas(path, begin=fork) as atlas:
+            yield atlas.wait_until_listening().port
 
 
 @contextlib.contextmanager
