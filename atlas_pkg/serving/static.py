@@ -51,6 +51,10 @@ MOST_KEPT = 32 * 1024 * 1024
 # for some milliseconds, and a second change would not show.
 SETTLED = 2.0
 
+# One that was written to so shortly before is given this time to come to rest, for the same reason:
+# the clock of files goes on once in 4 or 10 ms.
+MOMENT = 0.02
+
 # How often a small file is read again that was being written to.
 READS = 3
 
@@ -159,6 +163,7 @@ class StaticFiles:
         elif not stat.S_ISREG(state.st_mode):
             exchange.answer(404, "there is no such file")
         elif mark.size > SMALL:
+            _await_rest(mark)
             _answer_large(exchange, name, file, mark)
         elif (small := _read_small(file)) is None:
             exchange.answer(503, "the file is being written")
@@ -262,11 +267,19 @@ def _read_small(file: int) -> _SmallFile | None:
     """Read a whole file; None if it does not come to rest."""
     for _ in range(READS):
         mark = _mark_of(os.fstat(file))
+        _await_rest(mark)
         try:
             return _SmallFile(mark, _read(file, mark, 0, mark.size))
         except _ChangedError:
             continue
     return None
+
+
+def _await_rest(mark: _Mark) -> None:
+    """Wait until whatever is written from now on shows in another mark. Blocks for a moment."""
+    age = time.time() - mark.modified_ns / 1e9
+    if 0 <= age < MOMENT:  # it may lie in the future
+        time.sleep(MOMENT - age)
 
 
 def _read(file: int, mark: _Mark, start: int, length: int) -> bytes:
