@@ -40,6 +40,7 @@ _DOUBTFUL = re.compile(rb"%(?:[01]|7F|C[01]|E0%[89]|F0%8)")
 # Letters beyond ASCII and spaces stay as they are: they separate nothing.
 _DECODABLE = re.compile(rb"%(?:2[1-9A-F]|[3-6][0-9A-F]|7[0-9A-E])")
 
+_DOTS = re.compile(rb"/(\.{1,2})(?=/|\Z)")
 _PARAMETERS = re.compile(rb";[^/]*+")
 _SLASHES = re.compile(rb"//+")
 _AFTER_PATH = re.compile(rb"[?#].*+", re.DOTALL)
@@ -135,19 +136,18 @@ def _merge_slashes(path: bytes) -> bytes:
 
 
 def _follow_dots(path: bytes) -> bytes:
-    """Remove dot segments (RFC 3986 §5.2.4)."""
-    if b"/." not in path:
+    """Remove the first dot segment (RFC 3986 §5.2.4), and what it leads back from.
+
+    One at a time, since some servers follow those that are written as dots and no others, as
+    `java.net.URI` does: /./admin/%2e%2e is below /admin there.
+    """
+    match = _DOTS.search(path)
+    if match is None:
         return path
-    kept: list[bytes] = []
-    _, *segments = path.split(b"/")
-    for segment in segments:
-        if segment == b"..":
-            del kept[-1:]
-        elif segment != b".":
-            kept.append(segment)
-    if segments[-1] in {b".", b".."}:
-        kept.append(b"")
-    return b"/" + b"/".join(kept)
+    before = path[: match.start()]
+    if match[1] == b"..":
+        before = before[: max(before.rfind(b"/"), 0)]
+    return before + (path[match.end() :] or b"/")
 
 
 _STEPS = (

@@ -151,6 +151,7 @@ CASES: list[tuple[str, str, str]] = [
     # Dot segments
     (HOST, "/x/../admin", "403"),
     (HOST, "/./admin", "403"),
+    (HOST, "/./admin/%2e%2e", "403"),
     (HOST, "/admin/../x", "403"),
     (HOST, "/x/y/../../admin/z", "403"),
     (HOST, "/../admin", "403"),
