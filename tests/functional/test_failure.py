@@ -175,6 +175,7 @@ def test_with_the_readmes_own_file_a_dead_server_costs_no_request(
     answers = [atlas.get() for _ in range(20)]
 
     assert {answer.status for answer in answers} == {200}
+    assert atlas.get("/admin/x").status == 403
 
 
 def test_an_upstream_stopped_by_a_signal_is_504_and_serves_again(

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 import trustme
 
+from tests import toolkit
 from tests.fakes import (
     Conversation,
     Upstream,
@@ -34,6 +35,7 @@ from tests.functional.conftest import Start
 from tests.toolkit import (
     ATLAS,
     DEADLINE,
+    ROOT,
     Atlas,
     Client,
     Cut,
@@ -110,6 +112,23 @@ Connect = Callable[..., Client]
 
 def connect(atlas: Atlas, authority: Authority, **keys: object) -> Client:
     return Client(atlas.port, **{"tls": authority.context(), **keys})  # type: ignore[arg-type]
+
+
+def test_the_readmes_own_file_speaks_https_once_its_line_counts(
+    authority: Authority, echo: Upstream, start: Start, tmp_path: Path
+) -> None:
+    section = (ROOT / "README.md").read_text().partition("## The same with your own file")[2]
+    text = section.partition("```toml\n")[2].partition("```")[0]
+    assert "# tls = " in text
+    text = text.replace("# tls = ", "tls = ").replace(
+        "port = 8080", f"port = 0\nlanes = {toolkit.LANES}"
+    )
+    text = text.replace("3001", str(echo.port)).replace("3002", str(free_port()))
+    (tmp_path / "cert.key").rename(tmp_path / "key.pem")
+    atlas = start(text)
+
+    with connect(atlas, authority) as client:
+        assert client.get().status == 200
 
 
 def test_requests_are_answered_and_upstreams_hear_of_https(
