@@ -3,8 +3,9 @@
 This is RFC 9112 §9. `read` makes an exchange of what a client has said. `wait` is the road: it
 serves that exchange to its end, and blocks wherever it has to. `ask` and `answer` are the shortcut,
 for a thread that serves many clients and must not wait for any (`lane.py`); what they cannot
-finish, `wait` finishes, from wherever they have stopped. A head that is not complete waits with what has arrived of it, and
-before the first one so does a PROXY header, or a TLS handshake: a slow client holds nobody.
+finish, `wait` finishes, from wherever they have stopped. A head that is not complete waits with
+what has arrived of it, and before the first one so does a PROXY header, or a TLS handshake: a slow
+client holds nobody.
 
 A request that is refused takes the road of a good one: it becomes an exchange that has failed. All
 errors of an exchange end here, in `_fail`, and only there are they turned into answers.
