@@ -15,6 +15,7 @@ from atlas_pkg.balancing.pool import reach
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import HealthCheck, Limits
 from atlas_pkg.errors import StreamError, UpstreamError
+from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.net.stream import Stream
 
@@ -99,6 +100,8 @@ def _read_status(stream: Stream, deadline: float) -> int:
             buffered = buffered[end + 4 :]
         # Can this still become the head of an answer? Else there is nothing to wait for.
         may_be_head = buffered[: len(_PROTOCOL)] == _PROTOCOL[: len(buffered)]
+        if buffered.startswith(syntax.TLS_ALERT):
+            raise _Failed("it speaks TLS, and has no [upstreams.tls]")
         if read_bytes > _MOST_HEAD_BYTES or not may_be_head:
             raise _Failed("answer is not HTTP")
         left = deadline - time.monotonic()

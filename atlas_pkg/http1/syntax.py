@@ -122,6 +122,9 @@ IDENTITY = re.compile(
 # Content-Length, RFC 9110 §8.6: ASCII digits and nothing else. `int()` would take `+5` and `0_5`.
 DIGITS = re.compile(rb"[0-9]++")
 
+# What whoever speaks TLS answers to a request: an alert (RFC 8446 §5.1).
+TLS_ALERT = b"\x15\x03"
+
 # Codings that RFC 9112 §7 knows in front of a final `chunked`: honest, but not ours to decode.
 CODINGS_BEFORE_CHUNKED = re.compile(
     rb"(?i:(?:(?:gzip|x-gzip|deflate|compress|x-compress|identity)[ \t]*+,[ \t]*+)++chunked)"

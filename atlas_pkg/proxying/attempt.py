@@ -226,5 +226,7 @@ def _judge_incomplete(data: bytes, limit: int) -> None:
     """Give up on a head that can no longer become a good one, instead of waiting for its end."""
     if len(data) > limit:
         raise UpstreamError(Stage.HEAD, "the head of its answer is too large")
+    if data.startswith(syntax.TLS_ALERT):
+        raise UpstreamError(Stage.HEAD, "it speaks TLS, and has no [upstreams.tls]")
     if not data.startswith(b"HTTP/"[: len(data)]) or syntax.BAD_LINE_END.search(data):
         raise UpstreamError(Stage.HEAD, "its answer is not HTTP")

@@ -113,6 +113,7 @@ def test_an_answer_may_come_byte_by_byte() -> None:
         (b"HT", "answer is incomplete"),
         (b"SSH-2.0-OpenSSH\r\n", "answer is not HTTP"),
         (b"HTTP/2.0 200 OK\r\n\r\n", "answer is not HTTP"),
+        (b"\x15\x03\x03\0\2\2\x0a", "it speaks TLS, and has no [upstreams.tls]"),
         (b"HTTP/1.1 abc\r\n\r\n", "answer is not HTTP"),
         (b"HTTP/1.1 200 OK\r\nno field\r\n\r\n", "answer is not HTTP"),
         (b"HTTP/1.1 200 OK\r\nA: " + b"b" * 300_000, "answer is not HTTP"),

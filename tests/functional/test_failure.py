@@ -531,6 +531,17 @@ def test_thirty_bad_answers_do_not_stop_the_next_good_one(
     assert [atlas.get().status for _ in range(60)] == [502, 200] * 30
 
 
+def test_an_upstream_that_speaks_tls_without_being_asked_to_is_named(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    upstream = upstreams.enter_context(answering(b"\x15\x03\x03\0\2\2\x0a", name="secret"))
+    atlas = start(build_config(upstream.table()))
+
+    assert atlas.get().status == 502
+
+    atlas.wait_for("upstream secret head: it speaks TLS, and has no [upstreams.tls]")
+
+
 def test_a_request_that_goes_in_a_circle_ends_with_508(
     upstreams: contextlib.ExitStack, start: Start
 ) -> None:
