@@ -158,13 +158,12 @@ class HttpService:
 
     def ask(self, exchange: Exchange) -> Step:
         """Have the app begin. Never waits."""
+        if exchange.failure is not None:
+            return self.meet(exchange, exchange.failure)
         try:
-            if exchange.failure is None:
-                return self._app.ask(exchange)
-            failure: Exception = exchange.failure
+            return self._app.ask(exchange)
         except Exception as error:  # noqa: BLE001 - it is logged or answered
-            failure = error
-        return self.meet(exchange, failure)
+            return self.meet(exchange, error)
 
     def answer(self, exchange: Exchange) -> Step:
         """Have the app pass on what the upstream says. Never waits."""
