@@ -293,6 +293,12 @@ class Atlas(Program):
         self.rewrite(text)
         self.wait_for("Configuration hot-reloaded", times=times)
 
+    def settle(self) -> None:
+        """Wait until all threads and descriptors are there that it always has."""
+        times = self.count("configuration unchanged") + 1
+        self.send_signal(signal.SIGHUP)
+        self.wait_for("configuration unchanged", times=times)
+
     def client(self, timeout: float = DEADLINE) -> Client:
         return Client(self.port, timeout=timeout)
 

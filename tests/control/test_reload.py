@@ -319,14 +319,20 @@ def test_directory_put_in_place_of_another_is_watched_once_it_is_known(
 def test_burst_of_writes_makes_one_call(config: Path, watch: Watch, receiver: Receiver) -> None:
     watcher = watch(config, debounce=1.0)
 
+    began = time.monotonic()
     for number in range(50):
         config.write_bytes(b"")
         config.write_bytes(b"half")
         config.write_bytes(b"version %d" % number)
+    took = time.monotonic() - began
 
-    assert receiver.next() == b"version 49"
+    received = [receiver.next()]
+    while received[-1] != b"version 49":
+        received.append(receiver.next())
     watcher.stop()
     assert receiver.is_empty()
+    # Unless the machine has stopped us in the middle of it.
+    assert received == [b"version 49"] or took > 0.5
 
 
 def test_empty_file_is_delivered_as_it_is(config: Path, watch: Watch, receiver: Receiver) -> None:

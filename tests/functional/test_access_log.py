@@ -95,7 +95,7 @@ def test_an_answer_is_logged_with_all_that_is_known(a: Upstream, start: Start) -
 
 
 def test_how_long_a_head_took_is_logged(a: Upstream, start: Start) -> None:
-    atlas = start(build(a.table(), timeouts={"client_head": 2.0}))
+    atlas = start(build(a.table(), timeouts={"client_head": 3.0}))
 
     def send_slowly(*parts: bytes) -> None:
         with atlas.client() as client:
@@ -349,16 +349,18 @@ def test_rotation_under_load_loses_no_line(a: Upstream, start: Start, workers: i
 
 
 def test_the_drain_writes_the_last_line(upstreams: contextlib.ExitStack, start: Start) -> None:
-    slow, never = (upstreams.enter_context(named("slow", delay=0.5)), silent("never"))
-    upstreams.enter_context(never)
-    atlas = start(build(slow.table(), never.table(), timeouts={"drain": 1.0}))
+    slow = upstreams.enter_context(Scripted("slow", ("hold", 200)))
+    never = upstreams.enter_context(silent("never"))
+    atlas = start(build(slow.table(), never.table(), timeouts={"drain": 3.0}))
 
     with atlas.client() as first, atlas.client() as second:
         first.send_head("GET", "/finished")
-        wait_until(lambda: slow.requests or slow.connected, "the first request")
+        wait_until(lambda: slow.requests, "the first request")
         second.send_head("GET", "/cut")
         wait_until(lambda: never.requests, "the second request")
         atlas.send_signal(signal.SIGTERM)
+        atlas.wait_for("draining: no new clients")
+        slow.let_go()
         assert first.read_answer().text == "slow"
         assert atlas.wait() == 1
 

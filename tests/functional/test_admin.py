@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes import Scripted, Upstream, named
+from tests.fakes import Scripted, Upstream
 from tests.functional.admin_client import ADMIN, TOKEN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, Client, Cut, Threads, build_config, free_port, wait_until
@@ -145,12 +145,12 @@ def test_connections_and_idle_connections_are_told(open_admin: Open, a: Upstream
 
     with atlas.client() as client:
         client.get()
+        wait_until(lambda: admin.metrics()["atlas_upstream_idle a"] == 1, "it to be kept")
         metrics = admin.metrics()
 
     assert metrics["atlas_connections"] == 1
     assert metrics["atlas_connections_limit"] == 4096
     assert metrics["atlas_queue"] == 0
-    assert metrics["atlas_upstream_idle a"] == 1
     assert metrics["process_open_fds"] > 5
 
 
@@ -181,7 +181,7 @@ def test_a_port_in_use_is_one_line_and_no_start(tmp_path: Path, workers: int) ->
 
 
 def test_readiness_fails_first_while_draining(open_admin: Open, a: Upstream, workers: int) -> None:
-    atlas, admin = open_admin(a.table(), workers=workers, timeouts={"pre_drain": 1.0})
+    atlas, admin = open_admin(a.table(), workers=workers, timeouts={"pre_drain": 3.0})
     assert admin.ask("/-/live") == (200, "alive\n")
     assert admin.ask("/-/ready") == (200, "ready: 1 of 1 upstreams usable\n")
 
@@ -198,7 +198,7 @@ def test_readiness_fails_first_while_draining(open_admin: Open, a: Upstream, wor
 def test_the_admin_address_stays_until_all_is_finished(
     open_admin: Open, upstreams: contextlib.ExitStack, workers: int
 ) -> None:
-    slow = upstreams.enter_context(named("slow", delay=1.5))
+    slow = upstreams.enter_context(Scripted("slow", ("hold", 200)))
     atlas, admin = open_admin(slow.table(), workers=workers)
 
     with atlas.client() as client:
@@ -209,6 +209,7 @@ def test_the_admin_address_stays_until_all_is_finished(
 
         assert admin.ask("/-/ready")[0] == 503
         assert admin.metrics()["atlas_upstream_active slow"] == 1
+        slow.let_go()
         assert client.read_answer().text == "slow"
     assert atlas.wait() == 0
 
@@ -239,7 +240,7 @@ def test_without_upstreams_atlas_is_not_ready(open_admin: Open) -> None:
 def test_a_drained_upstream_gets_nothing_new_and_finishes_what_it_has(
     open_admin: Open, upstreams: contextlib.ExitStack, b: Upstream, workers: int
 ) -> None:
-    slow = upstreams.enter_context(named("slow", delay=1.0))
+    slow = upstreams.enter_context(Scripted("slow", ("hold", 200)))
     atlas, admin = open_admin(slow.table(), b.table(), workers=workers)
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(atlas.client()) for _ in range(8)]
@@ -248,11 +249,11 @@ def test_a_drained_upstream_gets_nothing_new_and_finishes_what_it_has(
         wait_until(lambda: admin.upstream("slow")["in_flight"] + b.requests >= 8, "all under way")
 
         assert admin.steer("slow", "state=drain") == 200
-        time.sleep(0.1)
         before = admin.upstream("slow")["in_flight"]
         ask_many(atlas, *["/"] * 56)
 
         assert before
+        slow.let_go(before)
         assert {client.read_answer().text for client in clients} == {"slow", "b"}
     assert slow.requests == before
     row = admin.upstream("slow")
@@ -429,7 +430,7 @@ def test_a_worker_process_that_hangs_is_left_out(open_admin: Open, a: Upstream) 
         os.kill(pid, signal.SIGCONT)
 
     assert pid not in stats["pids"]
-    assert took < 5
+    assert took < 15
     assert steered == 503
     wait_until(lambda: admin.upstream("a")["weight"] == 5, "it to follow")
     wait_until(lambda: pid in admin.stats()["pids"], "it to be back")

@@ -22,6 +22,11 @@ def slow(upstreams: contextlib.ExitStack) -> Upstream:
 
 
 @pytest.fixture
+def held(upstreams: contextlib.ExitStack) -> Scripted:
+    return upstreams.enter_context(Scripted("held", ("hold", 200)))
+
+
+@pytest.fixture
 def stuck(upstreams: contextlib.ExitStack) -> Upstream:
     return upstreams.enter_context(silent())
 
@@ -60,13 +65,14 @@ def test_a_request_under_way_is_finished(
 
 
 def test_an_answer_during_the_drain_says_that_the_connection_closes(
-    slow: Upstream, start: Start
+    held: Scripted, start: Start
 ) -> None:
-    atlas = start(build_config(slow.table()))
+    atlas = start(build_config(held.table()))
 
-    with begin_request(atlas, slow) as client:
+    with begin_request(atlas, held) as client:
         atlas.send_signal(signal.SIGTERM)
         atlas.wait_for("draining: no new clients")
+        held.let_go()
 
         assert client.read_answer().get("Connection") == "close"
 
@@ -116,7 +122,7 @@ def test_the_drain_ends_when_its_time_is_up(stuck: Upstream, start: Start) -> No
         atlas.send_signal(signal.SIGTERM)
 
         assert atlas.wait() == 1
-    assert 0.4 < time.monotonic() - began < 10
+    assert 0.4 < time.monotonic() - began < 15
 
 
 def test_a_drain_of_0_cuts_at_once(stuck: Upstream, start: Start) -> None:
@@ -125,15 +131,16 @@ def test_a_drain_of_0_cuts_at_once(stuck: Upstream, start: Start) -> None:
     with begin_request(atlas, stuck):
         atlas.send_signal(signal.SIGTERM)
 
-        assert atlas.wait(10) == 1
+        assert atlas.wait() == 1
 
 
-def test_pre_drain_goes_on_accepting(slow: Upstream, start: Start) -> None:
-    atlas = start(build_config(slow.table(), timeouts={"pre_drain": 1.5}))
+def test_pre_drain_goes_on_accepting(upstreams: contextlib.ExitStack, start: Start) -> None:
+    upstream = upstreams.enter_context(named("A"))
+    atlas = start(build_config(upstream.table(), timeouts={"pre_drain": 3.0}))
 
     atlas.send_signal(signal.SIGTERM)
     atlas.wait_for("still accepting")
-    assert atlas.get().text == "slow"
+    assert atlas.get().text == "A"
 
     assert atlas.wait() == 0
     assert "draining: no new clients" in atlas.log

@@ -88,7 +88,13 @@ def test_a_killed_upstream_costs_what_it_was_serving_and_returns(
 ) -> None:
     atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN))
     is_over = threading.Event()
-    phases: dict[str, list[Answer]] = {"whole": [], "dying": [], "dead": [], "back": []}
+    phases: dict[str, list[Answer]] = {
+        "whole": [],
+        "dying": [],
+        "dead": [],
+        "returning": [],
+        "back": [],
+    }
     phase = "whole"
 
     def load() -> None:
@@ -107,6 +113,7 @@ def test_a_killed_upstream_costs_what_it_was_serving_and_returns(
     mortal.kill()
     phase = "dead"
     wait_until(lambda: len(phases["dead"]) > 200, "answers without the upstream")
+    phase = "returning"
     mortal.start()
     phase = "back"
     wait_until(lambda: len(phases["back"]) > 200, "answers after its return")
@@ -132,7 +139,7 @@ def test_a_refused_connection_is_502_at_once_and_logged_once(a: Upstream, start:
 
     assert [answer.status for answer in answers] == [502, 200] * 20
     assert all("dead" not in answer.text for answer in answers)
-    assert duration < 5
+    assert duration < 15  # and not a timeout for each
     atlas.wait_for("upstream dead connect: connection refused")
     assert atlas.count("upstream dead") == 2  # its line at the start and one warning
 
@@ -181,39 +188,39 @@ def test_with_the_readmes_own_file_a_dead_server_costs_no_request(
 def test_an_upstream_stopped_by_a_signal_is_504_and_serves_again(
     mortal: UpstreamProcess, a: Upstream, start: Start
 ) -> None:
-    limits = {"upstream_head": 0.5}
-    atlas = start(build_config(mortal.table(), a.table(), routing=ROUND_ROBIN, timeouts=limits))
+    usual = build_config(mortal.table(), a.table(), routing=ROUND_ROBIN)
+    hasty = build_config(mortal.table(), timeouts={"upstream_head": 0.5})
+    atlas = start(usual)
     with atlas.client() as client:
         assert [client.get().text for _ in range(2)] == ["mortal", "A"]
 
         mortal.program.send_signal(signal.SIGSTOP)
         state = Path(f"/proc/{mortal.program.pid}/stat")
         wait_until(lambda: ") T " in state.read_text(), "the upstream to have stopped")
-        stopped = [client.get().status for _ in range(4)]
+        atlas.reload(hasty)
+        stopped = [client.get().status for _ in range(2)]
         mortal.program.send_signal(signal.SIGCONT)
+        atlas.reload(usual)
         again = [client.get().text for _ in range(4)]
 
-    assert stopped == [504, 200, 504, 200]
-    assert again == ["mortal", "A", "mortal", "A"]
+    assert stopped == [504, 504]
+    assert sorted(again) == ["A", "A", "mortal", "mortal"]
 
 
 def test_a_stalled_upstream_is_504_and_others_do_not_wait(
     stuck: Upstream, a: Upstream, start: Start
 ) -> None:
-    atlas = start(
-        build_config(
-            stuck.table(), a.table(), routing=ROUND_ROBIN, timeouts={"upstream_head": 1.0}
-        ),
-    )
+    atlas = start(build_config(stuck.table(), a.table(), routing=ROUND_ROBIN))
     with atlas.client() as waiting:
-        began = time.monotonic()
         waiting.send_head()
         wait_until(lambda: stuck.requests, "the request to reach its upstream")
         assert atlas.get().text == "A"
-        assert time.monotonic() - began < 0.9
+        assert stuck.connected == 1
 
-        assert waiting.read_answer().status == 504
-        assert 0.9 < time.monotonic() - began < 5
+    atlas.reload(build_config(stuck.table(), timeouts={"upstream_head": 0.5}))
+    began = time.monotonic()
+    assert atlas.get().status == 504
+    assert 0.5 <= time.monotonic() - began < 15
 
 
 def test_a_drip_of_a_head_does_not_extend_the_deadline(
@@ -231,9 +238,9 @@ def test_a_drip_of_a_head_does_not_extend_the_deadline(
     atlas = start(build_config(upstream.table(), timeouts={"upstream_head": 1.0}))
 
     began = time.monotonic()
-    with atlas.client(timeout=4) as client:
+    with atlas.client() as client:
         assert client.get().status == 504
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 15  # the whole of it takes 100
 
 
 def has_ended(conversation: Conversation) -> bool:
@@ -252,7 +259,7 @@ def test_a_connection_that_nobody_answers_is_504(start: Start, a: Upstream) -> N
 
         began = time.monotonic()
         assert [atlas.get().status for _ in range(4)] == [504, 200, 504, 200]
-        assert 0.9 < time.monotonic() - began < 5
+        assert 0.9 < time.monotonic() - began < 15
 
 
 def test_a_body_that_stalls_cuts_the_client(upstreams: contextlib.ExitStack, start: Start) -> None:
@@ -274,7 +281,7 @@ def test_a_client_that_leaves_frees_its_upstream(way: str, stuck: Upstream, star
         Conversation(client.sock).reset()
     client.close()
 
-    wait_until(lambda: not stuck.connected, "the upstream to be freed", timeout=5)
+    wait_until(lambda: not stuck.connected, "the upstream to be freed")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +317,7 @@ def test_a_client_that_leaves_in_its_upload_frees_its_upstream(
         client.send(b"half")
         wait_until(lambda: upstream.requests, "the request to reach its upstream")
 
-    wait_until(lambda: not upstream.connected, "the upstream to be freed", timeout=5)
+    wait_until(lambda: not upstream.connected, "the upstream to be freed")
 
 
 def test_a_client_that_does_not_read_is_let_go(
@@ -323,7 +330,7 @@ def test_a_client_that_does_not_read_is_let_go(
     with atlas.client() as client:
         client.send_head()
         wait_until(lambda: upstream.requests, "the request to reach its upstream")
-        wait_until(lambda: not upstream.connected, "the upstream to be freed", timeout=10)
+        wait_until(lambda: not upstream.connected, "the upstream to be freed")
 
 
 @pytest.mark.parametrize("sent", [b"GET / HT", b"GET / HTTP/1.1\r\nHost: example.test\r\n"])
@@ -373,12 +380,12 @@ def test_idle_clients_are_closed_in_time(a: Upstream, start: Start) -> None:
     atlas = start(build_config(a.table(), timeouts={"client_idle": 0.5}))
 
     with atlas.client() as used, atlas.client() as mute:
-        used.get()
         began = time.monotonic()
+        used.get()
 
         assert used.is_closed()
         assert mute.is_closed()
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.4 < time.monotonic() - began < 15
     # New connections get the old descriptors' numbers, and must not be taken for the old ones.
     for _ in range(5):
         with atlas.client() as client:
@@ -423,7 +430,7 @@ def test_idle_clients_make_room_for_new_ones_the_oldest_first(a: Upstream, start
         late = stack.enter_context(atlas.client())
         assert late.get().status == 200
 
-        assert time.monotonic() - began < 5  # not the 75 s of `timeouts.client_idle`
+        assert time.monotonic() - began < 15  # not the 75 s of `timeouts.client_idle`
         assert first[0].is_closed()
         assert [client.get().status for client in (*first[1:], late)] == [200] * 3
     assert "listen.max_connections" not in atlas.log
@@ -509,7 +516,7 @@ def test_nothing_leaks(upstreams: contextlib.ExitStack, start: Start) -> None:
                     with contextlib.suppress(Cut, ConnectionError):
                         client.read_answer()
 
-    atlas.get()
+    atlas.settle()
     before = atlas.descriptors
     threads = Threads()
     for seed in range(16):

@@ -38,7 +38,6 @@ def tab() -> contextlib.AbstractContextManager[Tab]:
     return open_tab()
 
 
-@pytest.mark.timeout(120)
 def test_it_follows_what_happens(
     upstreams: contextlib.ExitStack, start: Start, tab: contextlib.AbstractContextManager[Tab]
 ) -> None:

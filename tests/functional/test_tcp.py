@@ -158,7 +158,7 @@ def test_the_breaker_hears_of_connecting(a: Upstream, start: Start) -> None:
 
 
 def test_probes_take_an_upstream_out(a: Upstream, b: Upstream, start: Start) -> None:
-    check = {"interval": 0.05, "timeout": 1, "fall": 1, "rise": 1}
+    check = {"interval": 0.05, "timeout": 10, "fall": 1, "rise": 1}
     atlas = start(build(a.table(), b.table(), health_check=check))
     b.close()
 
@@ -298,7 +298,7 @@ def test_connections_and_bytes_are_counted(a: Upstream, start: Start) -> None:
 
 
 def test_a_drain_waits_for_connections_and_then_cuts_them(a: Upstream, start: Start) -> None:
-    atlas = start(build(a.table(), timeouts={"drain": 1.0}))
+    atlas = start(build(a.table(), timeouts={"drain": 3.0}))
 
     with atlas.client() as client, atlas.client() as stays:
         assert read(client, 1) == read(stays, 1) == b"a"

@@ -79,7 +79,7 @@ def test_many_websockets_hold_no_worker(atlas: Atlas) -> None:
         assert [ws.recv(timeout=20) for ws in websockets] == [str(n) for n in range(50)]
         began = time.monotonic()
         assert atlas.get().status in (400, 426)  # the library's answer to an ordinary request
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 15
 
 
 def test_a_drain_waits_for_tunnels(atlas: Atlas) -> None:
@@ -158,17 +158,17 @@ def test_a_client_that_dies_ends_the_tunnel(upstreams: contextlib.ExitStack, sta
 
     Conversation(switch(atlas).sock).reset()
 
-    wait_until(lambda: not upstream.connected, "the tunnel to end", timeout=5)
+    wait_until(lambda: not upstream.connected, "the tunnel to end")
 
 
 def test_an_idle_tunnel_ends(upstreams: contextlib.ExitStack, start: Start) -> None:
     upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait")))
     atlas = start(build_config(upstream.table(), timeouts={"tunnel_idle": 0.5}))
 
+    began = time.monotonic()
     with switch(atlas) as client:
-        began = time.monotonic()
         assert client.is_closed()
-        assert 0.3 < time.monotonic() - began < 5
+        assert 0.4 < time.monotonic() - began < 15
 
 
 def test_a_side_that_does_not_read_does_not_stop_the_other(
@@ -200,6 +200,7 @@ def test_many_tunnels_end_at_once_without_a_trace(
 ) -> None:
     upstream = upstreams.enter_context(Scripted("a", (SWITCHED, "wait")))
     atlas = start(build_config(upstream.table()))
+    atlas.settle()
     before = atlas.descriptors
 
     with contextlib.ExitStack() as stack:
