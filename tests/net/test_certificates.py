@@ -22,7 +22,7 @@ from atlas_pkg.net.certificates import (
     show_day,
 )
 
-NOW = datetime(2027, 1, 1, tzinfo=UTC)
+NOW = datetime(2100, 1, 1, tzinfo=UTC)
 AUTHORITY = trustme.CA()
 
 
@@ -104,7 +104,7 @@ def test_keys_of_sessions_outlive_certificates_but_not_what_is_asked_of_clients(
 
     assert second.front is first.front
     assert certificate_changes(first, second) == (
-        "listen.tls: another certificate, until 2027-01-01",
+        "listen.tls: another certificate, until 2100-01-01",
     )
     assert third.front is not second.front
     assert certificate_changes(second, third) == ("listen.tls: sessions begin anew",)
@@ -129,10 +129,10 @@ def test_a_warning_comes_fourteen_days_before(tmp_path: Path) -> None:
 
     assert certificates.warnings(ends - 15 * day) == []
     assert certificates.warnings(ends - 13 * day) == [
-        "the certificate of default expires on 2027-01-01"
+        "the certificate of default expires on 2100-01-01"
     ]
     assert certificates.warnings(ends + 1) == [
-        "the certificate of default has expired on 2027-01-01"
+        "the certificate of default has expired on 2100-01-01"
     ]
 
 
