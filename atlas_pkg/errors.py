@@ -145,7 +145,7 @@ class UpstreamError(AtlasError):
         self.timed_out = timed_out
         self.is_stale = is_stale
         self.is_own_fault = is_own_fault
-        self.upstream = ""  # its name, filled in by who chose it
+        self.upstream = ""  # what the log calls it, filled in by who holds its lease
         # Had it been sent any of the request?
         self.was_asked = stage not in (Stage.CONNECT, Stage.TLS)
         super().__init__(f"{stage.value}: {reason}")

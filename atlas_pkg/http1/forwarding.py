@@ -1,9 +1,9 @@
 """Heads for the next hop: what a proxy removes, what it sets, and in which form.
 
-Fields that speak to the neighbour end here (RFC 9110 §7.6.1): `Connection`, all that it names,
-`Keep-Alive`, `TE`, `Upgrade` and the framing. `Fields.kept` is already without them. This room adds
-what the next hop is to be told: framing, `Via` (§7.6.3), `X-Forwarded-*`, and the fields that the
-configuration sets or removes.
+Fields that speak to the neighbour go no further (RFC 9110 §7.6.1): `Connection`, all that it names,
+`Keep-Alive`, `TE`, `Upgrade` and the framing. `fields.py` has left them out of `Fields.kept`. Here
+is added what the next hop is to be told: framing, `Via` (§7.6.3), `X-Forwarded-*`, and the fields
+that the configuration sets. Those that it removes are taken out.
 
 What is the same for every request of a client is built once, as a `ClientInfo`. The address
 fields are set after everything else, so a client cannot have them removed by naming them in its

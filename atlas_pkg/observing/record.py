@@ -69,7 +69,7 @@ class Record:
     reused = False  # the upstream connection had been used before
     retries = 0
     retry_refused = False  # there would have been one more, but for the budget of retries
-    failures: Sequence[tuple[str, str]] = ()  # (upstream, stage) of each failed attempt
+    failures: Sequence[tuple[str, str]] = ()  # (upstream, value of `End`) of each that failed
     choices: list[Choice] | None = None  # why it went where; None: nobody has asked
     end = DONE
     times: Times | None = None  # when it was where in between; None: nobody shows that

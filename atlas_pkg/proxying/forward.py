@@ -50,9 +50,9 @@ class Proxy:
     def forward(self, exchange: Exchange) -> Step:
         """Do all that is left to answer `exchange` from an upstream. Blocks.
 
-        `AWAIT`: the request is sent, and the lane is to await the answer. Raises `ClientError`,
-        `ClientGone`, `NoUpstream` and `UpstreamError`, and `StreamError` for the client's side;
-        what is held then is let go of by who catches it.
+        `AWAIT`: the request is sent, and the lane is to await the answer, or the rest of one that
+        trickles. Raises `ClientError`, `ClientGone`, `NoUpstream` and `UpstreamError`, and
+        `StreamError` for the client's side; what is held then is let go of by who catches it.
         """
         lane = exchange.client.lane
         if lane is not None and exchange.connection is not None:
@@ -115,7 +115,7 @@ class Proxy:
             if response is None:
                 return AWAIT
             if response.status < 200:
-                stream.buffered = whole
+                stream.buffered = whole  # a thread finds it once more, and passes it on
                 return WAIT
             if exchange.times is not None:
                 exchange.times.first_byte_at = time.monotonic()

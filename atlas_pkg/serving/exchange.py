@@ -234,7 +234,8 @@ class Exchange:
         """Does nobody wait for the answer any more? To be asked now and then. Never waits.
 
         A client may have closed its sending half only, and be reading on: it is given some time
-        (`timeouts.client_gone`) from when that was first seen.
+        (`timeouts.client_gone`) from when that was first seen. Such a client is noted here, and
+        that it will ask nothing more.
         """
         if not self.client.stream.has_ended():
             return False
@@ -249,8 +250,9 @@ class Exchange:
 
     @property
     def may_take_long(self) -> bool:
-        """Could it keep a thread for as long as somebody likes? All that is slow about it is what
-        is left to connect, where neither an upload nor an answer is under way.
+        """Could it keep a thread for as long as somebody likes, with an upload or with an answer?
+
+        All else that a thread waits for has its limit: a lease, a connection.
         """
         if self.has_started or self.rest:
             return True

@@ -150,7 +150,7 @@ class Frontend:
         return self._clients.cut()
 
     def stop(self) -> None:
-        """Let all threads end once they are done with what they do; does not wait."""
+        """Let the lanes end once they are done with what they do; does not wait."""
         for lane in self._lanes:
             lane.stop()
 
