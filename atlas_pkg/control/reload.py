@@ -1,10 +1,10 @@
 """Notice that the configuration file has changed, and hand its new bytes over once.
 
 Any event on the way to the file (`control/watch.py`) starts a short timer that each further event
-restarts, so a burst is looked at once, when it is over. A look compares where the
-path leads and what the file holds with what was last seen; equal means that nothing happened,
-whatever the events said. Behind the events stands a slow poll, for network file systems, moved
-directories and machines out of inotify watches.
+restarts, so a burst is looked at once, when it is over. A look compares where the path leads and
+what the file holds with what was last seen; equal means that nothing happened, whatever the events
+said. Behind the events stands a slow poll, for network file systems, moved directories and machines
+out of inotify watches.
 
 The bytes are handed over as they are: whether they make a configuration is for the receiver to
 say. A file that is gone or unreadable is logged once, and what is in force stays in force.
@@ -97,8 +97,7 @@ class ConfigWatcher:
 
     So it does when `files()` have, of which more may belong to the configuration. All calls come
     from one thread of the watcher's own, so never two at a time. `seen` is the content that is in
-    force already. `start` it in the process that is to serve: threads do not
-    survive a fork.
+    force already. `start` it in the process that is to serve: threads do not survive a fork.
     """
 
     def __init__(

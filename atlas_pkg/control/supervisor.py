@@ -14,7 +14,6 @@ nobody, which keeps forking a replacement safe: no other thread can hold a lock 
   managers often signal all of them too, and what comes twice must not count as a second, impatient
   one. Nor can two bytes melt into one, as two signals may.
 * **The supervisor dies:** its end of the bells closes, so all worker processes drain and end.
-
 * **Another Atlas takes over** (`takeover.py`): all are told to hand over, which is to drain without
   anybody noticing.
 

@@ -22,7 +22,7 @@ IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"
 
 
 def lease_again(exchange: Exchange, error: UpstreamError) -> None:
-    """After `error`, hold the lease for another attempt; raises `error` where there is to be none.
+    """Have `exchange` ready for another attempt after `error`; raises it where there is none.
 
     May wait for an upstream that is full. Raises `ClientGone`.
     """

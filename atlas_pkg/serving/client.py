@@ -36,7 +36,7 @@ PARK, FINISH, CLOSE, ABORT, TAKEN = Next
 
 
 class Lane(Protocol):
-    """A thread that serves many clients (`lane.py`), as far as those who wait for one know it."""
+    """A thread that serves many clients (`lane.py`), as far as those who serve one know it."""
 
     def park(self, client: Client) -> None:
         """Let `client` wait until it says something. The caller gives it up."""
@@ -56,7 +56,7 @@ class Opening(enum.Enum):
 
 
 class Client:
-    """One client's connection. Belongs to the parked ones, a lane or one thread, to one of them."""
+    """One client's connection. It is parked, or a lane's, or a thread's: one of these at a time."""
 
     __slots__ = (
         "_own_pool",

@@ -86,7 +86,7 @@ class HttpService:
         self._has_hinted = False
 
     def wait(self, exchange: Exchange, copier: Copier) -> Next:
-        """Serve `exchange` from wherever it has come to its end. Blocks."""
+        """Serve `exchange` from where it is, until it has ended or its lane can go on. Blocks."""
         exchange.copier = copier
         try:
             if exchange.rest:

@@ -42,8 +42,8 @@ BATCH = 32
 # When nothing has come for so long, it is time to tell observers what has happened.
 LULL = 0.002
 
-# How often deadlines and idle upstream connections are looked after.
-# A deadline of an answer that is sooner is kept, but not closer together than the second.
+# How often deadlines are looked after; sooner where that of an answer is sooner, but with at least
+# the second of these in between. And how often idle upstream connections are.
 SWEEP_INTERVAL = 0.5
 SHORTEST_INTERVAL = 0.05
 TIDY_INTERVAL = 5.0
@@ -91,7 +91,8 @@ class EpollLane:
         fd = client.stream.fd
         events = _CLIENT_EVENTS
         if client.stream.buffered and not client.head_since:
-            # Of what it has said already the kernel tells no more, but that it can be written to.
+            # What has been read already the kernel does not tell again. That the client can be
+            # written to it tells at once.
             events |= select.EPOLLOUT
         self._clients.parked[fd] = client  # before the kernel may report it
         try:
