@@ -194,6 +194,7 @@ class Listen:
         str, "what certbot --webroot is given: that port serves its challenges from there"
     ] = ""
     tls: ListenTls | None = None
+    proxy_protocol: ProxyProtocol | None = None
 
     def clashes(self) -> Iterator[tuple[str, str]]:
         """Yield which key does not go with another one, and why."""
@@ -203,8 +204,6 @@ class Listen:
             yield "http_redirect", f"must not be listen.port, got {self.port}"
         if self.acme_folder and not self.http_redirect:
             yield "acme_folder", "needs http_redirect, the port that serves it"
-
-    proxy_protocol: ProxyProtocol | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -155,8 +155,8 @@ class Clients:
             stream.is_silent() or stream.has_ended()
         ):
             return CLOSE
-        client.stream.end_sending()
-        client.stream.buffered = b""
+        stream.end_sending()
+        stream.buffered = b""
         client.head_since = 0.0
         client.is_lingering = True
         now = time.monotonic()

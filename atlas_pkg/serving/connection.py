@@ -89,8 +89,7 @@ class HttpService:
         """Serve `exchange` from where it is, until it has ended or its lane can go on. Blocks."""
         exchange.copier = copier
         try:
-            if exchange.rest:
-                exchange.send_rest()
+            exchange.send_rest()
             if not exchange.is_complete and self._forward(exchange) is AWAIT:
                 return TAKEN
         except Exception as error:  # noqa: BLE001 - it is logged or answered
@@ -375,7 +374,6 @@ class HttpService:
     def _send_failure(self, exchange: Exchange) -> None:
         """Send what is left of an answer to an error. Blocks."""
         try:
-            if exchange.rest:
-                exchange.send_rest()
+            exchange.send_rest()
         except StreamError:
             exchange.following = CLOSE
