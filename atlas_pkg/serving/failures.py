@@ -208,6 +208,7 @@ def build_answer(
         f"HTTP/1.1 {status} {phrase}",
         f"Date: {email.utils.formatdate(usegmt=True)}",
         f"Content-Type: {kind}",
+        "Vary: Accept",  # for caches: some statuses are kept without being asked to
         f"Content-Length: {len(payload)}",
     ]
     if status == 503:
