@@ -90,6 +90,7 @@ def test_the_memory_for_causes_is_bounded(
 @pytest.fixture
 def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[logging.Logger, int]]:
     """A logger whose standard error is a small pipe, and the end to read from."""
+    before = set(threading.enumerate())
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, select.PIPE_BUF)
     with os.fdopen(writer, "w") as stream:
@@ -102,6 +103,8 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[logging.Logger, int]
         yield logger, reader
         os.close(reader)  # whoever is still writing is free
         handler.close()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(20)  # what it still writes must not go to who has that descriptor next
 
 
 def write_in_background(logger: logging.Logger) -> None:
