@@ -29,9 +29,6 @@ from atlas_pkg.net.stream import RECEIVE_BYTES, Stream
 
 log = logging.getLogger("atlas.tunnel")
 
-# After one side of a tunnel has ended, the other may fall silent for so long.
-HALF_CLOSED_LIMIT = 30.0
-
 # How often it is looked which tunnels have been silent for too long.
 SWEEP_INTERVAL = 0.5
 
@@ -145,10 +142,13 @@ class Tunnel:
         upstream: Stream,
         idle_limit: float,
         on_end: Callable[[Tunnel, StreamError | None], None],
+        *,
+        half_closed_limit: float,
     ) -> None:
         """`on_end` is called by the relay, and closes both; it must not wait.
 
-        It is told what has ended the tunnel, where that was not both sides.
+        It is told what has ended the tunnel, where that was not both sides. After one side has
+        ended, the other may fall silent for `half_closed_limit`, and no longer than at other times.
         """
         for stream in (client, upstream):
             stream.stop_blocking()
@@ -157,13 +157,14 @@ class Tunnel:
         self.down = _Way(self, upstream, client)
         self.up.back, self.down.back = self.down, self.up
         self.idle_limit = idle_limit
+        self.half_closed_limit = min(half_closed_limit, idle_limit)
         self.moved_at = time.monotonic()
         self.on_end = on_end
 
     def is_overdue(self, now: float) -> bool:
         """Has it been silent for too long?"""
         is_half_closed = self.up.is_shut or self.down.is_shut
-        limit = min(self.idle_limit, HALF_CLOSED_LIMIT) if is_half_closed else self.idle_limit
+        limit = self.half_closed_limit if is_half_closed else self.idle_limit
         return now - self.moved_at >= limit
 
 

@@ -30,6 +30,9 @@ log = logging.getLogger("atlas.tunnel")
 # The status of a connection that has come through, for log and metrics; nginx has the same.
 _CONNECTED = 200
 
+# How long the other side of a WebSocket may be silent after one has ended.
+HALF_CLOSED_LIMIT = 30.0
+
 # Who broke the connection says how it ended.
 _ENDS = {Side.CLIENT: End.CLIENT_GONE, Side.UPSTREAM: End.UPSTREAM_CUT}
 
@@ -114,4 +117,7 @@ def hand_over(
     exchange.is_complete = True
     exchange.following = TAKEN
     idle_limit = exchange.generation.config.timeouts.tunnel_idle
-    relay.add(Tunnel(client.stream, connection.stream, idle_limit, end))
+    # What has changed its protocol (WebSockets) has hardly more to say then; of bytes that were
+    # never read nobody knows, and a long answer to a whole question is nothing strange.
+    limit = idle_limit if take_note is not None else HALF_CLOSED_LIMIT
+    relay.add(Tunnel(client.stream, connection.stream, idle_limit, end, half_closed_limit=limit))

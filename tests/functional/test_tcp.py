@@ -9,6 +9,7 @@ import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import trustme
 
+from atlas_pkg.proxying.tcp import HALF_CLOSED_LIMIT
 from tests.fakes import Conversation, Upstream, black_hole
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
@@ -91,6 +93,25 @@ def test_bytes_pass_both_ways_and_so_does_the_end_of_one(a: Upstream, start: Sta
         client.sock.shutdown(socket.SHUT_WR)
         assert read(client, 3) == b"bye"
         assert client.is_closed()
+
+
+@pytest.mark.slow  # longer than a WebSocket would be given
+def test_a_whole_question_may_wait_long_for_its_answer(
+    upstreams: contextlib.ExitStack, start: Start
+) -> None:
+    def think(conversation: Conversation) -> None:
+        while conversation.sock.recv(1024):
+            pass
+        time.sleep(HALF_CLOSED_LIMIT + 2.0)
+        conversation.send(b"42")
+
+    atlas = start(build(upstreams.enter_context(Upstream(think)).table()))
+
+    with atlas.client() as client:
+        client.sock.settimeout(60.0)
+        client.send(b"?")
+        client.sock.shutdown(socket.SHUT_WR)
+        assert read(client, 2) == b"42"
 
 
 def test_each_connection_is_a_choice_of_its_own(a: Upstream, b: Upstream, start: Start) -> None:

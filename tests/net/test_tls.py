@@ -496,7 +496,7 @@ def test_a_tunnel_carries_it_both_ways_and_passes_the_ends_on(pair: Pair) -> Non
 
     relay.start()
     upstream = Stream(near, Side.UPSTREAM)
-    relay.add(Tunnel(pair.stream, upstream, 20.0, note))
+    relay.add(Tunnel(pair.stream, upstream, 20.0, note, half_closed_limit=20.0))
     data = bytes(range(256)) * 16_384
     with ThreadPoolExecutor() as pool:
         sending = [pool.submit(end.sendall, data) for end in (pair.far, far)]

@@ -64,10 +64,18 @@ def relay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 class Running:
     """A tunnel that a relay serves; `error` is what ended it, if not both sides."""
 
-    def __init__(self, relay: Relay, line: Line, idle_limit: float = 30.0) -> None:
+    def __init__(
+        self, relay: Relay, line: Line, idle_limit: float = 30.0, half_closed_limit: float = 30.0
+    ) -> None:
         self.error: StreamError | None = None
         self.has_ended = threading.Event()
-        self.tunnel = Tunnel(line.near_client, line.near_upstream, idle_limit, self._note)
+        self.tunnel = Tunnel(
+            line.near_client,
+            line.near_upstream,
+            idle_limit,
+            self._note,
+            half_closed_limit=half_closed_limit,
+        )
         relay.add(self.tunnel)
 
     def _note(self, _: Tunnel, error: StreamError | None) -> None:
@@ -201,6 +209,18 @@ def test_a_silent_tunnel_ends_in_time(relay: Relay, line: Line) -> None:
     assert tunnel.error is not None
     assert tunnel.error.timed_out
     assert 0.15 < time.monotonic() - began < 5
+
+
+def test_a_tunnel_of_which_one_side_has_ended_has_a_limit_of_its_own(
+    relay: Relay, line: Line
+) -> None:
+    tunnel = Running(relay, line, half_closed_limit=0.2)
+    line.client.shutdown(socket.SHUT_WR)
+
+    tunnel.join()
+
+    assert tunnel.error is not None
+    assert tunnel.error.timed_out
 
 
 def test_a_busy_tunnel_is_not_idle(relay: Relay, line: Line) -> None:
