@@ -11,7 +11,10 @@ from tests.fakes import Scripted
 from tests.functional.conftest import Start
 from tests.toolkit import Atlas, build_config
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
+pytestmark = [
+    pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed"),
+    pytest.mark.engines("lane"),
+]
 
 CHECK = {"path": "/health", "interval": 0.2, "timeout": 2.0, "rise": 2, "fall": 2}
 
