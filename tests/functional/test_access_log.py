@@ -58,6 +58,7 @@ def entries_of(atlas: Atlas, count: int, name: str = "access.log") -> list[dict[
     return [json.loads(line) for line in lines_of(atlas, count, name)]
 
 
+@pytest.mark.engines("lane")
 def test_combined_is_what_tools_for_nginx_read(a: Upstream, start: Start) -> None:
     atlas = start(build(a.table(), log={"format": "combined"}))
 
@@ -254,6 +255,7 @@ def test_a_tunnel_is_logged_when_it_begins(upstreams: contextlib.ExitStack, star
     assert (entry["status"], entry["end"]) == (101, "tunnel")
 
 
+@pytest.mark.engines("lane")
 def test_standard_output_is_a_log_too(a: Upstream, start: Start) -> None:
     atlas = start(build(a.table(), log={"access": "-"}))
 
@@ -262,6 +264,7 @@ def test_standard_output_is_a_log_too(a: Upstream, start: Start) -> None:
     assert json.loads(atlas.wait_for("/shown", printed=True))["target"] == "/shown"
 
 
+@pytest.mark.engines("lane")
 def test_it_follows_the_configuration(a: Upstream, start: Start) -> None:
     atlas = start(build(a.table(), log={"access": "off"}))
     atlas.get("/nowhere")
@@ -282,6 +285,7 @@ def test_it_follows_the_configuration(a: Upstream, start: Start) -> None:
     assert len(lines_of(atlas, 1, "other.log")) == 1
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_path_that_cannot_be_opened_is_one_line_and_no_start(
     tmp_path: Path, workers: int
@@ -298,6 +302,7 @@ def test_a_path_that_cannot_be_opened_is_one_line_and_no_start(
     assert status == 1
 
 
+@pytest.mark.engines("lane")
 def test_one_that_cannot_be_opened_later_leaves_the_old(a: Upstream, start: Start) -> None:
     atlas = start(build(a.table()))
 
@@ -313,6 +318,7 @@ def test_one_that_cannot_be_opened_later_leaves_the_old(a: Upstream, start: Star
     assert entries_of(atlas, 1, "none/access.log")[0]["target"] == "/new"
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_rotation_under_load_loses_no_line(a: Upstream, start: Start, workers: int) -> None:
     atlas = start(

@@ -47,6 +47,7 @@ def ask(atlas: Atlas, times: int) -> Counter[str]:
 # Health checks
 
 
+@pytest.mark.engines("lane")
 def test_a_stalled_upstream_is_taken_out_and_comes_back(
     mortal: UpstreamProcess, a: Scripted, start: Start
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_stalled_upstream_is_taken_out_and_comes_back(
     assert atlas.count("upstream mortal is ") == 2
 
 
+@pytest.mark.engines("lane")
 def test_a_killed_upstream_is_taken_out_and_comes_back(
     mortal: UpstreamProcess, a: Scripted, start: Start
 ) -> None:
@@ -80,6 +82,7 @@ def test_a_killed_upstream_is_taken_out_and_comes_back(
     assert ask(atlas, 10) == {"mortal": 5, "A": 5}
 
 
+@pytest.mark.engines("lane")
 def test_fall_and_rise_are_counted(a: Scripted, b: Scripted, start: Start) -> None:
     atlas = start(build_config(a.table(), b.table(), health_check=CHECK, routing=ROUND_ROBIN))
     wait_until(lambda: a.probes >= 3, "probes")
@@ -95,6 +98,7 @@ def test_fall_and_rise_are_counted(a: Scripted, b: Scripted, start: Start) -> No
     assert 2 <= a.probes - probes <= 4
 
 
+@pytest.mark.engines("lane")
 def test_what_is_healthy_can_be_said(
     a: Scripted, b: Scripted, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
@@ -127,6 +131,7 @@ def test_all_down_is_503_with_retry_after(a: Scripted, b: Scripted, start: Start
     assert ask(atlas, 3) == {"A": 3}
 
 
+@pytest.mark.engines("lane")
 def test_an_upstream_that_a_reload_adds_serves_after_its_first_passed_probe(
     a: Scripted, b: Scripted, start: Start
 ) -> None:
@@ -150,6 +155,7 @@ def test_an_upstream_that_a_reload_adds_serves_after_its_first_passed_probe(
     assert atlas.count("upstream A is ") == 0
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.parametrize("way", ["others", "renamed"])
 def test_a_reload_that_replaces_all_upstreams_costs_no_request(
     way: str, a: Scripted, upstreams: contextlib.ExitStack, start: Start
@@ -165,6 +171,7 @@ def test_a_reload_that_replaces_all_upstreams_costs_no_request(
     assert ask(atlas, 10) == {"B": 10}  # and no probe has been answered
 
 
+@pytest.mark.engines("lane")
 def test_checks_of_one_upstream_are_laid_over_those_of_all(
     a: Scripted, b: Scripted, start: Start
 ) -> None:
@@ -179,6 +186,7 @@ def test_checks_of_one_upstream_are_laid_over_those_of_all(
     assert ask(atlas, 4) == {"B": 4}
 
 
+@pytest.mark.engines("lane")
 def test_verdicts_survive_a_reload_and_end_with_the_checks(
     a: Scripted, b: Scripted, start: Start
 ) -> None:
@@ -259,6 +267,7 @@ def test_a_trial_is_over_with_the_head_of_its_answer(
         atlas.wait_for("upstream A: circuit breaker open for 0.4 s", times=2)
 
 
+@pytest.mark.engines("lane")
 def test_only_the_statuses_that_are_listed_count(a: Scripted, b: Scripted, start: Start) -> None:
     breaker = {**BREAKER, "open_for": 60.0, "statuses": [502, 503]}
     atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
@@ -336,6 +345,7 @@ def test_what_clients_do_wrong_never_counts(a: Scripted, b: Scripted, start: Sta
     assert atlas.count("circuit breaker") == 0
 
 
+@pytest.mark.engines("lane")
 def test_the_last_upstream_available_is_never_taken_out(
     a: Scripted, b: Scripted, start: Start
 ) -> None:
@@ -350,6 +360,7 @@ def test_the_last_upstream_available_is_never_taken_out(
     assert atlas.count("circuit breaker open") == 1
 
 
+@pytest.mark.engines("lane")
 def test_the_breaker_survives_a_reload(a: Scripted, b: Scripted, start: Start) -> None:
     def config(weight: int) -> str:
         tables = [a.table(weight=weight), b.table()]
@@ -369,6 +380,7 @@ def test_the_breaker_survives_a_reload(a: Scripted, b: Scripted, start: Start) -
 # Backups
 
 
+@pytest.mark.engines("lane")
 def test_a_backup_serves_while_nobody_else_can(a: Scripted, b: Scripted, start: Start) -> None:
     atlas = start(build_config(a.table(), b.table(backup=True), health_check=CHECK))
     assert ask(atlas, 6) == {"A": 6}
@@ -385,6 +397,7 @@ def test_a_backup_serves_while_nobody_else_can(a: Scripted, b: Scripted, start: 
 # Slow start
 
 
+@pytest.mark.engines("lane")
 def test_a_recovered_upstream_ramps_up(a: Scripted, b: Scripted, start: Start) -> None:
     def config(duration: float) -> str:
         tables = {"health_check": CHECK, "slow_start": {"duration": duration}}
@@ -468,6 +481,7 @@ def test_requests_in_flight_are_counted_over_reloads(
     assert [answer.status for answer in threads.join()] == [200] * 4
 
 
+@pytest.mark.engines("lane")
 def test_the_state_of_all_upstreams_is_logged_on_demand(a: Scripted, start: Start) -> None:
     backup = named("backup")
     with backup:

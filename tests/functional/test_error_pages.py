@@ -14,6 +14,8 @@ from tests.toolkit import Answer, Atlas, build_config, wait_until
 HTML = {"Accept": "text/html,*/*;q=0.8"}
 GONE = {"name": "gone", "address": "127.0.0.1", "port": 9}
 
+pytestmark = pytest.mark.engines("lane")
+
 
 @pytest.fixture
 def pages(tmp_path: Path) -> Path:

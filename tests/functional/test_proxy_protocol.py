@@ -167,6 +167,7 @@ def test_strangers_are_refused_whatever_they_say(echo: Upstream, start: Start) -
     atlas.wait_for("127.0.0.1: refused with 403: connections come through a proxy here")
 
 
+@pytest.mark.engines("lane")
 def test_who_may_say_it_is_taken_over_by_a_reload(echo: Upstream, start: Start) -> None:
     text = build_config(echo.table())
     atlas = start(text)
@@ -235,6 +236,7 @@ def test_those_who_say_nothing_hold_no_thread_and_no_newcomer(echo: Upstream, st
         assert atlas.threads < 20
 
 
+@pytest.mark.engines("lane")
 def test_the_admin_address_expects_none(echo: Upstream, start: Start) -> None:
     atlas = start(build_config(echo.table(), admin=ADMIN) + listens())
 
@@ -348,6 +350,7 @@ def test_such_a_connection_serves_its_client_alone_and_ends_with_it(
     wait_until(lambda: not told.connected, "their connections to end")
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.parametrize(("version", "said"), [(1, "1 TCP4 127.0.0.1 127.0.0.1"), (2, "2 LOCAL")])
 @pytest.mark.parametrize("path", ["/health", ""])
 def test_probes_say_that_they_are_for_nobody(
@@ -360,6 +363,7 @@ def test_probes_say_that_they_are_for_nobody(
     assert told.headers[0].startswith(said)
 
 
+@pytest.mark.engines("lane")
 def test_a_reload_begins_to_tell(told: Told, upstreams: contextlib.ExitStack, start: Start) -> None:
     plain = upstreams.enter_context(named("plain"))
     atlas = start(build_config(plain.table()))
@@ -390,6 +394,7 @@ frontend receives
 """
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("receiver", ["haproxy", "nginx"])
 def test_haproxy_and_nginx_understand_what_they_are_told(
@@ -426,6 +431,7 @@ stream {{
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.parametrize("option", ["send-proxy", "send-proxy-v2", "nginx"])
 def test_haproxy_and_nginx_in_front_say_who_asks(
     option: str, tmp_path: Path, echo: Upstream, start: Start

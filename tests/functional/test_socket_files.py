@@ -90,6 +90,7 @@ def test_websockets_pass(file: Path, start: Start) -> None:
         thread.join()
 
 
+@pytest.mark.engines("lane")
 def test_the_file_may_come_and_go(file: Path, start: Start) -> None:
     atlas = start(build_config(TABLE))
     assert atlas.get().status == 502
@@ -103,6 +104,7 @@ def test_the_file_may_come_and_go(file: Path, start: Start) -> None:
     atlas.wait_for("502 for GET / HTTP/1.1: upstream a connect: connection refused")
 
 
+@pytest.mark.engines("lane")
 def test_probes_go_through_the_file(file: Path, start: Start) -> None:
     check = {"path": "/", "interval": 0.1, "fall": 1, "rise": 1}
     atlas = start(build_config(TABLE, health_check=check))
@@ -160,6 +162,7 @@ def test_who_never_accepts_is_waited_for_in_vain(file: Path, start: Start) -> No
         assert atlas.get().status == 504
 
 
+@pytest.mark.engines("lane")
 def test_it_has_a_name_and_an_address_wherever_upstreams_are_shown(
     file: Path, upstreams: contextlib.ExitStack, start: Start
 ) -> None:

@@ -508,6 +508,7 @@ def test_a_client_that_has_shaken_hands_may_take_its_time(
         client.sock.settimeout(20)
 
 
+@pytest.mark.engines("lane")
 def test_an_old_version_is_refused(authority: Authority, echo: Upstream, start: Start) -> None:
     atlas = start(with_tls(build_config(echo.table()), min_version="1.3"))
 
@@ -639,6 +640,7 @@ def fingerprint(atlas: Atlas, authority: Authority, name: str = "atlas.test") ->
         return client.sock.getpeercert(binary_form=True) or b""
 
 
+@pytest.mark.engines("lane")
 def test_a_new_pair_is_shown_to_whoever_comes_next(atlas: Atlas, authority: Authority) -> None:
     old = fingerprint(atlas, authority)
     with connect(atlas, authority) as client:
@@ -651,6 +653,7 @@ def test_a_new_pair_is_shown_to_whoever_comes_next(atlas: Atlas, authority: Auth
     atlas.wait_for("listen.tls: another certificate, until")
 
 
+@pytest.mark.engines("lane")
 def test_a_broken_pair_changes_nothing(atlas: Atlas, authority: Authority, tmp_path: Path) -> None:
     old = fingerprint(atlas, authority)
     key = (tmp_path / "cert.key").read_bytes()
@@ -668,6 +671,7 @@ def test_a_broken_pair_changes_nothing(atlas: Atlas, authority: Authority, tmp_p
     assert key != (tmp_path / "cert.key").read_bytes()
 
 
+@pytest.mark.engines("lane")
 def test_a_refused_file_changes_nothing(atlas: Atlas, authority: Authority) -> None:
     old = fingerprint(atlas, authority)
     config = atlas.path.read_text()
@@ -682,6 +686,7 @@ def test_a_refused_file_changes_nothing(atlas: Atlas, authority: Authority) -> N
     wait_until(lambda: fingerprint(atlas, authority) != old, "the new certificate")
 
 
+@pytest.mark.engines("lane")
 def test_one_that_has_expired_is_not_taken_over(atlas: Atlas, authority: Authority) -> None:
     old = fingerprint(atlas, authority)
 
@@ -691,6 +696,7 @@ def test_one_that_has_expired_is_not_taken_over(atlas: Atlas, authority: Authori
     assert fingerprint(atlas, authority) == old
 
 
+@pytest.mark.engines("lane")
 def test_sighup_reads_them_again(
     authority: Authority, echo: Upstream, start: Start, tmp_path: Path
 ) -> None:
@@ -703,6 +709,7 @@ def test_sighup_reads_them_again(
     assert not list(tmp_path.glob("*.new"))
 
 
+@pytest.mark.engines("lane")
 def test_links_as_kubernetes_and_certbot_swap_them_are_followed(
     authority: Authority, echo: Upstream, start: Start, tmp_path: Path
 ) -> None:
@@ -764,6 +771,7 @@ def test_sessions_go_on_in_all_worker_processes_and_after_a_rotation(
     assert all(is_reused() for _ in range(16))
 
 
+@pytest.mark.engines("lane")
 def test_what_expires_soon_is_told(authority: Authority, echo: Upstream, start: Start) -> None:
     authority.write("old.test", "old.test", good_for=-3)
     authority.write("soon.test", "soon.test", good_for=13)

@@ -103,6 +103,7 @@ def test_it_is_asked_for_its_name_and_for_http(a: Scripted, start: Start) -> Non
     assert chosen == ["http/1.1"] * 2
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize(
     ("keys", "reason"),
@@ -130,6 +131,7 @@ def test_who_does_not_prove_who_it_is_is_not_spoken_to(
     assert (entry["status"], entry["end"]) == (502, "tls")
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.usefixtures("folder")
 def test_an_expired_certificate_is_not_accepted(
     authority: trustme.CA, a: Scripted, start: Start
@@ -225,6 +227,7 @@ def test_sessions_are_gone_on_with(version: ssl.TLSVersion, a: Scripted, start: 
     assert resumed == [False, True, True, True]
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("path", ["/health", ""])
 def test_probes_speak_it_too(path: str, authority: trustme.CA, a: Scripted, start: Start) -> None:
@@ -266,6 +269,7 @@ def test_a_body_that_ends_without_close_notify_is_cut(
             assert client.read_answer().body == b"x" * 100_000
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.usefixtures("folder")
 def test_files_that_change_are_taken_over(folder: Path, a: Scripted, start: Start) -> None:
     atlas = start(with_tls(build_config(a.table())))
@@ -301,6 +305,7 @@ def test_a_process_that_is_replaced_goes_on_with_files_that_were_good(
     assert [atlas.get().text for _ in range(8)] == ["a"] * 8
 
 
+@pytest.mark.engines("lane")
 @pytest.mark.usefixtures("folder")
 def test_a_reload_that_asks_for_proof_does_not_use_what_was_there(
     a: Scripted, start: Start
