@@ -94,7 +94,7 @@ def test_step_answers_real_clients(step: int, url_of: Callable[[int], str]) -> N
 
     url = url_of(step)
     by_curl = curl(*[part for field in close for part in ("-H", f"{field}: close")], url)
-    by_httpx = httpx.get(url, headers=close, trust_env=False)
+    by_httpx = httpx.get(url, headers=close, trust_env=False, timeout=20)
     client = http.client.HTTPConnection(url.removeprefix("http://"), timeout=20)
     client.request("GET", "/", headers=close)
     by_library = client.getresponse().read().decode()
@@ -115,8 +115,8 @@ def test_step_passes_bodies_and_heads_without_one(step: int, url_of: Callable[[i
     heads = curl("-I", url, "--next", "-sS", "--noproxy", "*", url)
     assert "content-length: " in heads  # of a body that does not come
     assert heads.endswith("Hello from one\n" if step < 4 else ("one\n", "two\n"))
-    assert httpx.post(url, content=BODY, trust_env=False).text.endswith(digest)
-    assert httpx.post(url, content=iter([BODY]), trust_env=False).text.endswith(digest)
+    assert httpx.post(url, content=BODY, trust_env=False, timeout=20).text.endswith(digest)
+    assert httpx.post(url, content=iter([BODY]), trust_env=False, timeout=20).text.endswith(digest)
 
 
 @pytest.mark.parametrize("step", STEPS[2:])
@@ -125,7 +125,7 @@ def test_step_keeps_connections(step: int, url_of: Callable[[int], str]) -> None
     said = curl(
         "-w", "%{num_connects}", *[part for _ in "abc" for part in ("-o", "/dev/null", url)]
     )
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, timeout=20) as client:
         answers = [client.post(url, content=b"x" * size) for size in (0, 1, 100_000)]
 
     assert said == "100"
@@ -135,7 +135,7 @@ def test_step_keeps_connections(step: int, url_of: Callable[[int], str]) -> None
 @pytest.mark.parametrize("step", STEPS[3:])
 def test_step_shares_requests_among_upstreams(step: int, url_of: Callable[[int], str]) -> None:
     url = url_of(step)
-    with httpx.Client(trust_env=False) as client:
+    with httpx.Client(trust_env=False, timeout=20) as client:
         texts = [client.get(url).text for _ in range(10)]
 
     assert texts.count("Hello from one\n") == texts.count("Hello from two\n") == 5

@@ -151,7 +151,7 @@ def test_without_a_thread_a_stalled_reader_costs_half_a_second_once(
     began = time.monotonic()
     for number in range(2000):
         logger.info("line %d", number)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     read_all(reader)
     logger.info("the reader is back")
 
@@ -198,7 +198,7 @@ def test_closing_does_not_wait_for_ever(pipe: tuple[logging.Logger, int]) -> Non
     began = time.monotonic()
     logger.handlers[0].close()
 
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_what_the_watching_library_says_while_we_end_is_no_error_of_ours() -> None:

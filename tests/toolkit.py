@@ -167,6 +167,7 @@ class Program:
         status = self.process.wait(timeout)
         for reader in self._readers:
             reader.join(DEADLINE)
+            assert not reader.is_alive(), "it has ended, but somebody still holds its output"
         for stream in (self.process.stdout, self.process.stderr):
             if stream is not None:
                 stream.close()

@@ -194,7 +194,7 @@ def test_the_time_is_for_all_of_it() -> None:
     began = time.monotonic()
     with fakes.Scripted("a", drip) as fake:
         assert finish(listed(fake), HTTP, time_limit=0.3) == Result(False, "no answer in time")
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
 
 
 def test_a_probe_leaves_no_socket_behind() -> None:

@@ -173,7 +173,7 @@ def test_a_name_server_that_hangs_does_not_stop_the_start(
     duration = time.monotonic() - began
     is_over.set()
 
-    assert 0.1 < duration < 5
+    assert 0.1 < duration < 15
 
 
 def test_addresses_are_known_before_anybody_asks_for_them(resolvers: list[Resolver]) -> None:
@@ -205,4 +205,4 @@ def test_a_name_that_was_never_resolved_is_asked_for_more_and_more_seldom(
     gaps = [after - before for before, after in itertools.pairwise(asked)]
     for gap, least in zip(gaps, (0.1, 0.2, 0.4, 0.8), strict=False):
         assert least <= gap + 0.01
-    assert gaps[0] < 5
+    assert gaps[0] < 15

@@ -77,7 +77,7 @@ def test_nobody_waits_when_nobody_is_available() -> None:
     began = time.monotonic()
     with pytest.raises(NoUpstream):
         balancer.lease()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_nobody_waits_for_those_it_has_tried() -> None:
@@ -96,7 +96,7 @@ def test_waiting_ends_after_a_while() -> None:
     with pytest.raises(NoUpstream):
         balancer.lease()
 
-    assert 0.19 < time.monotonic() - began < 10
+    assert 0.19 < time.monotonic() - began < 15
     assert not balancer.waiting
     lease.release()
     assert balancer.in_flight == 0

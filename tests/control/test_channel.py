@@ -88,11 +88,10 @@ def test_a_reader_never_sees_half_a_text() -> None:
     try:
         deadline = time.monotonic() + 0.5
         seen = set()
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or len(seen) <= 5:
             words = text.read().split()
             assert len(set(words)) <= 1
             seen.add(len(words))
-        assert len(seen) > 5
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -517,11 +517,11 @@ def test_a_process_that_is_not_well_gives_no_signs_of_life() -> None:
 
 def test_whoever_gives_signs_of_life_lives_on() -> None:
     body = "return [orders.wait(), orders.wait()] is None"
-    with running_toy(body, sign_interval=0.05) as program:
+    with running_toy(body, sign_interval=0.4) as program:
         program.wait_for("worker 1 is process")
         program.send_signal(signal.SIGHUP)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            program.process.wait(1.0)
+            program.process.wait(0.5 + 0.4 * MOST_UNANSWERED)
         program.send_signal(signal.SIGTERM)
 
         program.wait()

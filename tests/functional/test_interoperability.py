@@ -149,7 +149,7 @@ def test_a_file_server_is_served(name: str, request: pytest.FixtureRequest, star
 def test_nginx_may_compress_and_cut_ranges(nginx: int, start: Start) -> None:
     atlas = start(build_config(table(nginx)))
 
-    with httpx.Client(base_url=f"http://127.0.0.1:{atlas.port}") as client:
+    with httpx.Client(base_url=f"http://127.0.0.1:{atlas.port}", timeout=20) as client:
         whole = client.get("/file.bin", headers={"Accept-Encoding": "gzip"})
         fields = {"Range": "bytes=256-511", "Accept-Encoding": "identity"}
         part = client.get("/file.bin", headers=fields)
@@ -292,7 +292,9 @@ def test_python_s_own_client_is_served(described: Atlas) -> None:
 def test_wrk_finds_no_errors(described: Atlas) -> None:
     wrk = need("wrk")
 
-    printed = run(wrk, "-t1", "-c32", "-d2s", f"http://127.0.0.1:{described.port}/")
+    printed = run(
+        wrk, "-t1", "-c32", "-d2s", "--timeout=20s", f"http://127.0.0.1:{described.port}/"
+    )
 
     assert "requests in" in printed
     assert "Socket errors" not in printed

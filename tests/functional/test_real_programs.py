@@ -401,7 +401,7 @@ def test_server_sent_events_come_one_by_one(node: int, start: Start) -> None:
         heard = [next(lines)]
         for number in range(1, 10):
             # Sent only now, when the one before it has been read to its end.
-            assert httpx.get(f"{base}/event/{number}").text == "sent"
+            assert httpx.get(f"{base}/event/{number}", timeout=20).text == "sent"
             heard.append(next(lines))
 
     assert answer.headers["Content-Type"] == "text/event-stream"

@@ -363,7 +363,7 @@ def test_all_that_shows_upstreams_shows_their_groups(
         None,
     ]
     assert (entries[2]["end"], entries[2]["status"]) == ("route", 503)
-    assert "upstream gone of group empty connect: connection refused" in atlas.log
+    atlas.wait_for("upstream gone of group empty connect: connection refused")
 
     _, metrics = admin.ask("/metrics")
     for group, upstream, kind in (

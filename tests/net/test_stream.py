@@ -78,7 +78,7 @@ def test_silence_is_a_failure_of_that_side_in_time(upstream: Pair) -> None:
         stream.receive(0.1)
 
     assert (caught.value.side, caught.value.timed_out) == (Side.UPSTREAM, True)
-    assert 0.09 < time.monotonic() - began < 5
+    assert 0.09 < time.monotonic() - began < 15
 
 
 def test_a_reset_is_a_failure_of_that_side_with_its_reason(upstream: Pair) -> None:
@@ -103,7 +103,7 @@ def test_a_client_that_resets_ends_the_waiting_for_its_upstream(
         stream.receive(20.0, client_stream)
 
     assert (caught.value.side, caught.value.timed_out) == (Side.CLIENT, False)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_client_that_closes_is_given_a_short_grace(client: Pair, upstream: Pair) -> None:
@@ -115,7 +115,7 @@ def test_a_client_that_closes_is_given_a_short_grace(client: Pair, upstream: Pai
         stream.receive(20.0, client_stream)
 
     assert caught.value.side is Side.CLIENT
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_a_client_that_only_half_closes_hears_an_answer_soon(client: Pair, upstream: Pair) -> None:
@@ -163,7 +163,7 @@ def test_a_reader_that_stops_is_a_failure_in_time(client: Pair) -> None:
         stream.send(b"x" * 20_000_000, 0.2)
 
     assert (caught.value.side, caught.value.timed_out) == (Side.CLIENT, True)
-    assert 0.15 < time.monotonic() - began < 5
+    assert 0.15 < time.monotonic() - began < 15
 
 
 def test_sending_some_never_waits(client: Pair) -> None:
@@ -174,7 +174,7 @@ def test_sending_some_never_waits(client: Pair) -> None:
         pass
 
     assert stream.send_some(b"x") == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 def test_sending_to_one_who_left_is_a_failure(client: Pair) -> None:

@@ -208,7 +208,7 @@ def test_a_silent_tunnel_ends_in_time(relay: Relay, line: Line) -> None:
 
     assert tunnel.error is not None
     assert tunnel.error.timed_out
-    assert 0.15 < time.monotonic() - began < 5
+    assert 0.15 < time.monotonic() - began < 15
 
 
 def test_a_tunnel_of_which_one_side_has_ended_has_a_limit_of_its_own(
@@ -224,8 +224,8 @@ def test_a_tunnel_of_which_one_side_has_ended_has_a_limit_of_its_own(
 
 
 def test_a_busy_tunnel_is_not_idle(relay: Relay, line: Line) -> None:
-    tunnel = Running(relay, line, idle_limit=0.5)
-    until = time.monotonic() + 1.0
+    tunnel = Running(relay, line, idle_limit=2.0)
+    until = time.monotonic() + 2.5
     while time.monotonic() < until:
         line.client.sendall(b"!")
         assert line.upstream.recv(1) == b"!"

@@ -280,7 +280,7 @@ def test_closing_waits_for_nobody_for_long(
     began_at = time.monotonic()
     log.close(patience=0.1)
 
-    assert time.monotonic() - began_at < 5
+    assert time.monotonic() - began_at < 15
     assert "lines are lost" in caplog.text
     os.close(reader)  # the writer's thread ends, too
 

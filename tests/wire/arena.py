@@ -27,7 +27,7 @@ GOOD_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood"
 _GOOD_SCRIPT = [Step("receives", GOOD_REQUEST), Step("sends", GOOD_ANSWER)]
 
 # How long one case may take until whoever still waits has failed. Passing cases take far less.
-PATIENCE = 6.0
+PATIENCE = 20.0
 
 # Nothing has moved for so long: whoever holds a second part back sends it.
 QUIET = 0.001

@@ -25,7 +25,7 @@ from tests.wire.parties import BYTE_BY_BYTE, WHOLE
 from tests.wire.proxies import PROXIES, find_program
 
 # Failing cases wait as long as this, so it is short; the timeouts of `quick` are shorter.
-PATIENCE = 1.5
+PATIENCE = 2.5
 SLICES = 4
 
 

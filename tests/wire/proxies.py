@@ -22,8 +22,8 @@ START_PATIENCE = 20.0
 
 _PLAIN = "[forwarding]\nx_forwarded = false\nvia = false\n"
 _QUICK = (
-    "[timeouts]\nclient_head = 0.4\nclient_body = 0.4\nclient_idle = 0.4\nupstream_head = 0.4\n"
-    "upstream_body = 0.4\nconnect = 0.4\n"
+    "[timeouts]\nclient_head = 1.0\nclient_body = 1.0\nclient_idle = 1.0\nupstream_head = 1.0\n"
+    "upstream_body = 1.0\nconnect = 1.0\n"
 )
 _LIMITED = "[limits]\nbody = 1000\nupstream_head = 8192\n"
 
@@ -129,7 +129,7 @@ def _run_peer(name: str, template: str, upstream: int, config: str) -> Iterator[
             "folder": folder,
             "port": port,
             "upstream": upstream,
-            "time": "400ms" if config == "quick" else "10s",
+            "time": "1s" if config == "quick" else "10s",
             "body": "1000" if config == "limited" else "0",
         }
         path.write_text(template.format(**values), encoding="utf-8")

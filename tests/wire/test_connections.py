@@ -168,7 +168,6 @@ def test_client_that_leaves_frees_a_thinking_upstream(bench: Bench) -> None:
     read_until(upstream, b"\r\n\r\n")
 
     client.close()
-    upstream.settimeout(5.0)
 
     assert upstream.recv(1) == b""
 
@@ -336,7 +335,7 @@ def test_dripping_does_not_extend_a_heads_deadline(quick_bench: Bench, begin: by
             answer = client.recv(4096)
 
     assert answer.startswith(b"HTTP/1.1 408 ")
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < PATIENCE - 1
 
 
 @pytest.mark.rule(28)
@@ -355,7 +354,7 @@ def test_dripping_does_not_extend_an_answer_heads_deadline(quick_bench: Bench) -
                 if not upstream.recv(1):
                     break
 
-    assert time.monotonic() - began < 3.0
+    assert time.monotonic() - began < PATIENCE - 1
     assert read_until(client, b"\r\n\r\n").startswith(b"HTTP/1.1 504 ")
 
 
@@ -371,7 +370,7 @@ def test_refused_connection_is_answered_at_once() -> None:
         took = time.monotonic() - began
 
     assert answer.startswith(b"HTTP/1.1 502 ")
-    assert took < 0.5
+    assert took < 4  # and not after `timeouts.connect`
 
 
 @pytest.mark.rule(29)
