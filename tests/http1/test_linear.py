@@ -211,8 +211,8 @@ def test_hostile_chunks_cost_no_more_than_ordinary_ones() -> None:
     def drip(data: bytes) -> None:
         decoder = ChunkedDecoder(LARGE)
         try:
-            for at in range(0, len(data), 64):
-                decoder.decode(data[at : at + 64])
+            for at in range(0, len(data), 256):
+                decoder.decode(data[at : at + 256])
         except MalformedMessage:
             return
 
