@@ -2,9 +2,9 @@
 
 Every party follows its own script and waits only for what its own script says; what one hears of
 the other has come through the proxy. One case is delivered in many ways at the same time, each on
-a connection of its own: whole, byte by byte, cut in two at every offset, behind a good request.
-All that the upstream receives meanwhile belongs to that case, so nothing that is forwarded can
-escape the judgement.
+a connection of its own: whole, byte by byte, cut in two wherever that may matter, behind a good
+request. All that the upstream receives meanwhile belongs to that case, so nothing that is forwarded
+can escape the judgement.
 
 The second part of a cut delivery leaves when nothing has moved for a moment. That makes it likely
 that the proxy has read the first; no verdict depends on it.
@@ -32,7 +32,8 @@ PATIENCE = 20.0
 # Nothing has moved for so long: whoever holds a second part back sends it.
 QUIET = 0.001
 
-# The most places at which one text is cut; in a longer one the cuts are spread evenly.
+# The most places at which one text is cut; where there are more, some are left out evenly. A word
+# is cut behind its first letter, and at its end: all places inside are alike.
 MOST_CUTS = 120
 
 
@@ -49,9 +50,12 @@ def deliveries_of(case: Case, *, most_cuts: int = MOST_CUTS) -> Iterator[Deliver
     steps: Sequence[Step] = case.client if is_request else case.upstream[0]
     text = next(step.data for step in steps if step.verb == "sends")
     assert isinstance(text, bytes)
-    length = len(text)
-    stride = max(1, -(-length // most_cuts)) if most_cuts else length
-    yield from (Delivery(f"cut at {at}", cut=at) for at in range(stride, length, stride))
+    if most_cuts:
+        places = [
+            at for at in range(1, len(text)) if at == 1 or not text[at - 2 : at + 1].isalnum()
+        ]
+        stride = max(1, -(-len(places) // most_cuts))
+        yield from (Delivery(f"cut at {at}", cut=at) for at in places[::stride])
 
 
 class Arena:
