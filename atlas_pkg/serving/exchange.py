@@ -50,7 +50,8 @@ AWAIT, WAIT, DONE = Step
 class Exchange:
     """One request, from its head to the end of its answer. Belongs to one thread at a time."""
 
-    # What most exchanges never change stands in the class: it costs nothing to begin with.
+    # What most exchanges never change stands in the class: it costs nothing to begin with. What is
+    # looked at again and again is set below all the same, since it is found faster there.
 
     # Has the client been sent anything, an interim answer included? Of the final answer?
     has_sent = False
@@ -59,10 +60,6 @@ class Exchange:
     ends_by_closing = False
     # Ours for this request, if we make one: the same for each attempt.
     request_id = b""
-    # What the observers are told of this exchange; None while nobody watches.
-    record: Record | None = None
-    # The times in it; None while nobody shows them.
-    times: Times | None = None
     # Why it was sent where, one for each attempt; None while nobody asks.
     choices: list[Choice] | None = None
 
@@ -70,7 +67,6 @@ class Exchange:
     lease: Lease | None = None
     connection: UpstreamConnection | None = None
     unsent = b""  # of the request's head and what came with it, what was not taken yet
-    request_body: Body | None = None
     replay: bytes | None = None  # a body that came whole with its head, kept for another attempt
     awaits_continue = False  # the client holds its body back until it hears 100
     is_deaf = False  # the upstream takes no more of the request
@@ -102,6 +98,11 @@ class Exchange:
         """With a `failure`, which is still to be judged, the request is refused."""
         self.request = request
         self.client = client
+        # What the observers are told of this exchange; None while nobody watches.
+        self.record: Record | None = None
+        # The times in it; None while nobody shows them.
+        self.times: Times | None = None
+        self.request_body: Body | None = None
         self._clients = clients
         self.generation = generation
         # The upstreams that may answer it.
