@@ -10,6 +10,7 @@ While nobody asks, that costs a look at `is_asked`. Not done here: finding out w
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -53,7 +54,7 @@ class Tracer:
         # Guards what follows.
         self._lock = threading.Lock()
         self._one_in = one_in
-        self._count = 0
+        self._turns = itertools.count()  # each taken in a single step, so without the lock
         self._next_from = ""
         # Rings that are appended to without the lock; `timelines` copes with that.
         self._last: deque[Record] = deque(maxlen=MOST_KEPT)
@@ -61,7 +62,12 @@ class Tracer:
 
     def wants(self, address: str) -> bool:
         """Is this exchange, of the client at `address`, to be explained? To be asked once."""
-        return self.is_asked and self._decide(address)
+        if not self.is_asked:
+            return False
+        if self._next_from and self._is_awaited(address):
+            return True
+        one_in = self._one_in
+        return one_in > 0 and next(self._turns) % one_in == 0  # the first, so that one comes soon
 
     def note(self, records: Sequence[Record]) -> None:
         """Keep exchanges that have ended and were timed; an `Observer`."""
@@ -73,7 +79,7 @@ class Tracer:
         """Explain others from now on."""
         with self._lock:
             if asking.one_in is not None:
-                self._one_in, self._count = asking.one_in, 0
+                self._one_in, self._turns = asking.one_in, itertools.count()
             if asking.next_from is not None:
                 self._next_from = asking.next_from
             self.is_asked = bool(self._one_in or self._next_from)
@@ -90,16 +96,13 @@ class Tracer:
         newest = sorted(records.values(), key=lambda record: record.ended_at, reverse=True)
         return [build_timeline(record, record.ended_at + difference) for record in newest]
 
-    def _decide(self, address: str) -> bool:
+    def _is_awaited(self, address: str) -> bool:
         with self._lock:
-            if self._next_from == address:
-                self._next_from = ""
-                self.is_asked = self._one_in > 0
-                return True
-            if not self._one_in:
+            if self._next_from != address:
                 return False
-            self._count = (self._count + 1) % self._one_in
-            return self._count == 1 % self._one_in  # the first of them, so that one comes soon
+            self._next_from = ""
+            self.is_asked = self._one_in > 0
+            return True
 
 
 def _copy(ring: deque[Record]) -> list[Record]:
