@@ -170,7 +170,7 @@ class EpollLane:
         """Be done with an exchange, await its upstream again, or hand it to a thread."""
         if step is DONE:
             if exchange.record is not None:
-                self._http.note(exchange.record)
+                self._observers.note(exchange.record)
             self._clients.put_away(exchange.client, exchange.following)
         elif step is AWAIT:
             self.take_back(exchange)
