@@ -140,7 +140,7 @@ class Json:
             f',"first_byte":{_span(times.asked_at, times.first_byte_at)}'
             f',"total":{_span(record.began_at, record.ended_at)}'
             f',"retries":{record.retries},"reused":{"true" if record.reused else "false"}'
-            f',"end":"{record.end.value}","request_id":{_quote(record.request_id)}'
+            f',"end":"{record.end}","request_id":{_quote(record.request_id)}'
             f",{self._tell_origin(record.origin)}}}\n"
         )
 
@@ -241,4 +241,7 @@ def _quote_text(text: str) -> str:
 
 def _span(begin: float, end: float) -> str:
     """Write how long a stage took; null where it was not reached (again, after a failure)."""
-    return f"{end - begin:.6f}" if begin and end >= begin else "null"
+    if not begin or end < begin:
+        return "null"
+    # Most heads come whole, and most connections are at hand.
+    return "0.000000" if end == begin else f"{end - begin:.6f}"

@@ -14,7 +14,7 @@ from atlas_pkg.choice import Choice
 from atlas_pkg.config.model import DEFAULT_GROUP
 
 
-class End(enum.Enum):
+class End(enum.StrEnum):
     """How an exchange ended; the values stand in the access log."""
 
     DONE = "done"  # answered whole, by an upstream or by us
