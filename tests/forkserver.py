@@ -13,10 +13,9 @@ import contextlib
 import gc
 import json
 import os
-import signal
+import select
 import socket
 import sys
-from types import FrameType
 
 from atlas_pkg.__main__ import main
 
@@ -26,38 +25,38 @@ def serve(requests: socket.socket) -> None:
 
     Returns in the copies alone, once they look as a program does that was just started.
     """
-    running: dict[int, socket.socket] = {}
-
-    def bury(_number: int, _frame: FrameType | None) -> None:
-        while running:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
-                break
-            with running.pop(pid) as asker, contextlib.suppress(OSError):
-                asker.send(b"%d" % os.waitstatus_to_exitcode(status))
-
-    signal.signal(signal.SIGCHLD, bury)
+    running: dict[int, tuple[int, socket.socket]] = {}  # by what tells of a copy's end
+    poller = select.poll()
+    poller.register(requests, select.POLLIN)
     gc.freeze()  # what the copies have in common is not looked through by each of them
     while True:
+        ready = [fd for fd, _ in poller.poll()]
+        for ended in running.keys() & ready:
+            pid, asker = running.pop(ended)
+            poller.unregister(ended)
+            os.close(ended)
+            with asker, contextlib.suppress(OSError):
+                asker.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        if requests.fileno() not in ready:
+            continue
         request, files, _, _ = socket.recv_fds(requests, 262144, 3)
         if not request:
             requests.close()
             sys.exit()
-        output, errors, asker = files
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
+        output, errors, asker_fd = files
         if not (pid := os.fork()):
             break
         os.close(output)
         os.close(errors)
-        running[pid] = socket.socket(fileno=asker)
-        running[pid].send(b"%d" % pid)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
+        asker = socket.socket(fileno=asker_fd)
+        asker.send(b"%d" % pid)
+        end = os.pidfd_open(pid)
+        running[end] = (pid, asker)
+        poller.register(end, select.POLLIN)
 
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
     os.dup2(output, 1)
     os.dup2(errors, 2)
-    for sock in (requests, *running.values()):
+    for sock in (requests, *(asker for _, asker in running.values())):
         sock.detach()
     os.closerange(3, 1024)
     sys.orig_argv, folder, environ = json.loads(request)

@@ -214,8 +214,9 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it is just ending
+            if self.poll() is None:
+                os.kill(self.pid, number)
 
 
 def fork(command: list[str], **options: Any) -> subprocess.Popen[str] | Forked:
