@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -90,12 +92,14 @@ def open_tab() -> Iterator[Tab]:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         try:
             yield from _attach(process)
         finally:
-            process.terminate()
-            process.communicate(timeout=PATIENCE)
+            # With all that it has started: some stay for long when they are asked to end.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
 
 
 def _attach(process: subprocess.Popen[str]) -> Iterator[Tab]:
