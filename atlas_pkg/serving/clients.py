@@ -123,8 +123,9 @@ class Clients:
             if not _is_between_requests(seen):
                 continue
             if seen.lane is None:
-                seen.stream.end_receiving()  # its thread wakes, and closes it
-                count += 1
+                if self.parked.get(fd) is seen:  # it is not just being read
+                    seen.stream.end_receiving()  # its thread wakes, and closes it
+                    count += 1
             elif (client := self.parked.pop(fd, None)) is not None:
                 if _is_between_requests(client):
                     client.release_bound()

@@ -206,7 +206,9 @@ class Frontend:
                 except StreamError:
                     self._tidy(client.pool)  # nothing has come yet: a time to look after it
                 else:
-                    return self._http.read(client)
-            return self._http.expire(client)
+                    break
+            else:
+                return self._http.expire(client)
         finally:
             parked.pop(fd, None)
+        return self._http.read(client)  # by now nobody takes it for idle
