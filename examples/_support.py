@@ -27,7 +27,7 @@ EXAMPLES = Path(__file__).resolve().parent
 ROOT = EXAMPLES.parent
 
 # How long anything may take that happens at once on a machine with nothing else to do.
-PATIENCE = 15.0
+PATIENCE = 50.0
 
 # Demos talk to this machine alone, whatever proxy the environment names.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))

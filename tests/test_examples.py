@@ -22,7 +22,7 @@ EXAMPLES = sorted(
     path.parent for path in ROOT.glob("examples/*/atlas.toml") if path.parent.name != "reference"
 )
 
-TIME_LIMIT = 45.0
+TIME_LIMIT = 110.0
 
 
 def name_of(example: Path) -> str:
