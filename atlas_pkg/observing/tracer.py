@@ -51,10 +51,10 @@ class Tracer:
         """Begin with one in `one_in`, 0 = none."""
         # May be looked at without the lock: is anybody interested at all?
         self.is_asked = one_in > 0
-        # Guards what follows.
+        # Guards what follows where it changes. It may be looked at, and turns taken, without.
         self._lock = threading.Lock()
         self._one_in = one_in
-        self._turns = itertools.count()  # each taken in a single step, so without the lock
+        self._turns = itertools.count()
         self._next_from = ""
         # Rings that are appended to without the lock; `timelines` copes with that.
         self._last: deque[Record] = deque(maxlen=MOST_KEPT)

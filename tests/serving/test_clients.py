@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from atlas_pkg.net.stream import Stream
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client
 from atlas_pkg.serving.clients import LINGER, Clients
 from tests.serving.client_support import LATER, Ends, is_open
@@ -268,6 +269,21 @@ def test_without_a_lane_its_own_thread_closes_the_one_that_makes_room(ends: Ends
     waiting.join(20)
     assert received == [b""]
     assert is_open(client)  # to be closed by its thread
+
+
+def test_without_a_lane_one_whose_head_is_just_being_read_need_not_make_room(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (client,) = park(ends, LATER, has_lane=False)
+
+    def look(_: Stream) -> bool:
+        ends.clients.parked.clear()  # its thread has taken it meanwhile, with all that it has said
+        return True
+
+    monkeypatch.setattr(Stream, "is_silent", look)
+    assert ends.clients.dismiss_idle(1) == 0
+
+    assert not client.stream.has_ended()
 
 
 def test_there_is_room_below_the_limit(ends: Ends) -> None:

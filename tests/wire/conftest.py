@@ -34,8 +34,8 @@ class Stage:
     def play(self, case: Case) -> list[str]:
         """Deliver `case` in every way; returns what went wrong."""
         arena, port = self.get(case.config)
-        # The lane gives back a head that is not complete, so there each place of a cut may matter.
-        # A thread reads on.
+        # Heads are read by the same code with both engines, so each place of a cut is tried with
+        # one, and some of them with the other.
         most_cuts = MOST_CUTS if self._lanes else 20
         return arena.play(case, port, list(deliveries_of(case, most_cuts=most_cuts)))
 
