@@ -1,23 +1,26 @@
 """Atlas imported once, and forked for each test that starts it.
 
 A start takes a third of a second of CPU time, nearly all of it for imports that are the same each
-time. So each process of pytest keeps one of these. It has imported Atlas and done nothing else, and
-no thread runs in it. A copy goes on from there as `python -W error atlas.py` does: with arguments,
-folder and output of its own, up to an end that is one of the interpreter. `Forked` in toolkit.py
+time. So each process of pytest keeps one of these. It has imported Atlas and read a configuration,
+and no thread runs in it. A copy goes on from there as `python -W error atlas.py` does: with
+arguments, folder and output of its own, up to the status that it ends with. `Forked` in toolkit.py
 asks for them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import encodings.idna  # noqa: F401 - Python imports it for the first name that it looks up
 import gc
 import json
 import os
 import select
 import socket
 import sys
+from pathlib import Path
 
 from atlas_pkg.__main__ import main
+from atlas_pkg.config.loader import load_config
 
 
 def serve(requests: socket.socket) -> None:
@@ -67,5 +70,9 @@ def serve(requests: socket.socket) -> None:
 
 
 if __name__ == "__main__":
+    load_config(Path("examples/reference/atlas.toml"))  # what a table may hold is now known
     serve(socket.socket(fileno=int(sys.argv[1])))
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # to let go of all that was imported would cost as much as all before
