@@ -1,10 +1,9 @@
 """Takes the pictures in `screenshots/`: `.venv/bin/python examples/monitoring/screenshots.py`.
 
-For developers, after the page has changed. It wants Chromium, the development packages (for
-`websockets`), and the ports of `atlas.toml` free. Three upstreams and Atlas run for a minute with
-some forty requests a second, so that the curves have something to show; then one upstream is
-killed, which has some requests sent elsewhere, comes back, and a configuration is refused. It all
-takes a minute and a half.
+For developers, after the page has changed. It wants Chromium, and the ports of `atlas.toml` free.
+Three upstreams and Atlas run for a minute with some forty requests a second, so that the curves
+have something to show; then one upstream is killed, which has some requests sent elsewhere, comes
+back, and a configuration is refused. It all takes a minute and a half.
 
 Chromium is told what to do over its DevTools protocol, since its command line can neither make a
 narrow window nor take a picture of a part of a page. The demo and Atlas itself need none of this.
@@ -29,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
 import _support as support
 
-from tests.browser import Tab, open_tab
+from tests.browser import Tab, start_browser
 
 HERE = Path(__file__).resolve().parent
 PICTURES = HERE / "screenshots"
@@ -98,10 +97,12 @@ class Camera:
         """Open the page afresh in a window that is as high as the page."""
         features = [{"name": "prefers-color-scheme", "value": view.scheme}]
         self._tab.order("Emulation.setEmulatedMedia", features=features)
-        self._resize(view, 400)  # lower than the page, so that its own height can be measured
+        # Lower than the page, so that its own height can be measured.
+        self._tab.resize(view.width, 400)
         self._tab.go(PAGE)
         self._tab.wait_for(IS_DRAWN, "the page's script has drawn nothing")
-        self._resize(view, int(self._tab.evaluate("document.documentElement.scrollHeight")))
+        height = self._tab.evaluate("document.documentElement.scrollHeight")
+        self._tab.resize(view.width, height)
 
     def _keep(self, name: str, part: str) -> None:
         clip = self._tab.evaluate(part)
@@ -109,15 +110,6 @@ class Camera:
         picture = base64.b64decode(answer["data"])
         (PICTURES / f"{name}.png").write_bytes(picture)
         print(f"{name}.png: {len(picture) / 1024:.0f} KB")
-
-    def _resize(self, view: View, height: int) -> None:
-        self._tab.order(
-            "Emulation.setDeviceMetricsOverride",
-            width=view.width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=view.width < 600,
-        )
 
 
 class Traffic:
@@ -191,7 +183,8 @@ def main() -> None:
         text = text.replace('access = "-"', 'access = "access.log"')
         atlas = stack.enter_context(support.Atlas(text))
         stack.enter_context(Traffic(atlas.port))
-        camera = Camera(stack.enter_context(open_tab()))
+        browser = stack.enter_context(start_browser())
+        camera = Camera(stack.enter_context(browser.open_tab()))
         time.sleep(MINUTE)
         camera.take_picture("healthy", View())
         camera.take_picture("dark", View(scheme="dark"))

@@ -118,9 +118,11 @@ class FakeSource:
         self.failure: CommandError | None = None
         self.document = explained(*(build_timeline(record, NOW - 5) for record in records))
         self.asked: list[Asking] = []
-        self.looks = 0
+        self.polls = 0  # of the numbers
+        self.looks = 0  # at the exchanges
 
     def stats(self) -> Stats:
+        self.polls += 1
         return self._build()
 
     def metrics(self) -> str:

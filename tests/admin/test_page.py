@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import html.parser
 import importlib.resources
-import os
 import re
-import shutil
-import signal
-import subprocess
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -28,17 +25,16 @@ from tests.admin.support import (
     build_upstream,
     serve_page,
 )
-from tests.browser import Tab, open_tab
+from tests.browser import Browser, Tab
 from tests.observing.explain_support import CHOICE, NOW, build_record
+from tests.toolkit import wait_until
 
-HOSTILE = "\"><img src=x onerror=alert(1)><script>alert(2)</script>'{{rows}}&lt;"
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-in_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+HOSTILE = "\"><img src=x onerror=hacked=1><script>hacked=2</script>'{{rows}}&lt;"
 
 # Elements that have no end tag (HTML §13.1.2); svg shapes are closed where they stand.
 VOID = {"br", "img", "input", "link", "meta"}
+
+Show = Callable[..., Tab]
 
 WAITS = Choice("random", "nobody could be chosen", (), waits="all are full: it waits in the queue")
 NOBODY = Choice("random", "nobody could be chosen", (Candidate("red", "", "down: status 500"),))
@@ -339,37 +335,34 @@ def app_of(stats: Stats | None = None, *records: Record) -> AdminApp:
     return AdminApp(FakeSource(build, *records), token=TOKEN)
 
 
-def open_in_browser(port: int, folder: Path, *options: str) -> str:
-    """What the page has become after its script has run for a few seconds."""
-    assert BROWSER is not None
-    process = subprocess.Popen(
-        [
-            BROWSER,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            f"--user-data-dir={folder}",
-            "--virtual-time-budget=5000",
-            *options,
-            "--dump-dom",
-            f"http://127.0.0.1:{port}/",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        text, _ = process.communicate(timeout=50)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        pytest.skip("the browser does not come up here")
-    return text
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Show]:
+    """Open the page of an app, and wait until its numbers are drawn."""
+    with contextlib.ExitStack() as stack:
+
+        def show_page(app: AdminApp, height: int = 3000) -> Tab:
+            port = stack.enter_context(serve_page(app))
+            page = stack.enter_context(browser.open_tab())
+            page.resize(1200, height)
+            page.go(f"http://127.0.0.1:{port}/")
+            page.wait_for("document.querySelector('#upstreams tr')")
+            return page
+
+        yield show_page
 
 
-@in_browser
-def test_the_row_of_an_upstream_says_it_all(tmp_path: Path) -> None:
+def markup_of(page: Tab) -> str:
+    """What the page has become."""
+    return str(page.evaluate("document.documentElement.outerHTML"))
+
+
+def exchanges_of(page: Tab) -> str:
+    """What the page has become once its exchanges are listed."""
+    page.wait_for("document.querySelector('#exchanges li')")
+    return markup_of(page)
+
+
+def test_the_row_of_an_upstream_says_it_all(show: Show) -> None:
     upstream = build_upstream(
         "a",
         kind="down",
@@ -384,10 +377,9 @@ def test_the_row_of_an_upstream_says_it_all(tmp_path: Path) -> None:
         retries=3,
     )
 
-    with serve_page(app_of(build_stats(upstream))) as port:
-        text = open_in_browser(port, tmp_path)
+    page = show(app_of(build_stats(upstream)))
 
-    tree = Tree(text)
+    tree = Tree(markup_of(page))
     assert [" ".join(cell.split()) for cell in tree.rows[1][:8]] == [
         "a group api 10.0.0.1:3000, backup",
         "✕ down for 1 min connect refused",
@@ -410,22 +402,19 @@ def test_the_row_of_an_upstream_says_it_all(tmp_path: Path) -> None:
     assert (labels[1], labels[6]) == ("Share, 1 min", "p50 / p95 / p99, ms, 1 min")
 
 
-@in_browser
-def test_hostile_text_stays_text(tmp_path: Path) -> None:
-    stats = build_hostile()
+def test_hostile_text_stays_text(show: Show) -> None:
+    page = show(app_of(build_hostile(), *build_many()))
 
-    with serve_page(app_of(stats, *build_many())) as port:
-        text = open_in_browser(port, tmp_path, "--window-size=1200,6000")
-
+    text = exchanges_of(page)
     tree = Tree(text)
+    assert page.evaluate("typeof hacked") == "undefined"
     assert tree.tags.count("script") == 1
     assert "img" not in tree.tags
     assert not any(name.startswith("on") for _, name, _ in tree.attributes)
     assert words(text).count(HOSTILE) > 15
 
 
-@in_browser
-def test_numbers_are_for_people(tmp_path: Path) -> None:
+def test_numbers_are_for_people(show: Show) -> None:
     stats = build_stats(
         build_upstream("a", rate=0.44, total=1_234_567, share_percent=0.04, p50_ms=None),
         build_upstream("b", rate=9.44, total=12345, share_percent=3.14, p50_ms=1240.2),
@@ -433,10 +422,9 @@ def test_numbers_are_for_people(tmp_path: Path) -> None:
     stats["errors"] = [build_error(count=1234), build_error(count=1)]
     stats["last_reload"] = {"time": NOW - 42, "ok": False, "error": "a < b", "generation": 4}
 
-    with serve_page(app_of(stats)) as port:
-        text = open_in_browser(port, tmp_path)
+    page = show(app_of(stats))
 
-    told = words(text)
+    told = words(markup_of(page))
     for part in (
         *("0.4 /s", "9.4 /s", "1.23 M in all", "<0.1 %", "3.1 %", "– / 4.8 / 31"),
         *("1,240 / 4.8 / 31", "4.2 kB/s", "118 MB/s", "Up for 2 h"),
@@ -447,14 +435,10 @@ def test_numbers_are_for_people(tmp_path: Path) -> None:
         assert part in told, part
 
 
-@in_browser
-def test_a_second_curve_has_a_lane_of_its_own_and_says_what_it_is(tmp_path: Path) -> None:
-    app = app_of()
+def test_a_second_curve_has_a_lane_of_its_own_and_says_what_it_is(show: Show) -> None:
+    page = show(app_of())
 
-    with serve_page(app) as port:
-        text = open_in_browser(port, tmp_path)
-
-    tiles = re.findall(r'<div class="tile">.*?</svg></div>', text, re.DOTALL)
+    tiles = re.findall(r'<div class="tile">.*?</svg></div>', markup_of(page), re.DOTALL)
     assert [tile.count('class="second" d=') for tile in tiles] == [0, 0, 0, 1, 1, 0]
     latency = tiles[3]
     assert "peak 1.3 ms" in latency, "the peak is that of the number's own curve"
@@ -467,12 +451,10 @@ def test_a_second_curve_has_a_lane_of_its_own_and_says_what_it_is(tmp_path: Path
     assert (own, beneath) == ({4.0}, {36.0})
 
 
-@in_browser
-def test_an_exchange_is_told_in_words(tmp_path: Path) -> None:
-    with serve_page(app_of(None, *build_many())) as port:
-        text = open_in_browser(port, tmp_path, "--window-size=1200,6000")
+def test_an_exchange_is_told_in_words(show: Show) -> None:
+    page = show(app_of(None, *build_many()))
 
-    told = words(text)
+    told = words(exchanges_of(page))
     for part in (
         "200 GET /a?… HTTP/1.1 green, 100 ms",
         "route 2 (/a) → group api",
@@ -494,14 +476,13 @@ def width_of(bar: str) -> float:
     return sum(map(float, re.findall(r'<rect[^>]* width="([\d.]+)"', bar)))
 
 
-@in_browser
-def test_the_bars_of_all_exchanges_have_one_scale(tmp_path: Path) -> None:
+def test_the_bars_of_all_exchanges_have_one_scale(show: Show) -> None:
     quick = build_record(ended_at=100.1)
     slow = build_record(ended_at=100.4)
 
-    with serve_page(app_of(None, quick, slow)) as port:
-        text = open_in_browser(port, tmp_path, "--window-size=1200,6000")
+    page = show(app_of(None, quick, slow))
 
+    text = exchanges_of(page)
     bars = re.findall(r'<svg class="fall".*?</svg>', text)
     shared, own = bars[::2], bars[1::2]  # in the list, and in what opens
     assert sorted(map(width_of, shared)) == [pytest.approx(250, abs=2), pytest.approx(1000, abs=2)]
@@ -509,18 +490,15 @@ def test_the_bars_of_all_exchanges_have_one_scale(tmp_path: Path) -> None:
     assert "Bars from 0 to 400 ms." in words(text)
 
 
-@in_browser
-def test_explanations_are_fetched_only_while_they_are_on_the_screen(tmp_path: Path) -> None:
+def test_explanations_are_fetched_only_while_they_are_on_the_screen(show: Show) -> None:
     source = FakeSource(None, build_record())
-    app = AdminApp(source, token=TOKEN)
 
-    with serve_page(app) as port:
-        open_in_browser(port, tmp_path, "--window-size=800,300")
-        unseen = source.looks
-        open_in_browser(port, tmp_path, "--window-size=1200,4000")
+    page = show(AdminApp(source, token=TOKEN), height=200)  # too low, drawn or not
+    wait_until(lambda: source.polls > 2, "the third poll of the numbers")
+    assert source.looks == 0
 
-    assert unseen == 0
-    assert source.looks > 1, "every two seconds"
+    page.resize(1200, 3000)
+    wait_until(lambda: source.looks > 1, "the second look at the exchanges")
 
 
 # An administrator at the page
@@ -532,39 +510,33 @@ def enter_token(page: Tab, token: str) -> None:
     page.evaluate("document.getElementById('token-form').requestSubmit()")
 
 
-@in_browser
-def test_a_wrong_token_is_noticed_when_it_is_entered() -> None:
+def test_a_wrong_token_is_noticed_when_it_is_entered(show: Show) -> None:
     source = FakeSource()
-    app = AdminApp(source, token=TOKEN)
+    page = show(AdminApp(source, token=TOKEN))
 
-    with serve_page(app) as port, open_tab() as page:
-        page.go(f"http://127.0.0.1:{port}/")
-        enter_token(page, "not it")
-        page.wait_for("!document.getElementById('token-refusal').hidden")
-        refusal = page.evaluate("document.getElementById('token-refusal').textContent")
-        buttons = page.evaluate("document.querySelectorAll('td.action:not([hidden])').length")
-        enter_token(page, TOKEN)
-        page.wait_for("!document.getElementById('token-held').hidden")
-        page.wait_for("document.querySelectorAll('td.action:not([hidden])').length === 2")
+    enter_token(page, "not it")
+    page.wait_for("!document.getElementById('token-refusal').hidden")
+    refusal = page.evaluate("document.getElementById('token-refusal').textContent")
+    buttons = page.evaluate("document.querySelectorAll('td.action:not([hidden])').length")
+    enter_token(page, TOKEN)
+    page.wait_for("!document.getElementById('token-held').hidden")
+    page.wait_for("document.querySelectorAll('td.action:not([hidden])').length === 2")
 
     assert refusal == "this is not the token\n"
     assert buttons == 0
     assert source.steered == []
 
 
-@in_browser
-def test_an_upstream_is_steered_from_the_page() -> None:
+def test_an_upstream_is_steered_from_the_page(show: Show) -> None:
     source = FakeSource()
-    app = AdminApp(source, token=TOKEN)
+    page = show(AdminApp(source, token=TOKEN))
 
-    with serve_page(app) as port, open_tab() as page:
-        page.go(f"http://127.0.0.1:{port}/")
-        enter_token(page, TOKEN)
-        page.wait_for("!document.getElementById('token-held').hidden")
-        page.evaluate("document.querySelector('td.action button').click()")
-        page.evaluate("document.querySelector('[value=drain]').click()")
-        page.wait_for("document.getElementById('apply').textContent === 'Set to drain'")
-        page.evaluate("document.getElementById('apply').click()")
-        page.wait_for("!document.getElementById('dialog').open")
+    enter_token(page, TOKEN)
+    page.wait_for("!document.getElementById('token-held').hidden")
+    page.evaluate("document.querySelector('td.action button').click()")
+    page.evaluate("document.querySelector('[value=drain]').click()")
+    page.wait_for("document.getElementById('apply').textContent === 'Set to drain'")
+    page.evaluate("document.getElementById('apply').click()")
+    page.wait_for("!document.getElementById('dialog').open")
 
     assert [(name, str(change)) for name, change in source.steered] == [("a", "state drain")]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from atlas_pkg.serving.static import MOMENT, SETTLED, _open_below
-from tests.browser import find_browser, open_tab
+from tests.browser import Tab
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
 from tests.toolkit import Answer, Atlas, Cut, Program, build_config, find_program, wait_until
@@ -406,8 +406,9 @@ PAGE = """<!DOCTYPE html><p id="loaded"></p><video src="sound.wav" preload="meta
 
 
 @pytest.mark.engines("lane")
-@pytest.mark.skipif(find_browser() is None, reason="no Chromium is installed")
-def test_a_browser_loads_a_hundred_files_and_jumps_in_a_long_one(root: Path, start: Start) -> None:
+def test_a_browser_loads_a_hundred_files_and_jumps_in_a_long_one(
+    root: Path, start: Start, tab: Tab
+) -> None:
     page = [PAGE]
     for number in range(60):
         (root / f"{number}.js").write_text("count();")
@@ -423,12 +424,11 @@ def test_a_browser_loads_a_hundred_files_and_jumps_in_a_long_one(root: Path, sta
         sound.writeframes(bytes(2 * 44_100 * 300))  # five minutes, 26 MB
     atlas = start(build(root, log={"access": "access.log", "format": "json"}))
 
-    with open_tab() as tab:
-        tab.go(f"http://127.0.0.1:{atlas.port}/page.html")
-        tab.wait_for('document.getElementById("loaded")?.textContent == "100"')
-        tab.wait_for('document.querySelector("video").readyState >= 1')
-        tab.evaluate('document.querySelector("video").currentTime = 290')
-        tab.wait_for('!document.querySelector("video").seeking')
+    tab.go(f"http://127.0.0.1:{atlas.port}/page.html")
+    tab.wait_for('document.getElementById("loaded")?.textContent == "100"')
+    tab.wait_for('document.querySelector("video").readyState >= 1')
+    tab.evaluate('document.querySelector("video").currentTime = 290')
+    tab.wait_for('!document.querySelector("video").seeking')
 
     path = atlas.path.with_name("access.log")
 
