@@ -111,6 +111,11 @@ class Client:
         self.generation: Generation | None = None
         self.info: ClientInfo
 
+    @property
+    def silent_since(self) -> float:
+        """Since when it has been waiting for its next request, or its first word."""
+        return self.head_since or self.deadline - self.idle_limit
+
     def bind(self, connection: UpstreamConnection) -> None:
         """Keep a connection that speaks for this client, for its next request to that upstream."""
         connection.is_bound = True

@@ -12,6 +12,7 @@ wait, and bounded in time and bytes.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ LINGER = 2.0
 LINGER_TIME = 30.0
 LINGER_BYTES = 64 * 1024 * 1024
 LINGER_READS = 16
+
+# Whoever has only just come may be about to say its first word. A drain gives it so long.
+FIRST_WORD = 1.0
 
 
 class Clients:
@@ -114,13 +118,18 @@ class Clients:
             elif client.lane is not None:
                 client.lane.park(client)
 
-    def dismiss_idle(self, most: int) -> int:
-        """Close up to `most` of those that are between two requests, the longest waiting first."""
+    def dismiss_idle(self, most: int, *, came_by: float = math.inf) -> int:
+        """Close up to `most` of those that are between two requests, the longest waiting first.
+
+        Whoever has come since the instant `came_by`, and has not asked for anything yet, stays.
+        """
         count = 0
         for fd, seen in self.parked.copy().items():
             if count >= most:
                 break
             if not _is_between_requests(seen):
+                continue
+            if not seen.requests and seen.silent_since > came_by:
                 continue
             if seen.lane is None:
                 if self.parked.get(fd) is seen:  # it is not just being read

@@ -22,7 +22,7 @@ from atlas_pkg.errors import StreamError
 from atlas_pkg.net.copy import Copier
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.serving.client import CLOSE, PARK, Client, Next
-from atlas_pkg.serving.clients import Clients
+from atlas_pkg.serving.clients import FIRST_WORD, Clients
 from atlas_pkg.serving.connection import App, HttpService
 from atlas_pkg.serving.exchange import Exchange
 from atlas_pkg.serving.generation import ConfigHolder
@@ -137,9 +137,10 @@ class Frontend:
     def release_idle(self) -> None:
         """Close the connections of clients that are saying nothing.
 
-        One that is just about to say something loses it: it has to ask again.
+        Whoever has only just come is given time for a first word. One that is about to ask for more
+        loses its connection, and has to ask again.
         """
-        self._clients.dismiss_idle(len(self._clients))
+        self._clients.dismiss_idle(len(self._clients), came_by=time.monotonic() - FIRST_WORD)
 
     def wait_until_alone(self, timeout: float) -> None:
         """Wait until no client is connected, or time runs out."""

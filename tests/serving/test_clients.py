@@ -258,6 +258,21 @@ def test_whoever_is_saying_something_need_not_make_room(ends: Ends) -> None:
     }
 
 
+def test_whoever_has_only_just_come_has_time_for_a_first_word(ends: Ends) -> None:
+    now = time.monotonic()
+    came_long_ago, just_came, just_answered = park(ends, now + 60, now + 75, now + 75)
+    just_answered.requests = 1
+
+    assert ends.clients.dismiss_idle(3, came_by=now - 5) == 2
+
+    assert [is_open(each) for each in (came_long_ago, just_came, just_answered)] == [
+        False,
+        True,
+        False,
+    ]
+    assert ends.clients.dismiss_idle(3) == 1  # where somebody else wants the room
+
+
 def test_without_a_lane_its_own_thread_closes_the_one_that_makes_room(ends: Ends) -> None:
     (client,) = park(ends, LATER, has_lane=False)
     received: list[bytes] = []
