@@ -22,7 +22,7 @@ from atlas_pkg.admin.app import AdminApp
 from atlas_pkg.admin.stats import About
 from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.config.model import Admin, Config, Listen, Timeouts
-from atlas_pkg.control.channel import Asker, End
+from atlas_pkg.control.channel import PATIENCE, Asker, End
 from atlas_pkg.control.overrides import OverridesHolder
 from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.supervisor import Order, Orders, Serve
@@ -37,8 +37,8 @@ log = logging.getLogger("atlas.admin")
 MAX_THREADS = 4
 MAX_CONNECTIONS = 256
 
-# How long answers under way are waited for at the end.
-GRACE = 1.0
+# How long answers under way are waited for at the end: one may wait for processes that have ended.
+GRACE = PATIENCE + 1.0
 
 # A page that refreshes keeps its connection; whoever does not read or write is cut soon.
 _TIMEOUTS = Timeouts(client_head=5.0, client_body=5.0, client_write=5.0, client_idle=30.0)
@@ -75,7 +75,7 @@ class AdminPort:
         self._front.stop_accepting()
 
     def stop(self) -> None:
-        """End, and cut whoever does not let go in a second. Blocks."""
+        """End, and cut whoever does not let go in time. Blocks."""
         self._aggregate.stop()
         self.stop_accepting()
         self._front.release_idle()

@@ -119,7 +119,7 @@ class Crowd:
         while not self._is_over.is_set():
             with Client(self._port, tls=self._tls) as client:
                 is_open = True
-                while is_open and not self._is_over.is_set():
+                while is_open and not self._is_over.wait(0.002):  # else they starve others
                     answer = client.get(**({"Connection": "close"} if is_fresh else {}))
                     assert (answer.status, answer.text) == (200, "A")
                     is_open = answer.get("Connection") != "close"
@@ -153,6 +153,35 @@ def test_nobody_is_refused_and_no_request_is_lost_or_doubled(
     assert line.atlas.process.wait(20) == 0
     assert admin.stats()["pids"] != []
     assert "had to be cut" not in line.atlas.log
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nobody_who_asks_the_admin_address_notices_either(
+    workers: int, a: Upstream, reign: Begin
+) -> None:
+    line = reign(build_config(a.table(), listen={"workers": workers}, admin=dict(ADMIN)))
+    admin = AdminClient(line.atlas)
+    is_over = threading.Event()
+    answers = [0] * 4
+
+    def ask(pause: float) -> None:
+        """Connect, take time for a first word, and expect an answer; any failure raises."""
+        while not is_over.is_set():
+            with Client(admin.port) as client:
+                is_over.wait(pause)
+                assert client.get("/metrics").status == 200
+                answers[int(pause * 50)] += 1
+
+    threads = Threads()
+    for pause in (0.0, 0.02, 0.04, 0.06):
+        threads.start(ask, pause)
+    for _ in range(2):
+        before = list(answers)
+        wait_until(lambda: min(map(int.__sub__, answers, before)) > 0, "answers")  # noqa: B023
+        line.take_over()
+    admin.wait_until_ready(workers)
+    is_over.set()
+    threads.join()
 
 
 def test_nobody_notices_with_tls_either(a: Upstream, tmp_path: Path, reign: Begin) -> None:
