@@ -470,7 +470,7 @@ def tell_stories(strategy: str, count: int) -> None:
 
 @pytest.mark.parametrize("strategy", sorted(STRATEGIES))
 def test_the_balancer_keeps_its_promises(strategy: str) -> None:
-    tell_stories(strategy, 40)
+    tell_stories(strategy, 25)
 
 
 @pytest.mark.slow

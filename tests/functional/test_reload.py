@@ -278,7 +278,7 @@ def test_forty_reloads_under_load_cost_no_request(
     weighted = {"strategy": "weighted_round_robin"}
     atlas = start(build_config(a.table(), b.table(), routing=weighted))
     is_over = threading.Event()
-    asked = [0] * 16
+    asked = [0] * 12
 
     def load(seed: int) -> None:
         """Ask again and again, sometimes on a new connection; any failure raises."""
@@ -286,7 +286,7 @@ def test_forty_reloads_under_load_cost_no_request(
         while not is_over.is_set():
             with atlas.client() as client:
                 for _ in range(dice.choice((1, 5, 50))):
-                    is_over.wait(0.005)  # sixteen that never pause cost ten seconds of CPU time
+                    is_over.wait(0.01)  # if they never paused, they would take all of the CPU
                     answer = client.get()
                     assert answer.status == 200, answer
                     assert answer.text in {"A", "B", "last"}
