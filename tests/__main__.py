@@ -25,10 +25,10 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 
-# Six tests at a time, also on two CPUs: most of them wait for programs and clocks. Each process is
-# given tests that stand together, so what they have in common is made once; who is done takes over
-# from others.
-DISTRIBUTION = ["-n", "6", "--dist", "worksteal"]
+# Eight tests at a time, also on two CPUs: most of them wait for programs and clocks. Each process
+# is given tests that stand together, so what they have in common is made once; who is done takes
+# over from others.
+DISTRIBUTION = ["-n", "8", "--dist", "worksteal"]
 
 CHECKS = {
     "format": ["ruff", "format", "--check", "."],
