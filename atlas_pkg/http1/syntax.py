@@ -4,7 +4,8 @@ A head is judged as a whole: one expression says whether a block of fields is we
 second finds the dozen names that a proxy must understand. Nothing is split into lines, since
 most fields only pass through. Every expression is linear in its input: repetitions are
 possessive (`*+`, `++`) or followed by a byte they cannot match, so hostile input costs no more
-per byte than ordinary input.
+per byte than ordinary input. Only single bytes are repeated possessively: of a group Python before
+3.11.5 keeps what a last, failed turn has matched.
 
 Stricter than the RFCs wherever they let a recipient repair what two parties could read
 differently: a bare LF ends no line, a folded line is no field, white space does not pad a name.
@@ -33,7 +34,7 @@ ABSOLUTE_TARGET = re.compile(rb"(?i:https?)://([^/?#]*+)(.*+)")
 # Host, RFC 9110 §7.2: reg-name or bracketed IPv6 literal, then an optional numeric port. An
 # http URI without a host is invalid (RFC 9110 §4.2.1), so the name may not be empty.
 HOST = re.compile(
-    rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})++|\[([0-9A-Fa-f:.]++)\])(?::[0-9]*+)?"
+    rb"(?:(?:[A-Za-z0-9\-._~!$&'()*+,;=]++|%[0-9A-Fa-f]{2})+|\[([0-9A-Fa-f:.]++)\])(?::[0-9]*+)?"
 )
 
 # status-line, RFC 9112 §4: three digits, from 100 on; the phrase and its space may be missing.
@@ -42,7 +43,7 @@ STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-
 
 # A whole block of fields, RFC 9112 §5, beginning with the CRLF that ends the first line. A name
 # stands directly before its colon; a value holds HTAB, SP, visible ASCII and 0x80-0xFF.
-FIELD_BLOCK = re.compile(rb"\r\n(?:[" + TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*+")
+FIELD_BLOCK = re.compile(rb"\r\n(?:[" + TCHAR + rb"]++:[\t\x20-\x7e\x80-\xff]*+\r\n)*")
 
 FIELD_NAME = re.compile(rb"[" + TCHAR + rb"]++")
 
@@ -127,14 +128,14 @@ TLS_ALERT = b"\x15\x03"
 
 # Codings that RFC 9112 §7 knows in front of a final `chunked`: honest, but not ours to decode.
 CODINGS_BEFORE_CHUNKED = re.compile(
-    rb"(?i:(?:(?:gzip|x-gzip|deflate|compress|x-compress|identity)[ \t]*+,[ \t]*+)++chunked)"
+    rb"(?i:(?:(?:gzip|x-gzip|deflate|compress|x-compress|identity)[ \t]*+,[ \t]*+)+chunked)"
 )
 
 # timeout=N in an upstream's Keep-Alive field (RFC 2068 §19.7.1): when it will hang up.
 KEEP_ALIVE_TIMEOUT = re.compile(rb"(?i:(?:^|[,;\s])timeout=([0-9]{1,6}))")
 
 # chunk-size with extensions, RFC 9112 §7.1. The size is judged apart, for its leading zeros.
-_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t\x20-\x7e\x80-\xff])*+"'
+_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]++|\\[\t\x20-\x7e\x80-\xff])*"'
 CHUNK_LINE = re.compile(
     rb"([0-9A-Fa-f]++)(?:[ \t]*+;[ \t]*+["
     + TCHAR
@@ -142,7 +143,7 @@ CHUNK_LINE = re.compile(
     + TCHAR
     + rb"]++|"
     + _QUOTED
-    + rb"))?+)*+"
+    + rb"))?)*"
 )
 
 # The line of a chunk as we write it: a size of which nothing needs to be judged.

@@ -43,7 +43,7 @@ _RAW = refused_request(RAW_LINE + b"\r\n")
 # What a client's first record in TLS begins with (RFC 8446 §5.1).
 _TLS_HANDSHAKE = b"\x16"
 
-_LINE_ENDS = re.compile(rb"(?:\r\n)++")
+_LINE_ENDS = re.compile(rb"(?:\r\n)+")
 
 
 class App(Protocol):

@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from re import _constants, _parser
+from typing import Any
 
 import pytest
 
@@ -111,6 +113,32 @@ def test_every_expression_is_measured() -> None:
     compiled = {name for name, value in vars(syntax).items() if isinstance(value, re.Pattern)}
 
     assert compiled == USES.keys() | {"NOTABLE_IN_REQUESTS", "NOTABLE_IN_ANSWERS"}
+
+
+def repeats_groups_possessively(part: Any) -> bool:
+    """Does an expression, as the library has parsed it, or a part of it?"""
+    if not isinstance(part, (list, tuple, _parser.SubPattern)):
+        return False
+    if len(part) == 2 and part[0] is _constants.POSSESSIVE_REPEAT:
+        repeated = part[1][2]
+        if len(repeated) > 1 or repeated[0][0] not in ONE_BYTE:
+            return True
+    return any(map(repeats_groups_possessively, part))
+
+
+ONE_BYTE = {_constants.LITERAL, _constants.NOT_LITERAL, _constants.IN, _constants.ANY}
+
+
+@pytest.mark.parametrize(
+    "expression", [value for value in vars(syntax).values() if isinstance(value, re.Pattern)]
+)
+def test_only_single_bytes_are_repeated_possessively(expression: re.Pattern[bytes]) -> None:
+    assert not repeats_groups_possessively(_parser.parse(expression.pattern))
+
+
+def test_a_group_that_is_repeated_possessively_is_found() -> None:
+    assert repeats_groups_possessively(_parser.parse(rb"a(?:b|(?:c++d)*+e)"))
+    assert not repeats_groups_possessively(_parser.parse(rb"a(?:b|(?:c++d)*e)"))
 
 
 @pytest.mark.parametrize("name", USES)
