@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from atlas_pkg.config.model import Config, ListenTls, TlsHost
 from atlas_pkg.errors import ConfigError
+from atlas_pkg.net.tls import build_context
 
 # All that has no known weakness and hides what was said from whoever gets the key later. TLS 1.3
 # has no others (RFC 9325 §4.2).
@@ -148,7 +149,7 @@ class Certificates:
 
     def _build_context(self) -> ssl.SSLContext:
         """Build a context that shows nothing yet; raises `ConfigError`."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context = build_context(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version, client_ca = self.demands
         context.set_ciphers(_CIPHERS)
         context.set_alpn_protocols(["http/1.1"])

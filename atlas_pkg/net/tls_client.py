@@ -21,7 +21,7 @@ from atlas_pkg.config.model import Config, UpstreamTls
 from atlas_pkg.errors import ConfigError, StreamError, TlsError
 from atlas_pkg.net.certificates import load_pair, read_file
 from atlas_pkg.net.stream import Stream
-from atlas_pkg.net.tls import TlsStream
+from atlas_pkg.net.tls import TlsStream, build_context
 
 _TABLE = "upstreams.tls"
 
@@ -136,7 +136,7 @@ def _read_credentials(settings: UpstreamTls) -> _Credentials:
 def _build_context(
     settings: UpstreamTls, credentials: _Credentials, *, is_http: bool
 ) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = build_context(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if is_http:
         context.set_alpn_protocols(["http/1.1"])

@@ -17,7 +17,7 @@ import trustme
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.connect import connect
 from atlas_pkg.net.stream import Stream
-from atlas_pkg.net.tls import RECORD_BYTES, TlsStream, _escape
+from atlas_pkg.net.tls import RECORD_BYTES, TlsStream, _escape, build_context
 from atlas_pkg.net.tunnel import Relay, Tunnel
 
 VERSIONS = (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3)
@@ -33,9 +33,9 @@ def contexts(
     request: pytest.FixtureRequest, authority: trustme.CA
 ) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """The server's and the client's, of one version of TLS."""
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving = build_context(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("atlas.test").configure_cert(serving)
-    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    asking = build_context(ssl.PROTOCOL_TLS_CLIENT)
     authority.configure_trust(asking)
     serving.minimum_version = serving.maximum_version = request.param
     return serving, asking
