@@ -35,7 +35,8 @@ from atlas_pkg.http1.target import find_readings, is_odd, normalize_host, normal
 _USUAL_REDIRECT = 308
 
 # Hosts and addresses that are remembered; a client may make up any number of the former, and of any
-# length. No name is longer than 253 letters (RFC 1035 §2.3.4), so the end of one tells it.
+# length. No name is longer than 253 letters (RFC 1035 §2.3.4), so longer hosts are not remembered,
+# and the end of a name tells it; not so the end of a host, which may be all zeros of a port.
 _REMEMBERED = 1024
 _MOST_OF_HOST = 512
 
@@ -135,7 +136,9 @@ class Router:
 
         Raises `ClientError` where nobody can say whether a fence stands before it.
         """
-        table = self._find_table((request.host or b"")[-_MOST_OF_HOST:])
+        host = request.host or b""
+        find_table = self._find_table if len(host) <= _MOST_OF_HOST else self._look_up
+        table = find_table(host)
         address = None
         if table.has_networks:
             address = self._parse_address(self._forwarder.client_address(request, client))
@@ -150,7 +153,7 @@ class Router:
         return _Table([route for pattern, route in self._routes if _holds(pattern, host)])
 
     def _look_up(self, host: bytes) -> _Table:
-        name = normalize_host(host)
+        name = normalize_host(host)[-_MOST_OF_HOST:]
         if name in self._tables:
             return self._tables[name]
         while "." in name:  # the longest pattern first: what else matches is in its table as well

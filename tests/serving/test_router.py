@@ -85,6 +85,14 @@ def test_a_name_of_any_length_is_known_by_its_end() -> None:
         assert settle(TABLE, f"{'a' * labels}shop.example.com", "/") == "web /"
 
 
+@pytest.mark.parametrize("behind", [":" + "0" * 600 + "80", "." * 600])
+def test_nobody_gets_around_a_fence_with_what_is_no_part_of_the_name(behind: str) -> None:
+    """nginx takes `admin.example.com:000…080` for admin.example.com."""
+    generation = build('[[routes]]\nhost = "admin.example.com"\nstatus = 403\n')
+
+    assert settle(generation, f"admin.example.com{behind}", "/") == "403"
+
+
 def test_a_route_for_some_clients_is_a_fence() -> None:
     generation = build(
         '[[routes]]\npath = "/a"\nfrom = ["192.0.2.0/24", "2001:db8::/32"]\ngroup = "inner"\n'
