@@ -27,7 +27,6 @@ from atlas_pkg.errors import (
     ClientGone,
     NoUpstream,
     Overloaded,
-    Side,
     Stage,
     StreamError,
     UpstreamError,
@@ -57,31 +56,29 @@ class Failure(NamedTuple):
     end: End  # its word in log, metrics and page
     status: int  # what the client hears; 0 = what the error says
     reason: str  # in words; empty = what the error says
-    fault: Side | None  # whose it is; None = ours
     reaches_breaker: bool  # is it held against the upstream?
     closes: bool  # does the client's connection end with it?
     level: int  # of the log
 
 
-_CLIENT, _UPSTREAM = Side.CLIENT, Side.UPSTREAM
 _LATE, _BAD = "the upstream did not answer in time", "the upstream failed"
 _DEBUG, _INFO = logging.DEBUG, logging.INFO
 _WARNING, _ERROR = logging.WARNING, logging.ERROR
 
 # fmt: off
 FAILURES = {row.end: row for row in (
-    #       word               status reason                    fault     breaker closes level
-    Failure(End.REFUSED,          0, "",                         _CLIENT,   False, True,  _INFO),
-    Failure(End.CLIENT_GONE,    499, "",                         _CLIENT,   False, True,  _DEBUG),
-    Failure(End.NO_UPSTREAM,    503, "no upstream is available", _UPSTREAM, False, False, _WARNING),
-    Failure(End.OVERLOADED,     503, "too much to do",           None,      False, False, _WARNING),
-    Failure(End.CONNECT_FAILED, 502, _BAD,                       _UPSTREAM, True,  False, _WARNING),
-    Failure(End.CONNECT_TIMEOUT, 504, _LATE,                     _UPSTREAM, True,  False, _WARNING),
-    Failure(End.TLS,            502, _BAD,                       _UPSTREAM, True,  False, _WARNING),
-    Failure(End.UPSTREAM_FAILED, 502, _BAD,                      _UPSTREAM, True,  False, _WARNING),
-    Failure(End.UPSTREAM_TIMEOUT, 504, _LATE,                    _UPSTREAM, True,  False, _WARNING),
-    Failure(End.UPSTREAM_CUT,   502, _BAD,                       _UPSTREAM, True,  True,  _WARNING),
-    Failure(End.ERROR,          500, "an error in Atlas",        None,      False, False, _ERROR),
+    #       word               status reason                    breaker closes level
+    Failure(End.REFUSED,          0, "",                         False, True,  _INFO),
+    Failure(End.CLIENT_GONE,    499, "",                         False, True,  _DEBUG),
+    Failure(End.NO_UPSTREAM,    503, "no upstream is available", False, False, _WARNING),
+    Failure(End.OVERLOADED,     503, "too much to do",           False, False, _WARNING),
+    Failure(End.CONNECT_FAILED, 502, _BAD,                       True,  False, _WARNING),
+    Failure(End.CONNECT_TIMEOUT, 504, _LATE,                     True,  False, _WARNING),
+    Failure(End.TLS,            502, _BAD,                       True,  False, _WARNING),
+    Failure(End.UPSTREAM_FAILED, 502, _BAD,                      True,  False, _WARNING),
+    Failure(End.UPSTREAM_TIMEOUT, 504, _LATE,                    True,  False, _WARNING),
+    Failure(End.UPSTREAM_CUT,   502, _BAD,                       True,  True,  _WARNING),
+    Failure(End.ERROR,          500, "an error in Atlas",        False, False, _ERROR),
 )}
 # fmt: on
 
@@ -113,11 +110,11 @@ def _end_of(error: UpstreamError) -> End:
 def judge(error: Exception) -> Outcome:
     """What `error` says about the upstream that was tried.
 
-    A connection that had gone stale says nothing about it, nor does a want of this machine.
+    Nothing, where its connection had merely gone stale, or where this machine lacks something.
     """
-    if not find_failure(error).reaches_breaker or not isinstance(error, UpstreamError):
+    if isinstance(error, UpstreamError) and (error.is_stale or error.is_own_fault):
         return Outcome.NONE
-    return Outcome.NONE if error.is_stale or error.is_own_fault else FAILURE
+    return FAILURE if find_failure(error).reaches_breaker else Outcome.NONE
 
 
 def log_failure(
