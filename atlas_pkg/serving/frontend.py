@@ -192,6 +192,7 @@ class Frontend:
         finally:
             with self._lock:
                 self._pools.discard(client.pool)
+            client.pool.close()
             copier.close()
 
     def _wait_for_request(self, client: Client) -> Exchange | Next:

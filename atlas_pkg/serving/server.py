@@ -62,7 +62,7 @@ class ClientHandler(socketserver.BaseRequestHandler):
 
     def handle(self) -> None:
         """Serve the client until it is gone."""
-        self.server.serve_client(self.request)
+        self.server.serve(self.request)
 
 
 class AtlasServer(socketserver.ThreadingTCPServer):
@@ -94,7 +94,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
         self.socket.setblocking(False)  # so that a turn can take all who are there, and no more
         self._lanes = itertools.cycle(lanes) if lanes else None
         self._welcome = welcome
-        self._serve = serve
+        self.serve = serve
         self._most = client_limit() if lanes else min(client_limit(), most_threads)
         self._clients = clients
         self._holder = holder
@@ -144,13 +144,6 @@ class AtlasServer(socketserver.ThreadingTCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log what the library caught; it would print a traceback to the terminal."""
         log.error("a client could not be served", exc_info=True)  # noqa: LOG014
-
-    def serve_client(self, client: Client) -> None:
-        """Serve a client in its own thread, until it is gone."""
-        try:
-            self._serve(client)
-        finally:
-            client.pool.close()
 
     def accept_backlog(self) -> None:
         """Take the clients that the kernel has connected for us already; then stop listening.
