@@ -70,10 +70,9 @@ class WeightedRoundRobin:
 
     wants_counts = False
 
-    def __init__(self, _: Sequence[UpstreamConfig] = (), *, place: float = 0.0) -> None:
-        """`place` is how far the line of turns has been gone along already."""
+    def __init__(self, _: Sequence[UpstreamConfig] = ()) -> None:
         # The last turn taken: where it lies, its upstream's order in the file, and the upstream.
-        self._last = (place, -1)
+        self._last = (0.0, -1)
         self._whose: Upstream | None = None
         # (where the turn lies, order in the file, number of the turn, whose)
         self._turns: list[tuple[float, int, int, Upstream]] = []
