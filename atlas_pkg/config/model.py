@@ -91,8 +91,8 @@ _MEANINGLESS = {
     "static": ("routes", "groups", "pool", "circuit_breaker", "sticky", "slow_start"),
 }
 
-# They send each client to an upstream of its own, so none can be given only some requests.
-_HASHES = frozenset({"ip_hash", "consistent_hash"})
+# The strategies that hash a key of the client's: all requests with that key go to one upstream.
+HASHES = frozenset({"ip_hash", "consistent_hash"})
 
 _SUCCESS = Statuses("200-399")
 
@@ -644,7 +644,7 @@ class Config:
             tables = [("routing", self.routing)]
             tables += [(f"groups.{name}", routing) for name, routing in self.groups]
             for table, routing in tables:
-                if routing.strategy in _HASHES:
+                if routing.strategy in HASHES:
                     strategy = f'{table}.strategy = "{routing.strategy}"'
                     reason = "a hash cannot spare an upstream in part"
                     yield "slow_start", f"cannot be used with {strategy}: {reason}"

@@ -11,11 +11,9 @@ from atlas_pkg.balancing.balancer import Balancer
 from atlas_pkg.balancing.lease import Affinity
 from atlas_pkg.balancing.sticky import StickySessions, read_cookie
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config.model import Routing
+from atlas_pkg.config.model import HASHES, Routing
 from atlas_pkg.http1.forwarding import ClientInfo, Forwarder
 from atlas_pkg.http1.message import Request
-
-HASHING = frozenset(("ip_hash", "consistent_hash"))
 
 
 class AffinityReader:
@@ -31,7 +29,7 @@ class AffinityReader:
         self._balancer = balancer
         self._forwarder = forwarder
         self._sticky = sticky
-        self._hashes = routing.strategy in HASHING
+        self._hashes = routing.strategy in HASHES
         on = routing.hash_on if routing.strategy == "consistent_hash" else "client_ip"
         self._hash_on, _, name = on.partition(":")
         self._hash_name = name.encode("ascii")

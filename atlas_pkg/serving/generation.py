@@ -16,12 +16,12 @@ from types import MappingProxyType
 from atlas_pkg.balancing.balancer import Addresses, Balancer, BalancerSettings
 from atlas_pkg.balancing.sticky import StickySessions
 from atlas_pkg.balancing.upstream import Upstream
-from atlas_pkg.config.model import DEFAULT_GROUP, Config, HealthCheck
+from atlas_pkg.config.model import DEFAULT_GROUP, HASHES, Config, HealthCheck
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.message import MessageParser
 from atlas_pkg.net.certificates import Certificates
 from atlas_pkg.net.tls_client import NO_CLIENTS, TlsClient, read_tls_clients
-from atlas_pkg.serving.affinity import HASHING, AffinityReader
+from atlas_pkg.serving.affinity import AffinityReader
 from atlas_pkg.serving.router import Router
 
 
@@ -118,7 +118,7 @@ class Generation:
             # whose upstreams have all left keeps them for those who began with it.
             balancer = Balancer(BalancerSettings() if previous else settings)
         affinity = None
-        if sticky is not None or routing.strategy in HASHING:
+        if sticky is not None or routing.strategy in HASHES:
             affinity = AffinityReader(routing, balancer, self.forwarder, sticky)
         return Group(name, balancer, routing.retries, affinity)
 
