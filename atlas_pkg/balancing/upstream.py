@@ -57,6 +57,7 @@ class Upstream:
         "health_check",
         "health_reason",
         "host_field",
+        "identity",
         "in_flight",
         "is_backup",
         "is_up",
@@ -76,6 +77,7 @@ class Upstream:
         self.address = config.address
         self.port = config.port
         self.group = config.group
+        self.identity = identity_of(config)
         self.label = config.label  # for the log
         self.in_flight = 0
         self.is_up = True  # what its health checks say
@@ -91,11 +93,6 @@ class Upstream:
         host = "localhost" if config.socket_file else host
         self.host_field = host.encode("ascii")
         self.configure(config, order=0, breaker=None)
-
-    @property
-    def identity(self) -> Identity:
-        """Name, address, port and group."""
-        return (self.name, self.address, self.port, self.group)
 
     @property
     def needs_resolving(self) -> bool:
