@@ -194,14 +194,13 @@ class HealthChecker:
         on_state: Callable[[Upstream, HealthState], None],
         *,
         probe: Callable[[Upstream, HealthCheck], Result] = probe_upstream,
-        timetable: Timetable | None = None,
     ) -> None:
         self._on_state = on_state
         self._probe = probe
         self._throttle = Throttle(log)
         # Guards everything below, and tells the thread that waits that something is different.
         self._changed = threading.Condition()
-        self._timetable = timetable or Timetable()
+        self._timetable = Timetable()
         self._is_stopping = False
         self._thread: threading.Thread | None = None
         self._threads = 0

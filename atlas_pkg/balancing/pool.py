@@ -30,6 +30,9 @@ FRESH = 1.0
 # Connections beyond `pool.idle` are kept while they are in use once in so many seconds.
 SURPLUS = 1.0
 
+# What is said of an upstream that answers a plain request with an alert of TLS.
+SPEAKS_TLS = "it speaks TLS, and has no [upstreams.tls]"
+
 # We stop using a connection this long before the upstream said that it will close it.
 _KEEP_ALIVE_MARGIN = 1.0
 

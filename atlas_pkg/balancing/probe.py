@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple
 
-from atlas_pkg.balancing.pool import reach
+from atlas_pkg.balancing.pool import SPEAKS_TLS, reach
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import HealthCheck, Limits
 from atlas_pkg.errors import StreamError, UpstreamError
@@ -101,7 +101,7 @@ def _read_status(stream: Stream, deadline: float) -> int:
         # Can this still become the head of an answer? Else there is nothing to wait for.
         may_be_head = buffered[: len(_PROTOCOL)] == _PROTOCOL[: len(buffered)]
         if buffered.startswith(syntax.TLS_ALERT):
-            raise _Failed("it speaks TLS, and has no [upstreams.tls]")
+            raise _Failed(SPEAKS_TLS)
         if read_bytes > _MOST_HEAD_BYTES or not may_be_head:
             raise _Failed("answer is not HTTP")
         left = deadline - time.monotonic()

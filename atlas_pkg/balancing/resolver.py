@@ -42,11 +42,6 @@ FIRST_LOOKUP = 5.0
 
 _LOOKUP_THREADS = 8
 
-# Called when the answer for a name is another one, of which every address is a server.
-OnChange = Callable[[], None]
-
-LookUp = Callable[..., list[Any]]
-
 # A name with the port that goes with it.
 Host = tuple[str, int]
 
@@ -55,9 +50,15 @@ class Resolver:
     """Keeps what host names lead to up to date, on threads of its own."""
 
     def __init__(
-        self, look_up: LookUp = socket.getaddrinfo, *, on_change: OnChange = lambda: None
+        self,
+        look_up: Callable[..., list[Any]] = socket.getaddrinfo,
+        *,
+        on_change: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_change` is called on a thread of ours, without any lock held."""
+        """`on_change` is called when the addresses of a name with `resolve` are not what they were.
+
+        It is called on a thread of the resolver's own, without any lock held.
+        """
         self._on_change = on_change
         self._look_up = look_up
         # Guards everything below, and tells the thread that waits that something is different.

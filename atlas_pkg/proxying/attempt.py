@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from atlas_pkg.balancing.pool import FRESH, UpstreamConnection, open_connection
+from atlas_pkg.balancing.pool import FRESH, SPEAKS_TLS, UpstreamConnection, open_connection
 from atlas_pkg.errors import ClientGone, Side, Stage, StreamError, UpstreamError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.http1.message import Request, Response
@@ -227,6 +227,6 @@ def _judge_incomplete(data: bytes, limit: int) -> None:
     if len(data) > limit:
         raise UpstreamError(Stage.HEAD, "the head of its answer is too large")
     if data.startswith(syntax.TLS_ALERT):
-        raise UpstreamError(Stage.HEAD, "it speaks TLS, and has no [upstreams.tls]")
+        raise UpstreamError(Stage.HEAD, SPEAKS_TLS)
     if not data.startswith(b"HTTP/"[: len(data)]) or syntax.BAD_LINE_END.search(data):
         raise UpstreamError(Stage.HEAD, "its answer is not HTTP")
