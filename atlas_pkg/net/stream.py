@@ -288,10 +288,10 @@ class Stream:
                 return True
         raise StreamError(self.side, "nothing could be written in time", timed_out=True)
 
-    def peek_now(self, most: int = 1) -> bytes | None:
-        """Look at what has arrived, and leave it there; otherwise as `receive_now`."""
+    def peek_now(self) -> bytes | None:
+        """Look at the first byte that has arrived, and leave it there; else as `receive_now`."""
         try:
-            return _receive(self._sock, most, _PEEK)
+            return _receive(self._sock, 1, _PEEK)
         except BlockingIOError:
             return None
         except OSError as error:
@@ -300,10 +300,8 @@ class Stream:
     def has_ended(self) -> bool:
         """Has the other end closed, with nothing left to read? Never waits."""
         try:
-            return not _receive(self._sock, 1, _PEEK)
-        except BlockingIOError:
-            return False
-        except OSError:
+            return self.peek_now() == b""
+        except StreamError:
             return True
 
     def is_broken(self) -> bool:
@@ -315,12 +313,9 @@ class Stream:
     def is_silent(self) -> bool:
         """Has nothing arrived that is still to be read, not even an end? For any thread."""
         try:
-            _receive(self._sock, 1, _PEEK)
-        except BlockingIOError:
-            return True
-        except OSError:
+            return self.peek_now() is None
+        except StreamError:
             return False
-        return False
 
     def ends(self) -> Ends | None:
         """From where to where it was opened; None through a socket file. Raises `StreamError`."""

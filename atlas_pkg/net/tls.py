@@ -144,11 +144,6 @@ class TlsStream(Stream):
         ]
         return ",".join(parts), hashlib.sha256(certificate).hexdigest()
 
-    @property
-    def protocol(self) -> str:
-        """The version that was agreed upon, such as `TLSv1.3`."""
-        return self._tls.version() or ""
-
     def shake_hands_now(self) -> bool:
         """Go on with the handshake; whether it is complete. Never waits. Raises `StreamError`."""
         try:

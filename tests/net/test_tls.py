@@ -408,7 +408,7 @@ def test_tickets_are_nothing_to_read(
     port, connections = server
     stream = open_to(port, contexts[1], "atlas.test")
     until(lambda: bool(connections))
-    if stream.protocol == "TLSv1.3":
+    if stream._tls.version() == "TLSv1.3":
         until(lambda: not stream.is_silent())
 
     assert not stream.is_readable(0.01)
