@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 
 from atlas_pkg.config.model import Forwarding
+from atlas_pkg.config.rules import Address
 from atlas_pkg.http1.framing import NO_BODY, BodyKind, Framing
 from atlas_pkg.http1.memo import Memo
 from atlas_pkg.http1.message import OWN_NAME, Request, Response
@@ -337,9 +338,7 @@ class Forwarder:
         ]
 
 
-def _parse_forwarded_for(
-    entry: bytes,
-) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _parse_forwarded_for(entry: bytes) -> Address | None:
     """Read one entry of X-Forwarded-For, with a port or brackets as some proxies write them.
 
     An IPv4 address written as IPv6 is that IPv4 address. None for anything else.

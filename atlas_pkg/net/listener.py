@@ -28,6 +28,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.errors import StartError
 from atlas_pkg.net.stream import set_patience
 
@@ -77,7 +78,7 @@ class Inherited:
         """Close those that nobody has adopted; returns where they listened."""
         where = []
         for _, sock in self._left:
-            where.append(_show(*sock.getsockname()[:2]))
+            where.append(show_endpoint(*sock.getsockname()[:2]))
             sock.close()
         self._left.clear()
         return where
@@ -99,7 +100,7 @@ def open_listeners(
     What of it is `inherited` is adopted. Raises `StartError` with one sentence.
     """
     inherited = inherited or Inherited()
-    where = _show(address, port)
+    where = show_endpoint(address, port)
     try:
         candidates = socket.getaddrinfo(
             address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -161,10 +162,6 @@ def _create_companion(first: socket.socket) -> socket.socket:
             return first.dup()
         raise
     return sock
-
-
-def _show(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _explain(error: OSError) -> str:

@@ -19,6 +19,7 @@ import ipaddress
 import re
 import struct
 
+from atlas_pkg.config.rules import Address
 from atlas_pkg.errors import ClientError, Side, StreamError
 from atlas_pkg.net.stream import Ends, Stream
 
@@ -43,8 +44,6 @@ _ADDRESSES = {_TCP4: struct.Struct("!4s4sHH"), _TCP6: struct.Struct("!16s16sHH")
 _PORT = "(0|[1-9][0-9]{0,4})"
 _TCP_LINE = re.compile(rf"PROXY TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) {_PORT} {_PORT}\r\n")
 _UNKNOWN_LINE = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?\r\n")
-
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def read_header(stream: Stream) -> Ends | None:
@@ -142,17 +141,17 @@ def _parse_binary(data: bytes) -> Ends | None:
     return _join(ipaddress.ip_address(source), ipaddress.ip_address(destination), *ports)
 
 
-def _join(source: _Address, destination: _Address, source_port: int, port: int) -> Ends:
+def _join(source: Address, destination: Address, source_port: int, port: int) -> Ends:
     return Ends(str(_unmapped(source)), source_port, str(_unmapped(destination)), port)
 
 
-def _unmapped(address: _Address) -> _Address:
+def _unmapped(address: Address) -> Address:
     """An IPv4 address written as IPv6 is that IPv4 address."""
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return mapped or address
 
 
-def _as_ipv6(address: _Address) -> _Address:
+def _as_ipv6(address: Address) -> Address:
     return ipaddress.ip_address(f"::ffff:{address}") if address.version == 4 else address
 
 
