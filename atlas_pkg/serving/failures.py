@@ -40,6 +40,10 @@ log = logging.getLogger("atlas.failures")
 
 _SECRETS = frozenset((b"cookie", b"authorization", b"proxy-authorization"))
 
+# The line of a request that is refused, as far as the log tells it.
+_SHOWABLE = re.compile(r"[ -~]+")
+_LONGEST_SHOWN = 200
+
 _REFUSES = re.compile(rb"q=0(?:\.0*)?")
 
 NO_PAGES: Mapping[str, bytes] = MappingProxyType({})
@@ -133,9 +137,10 @@ def log_failure(
     elif failure.end is End.CLIENT_GONE:
         log.debug("%s: client gone: %s", client, error)
     elif isinstance(error, ClientError):
-        throttle.write(
-            failure.level, f"{error}", "%s: refused with %d: %s", client, error.status, error.reason
-        )
+        what = f"refused with {error.status}: {error.reason}"
+        # It may be anything: what a terminal might obey does not come into the log.
+        shown = f" ({line[:_LONGEST_SHOWN]})" if _SHOWABLE.fullmatch(line) else ""
+        throttle.write(failure.level, what, "%s: %s%s", client, what, shown)
     else:
         reason = str(error) if group == DEFAULT_GROUP else f"{error} (group {group})"
         if isinstance(error, UpstreamError):  # without a name it is a file of mode "static"

@@ -164,7 +164,11 @@ def write(error: Exception, *, times: int = 1) -> None:
 @pytest.mark.parametrize(
     ("error", "level", "words"),
     [
-        (ClientError(400, "bad"), logging.INFO, "192.0.2.7: refused with 400: bad"),
+        (
+            ClientError(400, "bad"),
+            logging.INFO,
+            "192.0.2.7: refused with 400: bad (GET /path HTTP/1.1)",
+        ),
         (ClientGone("left"), logging.DEBUG, "192.0.2.7: client gone: left"),
         (NoUpstream(), logging.WARNING, "503 for GET /path HTTP/1.1: no upstream is available"),
         (Overloaded(), logging.WARNING, "503 for GET /path HTTP/1.1: no thread was free in time"),
@@ -181,6 +185,28 @@ def test_each_is_logged_at_its_level(
     write(error)
 
     assert [(record.levelno, record.getMessage()) for record in log.records] == [(level, words)]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (b"POST /" + b"a" * 9000, " (POST /" + "a" * 194 + ")"),
+        (b"", ""),
+        (b"GET /\x1b[2J HTTP/1.1", ""),
+        (b"GET /caf\xc3\xa9 HTTP/1.1", ""),
+    ],
+    ids=["long", "none", "for a terminal", "no ASCII"],
+)
+def test_a_refused_line_is_shown_as_far_as_it_does_no_harm(
+    line: bytes, shown: str, log: pytest.LogCaptureFixture
+) -> None:
+    error = ClientError(400, "bad")
+
+    log_failure(
+        Throttle(logging.getLogger("atlas.test")), "192.0.2.7", line, error, find_failure(error)
+    )
+
+    assert log.messages == [f"192.0.2.7: refused with 400: bad{shown}"]
 
 
 def test_an_answer_that_is_cut_is_not_told_as_a_502(log: pytest.LogCaptureFixture) -> None:
