@@ -58,6 +58,12 @@ def free_port() -> int:
     raise AssertionError("the numbers do not end")
 
 
+def descriptors() -> set[str]:
+    """Those that this process has open, where the system tells. Others may close some meanwhile."""
+    folder = Path("/proc/self/fd")
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
 def wait_until(look: Callable[[], Found], what: str = "it", timeout: float = DEADLINE) -> Found:
     """Look again and again until what is seen is true, and return it."""
     deadline = time.monotonic() + timeout

@@ -6,7 +6,6 @@ import errno
 import socket
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -16,7 +15,7 @@ from atlas_pkg.config.model import HealthCheck, UpstreamConfig
 from atlas_pkg.config.rules import Statuses
 from atlas_pkg.errors import StreamError
 from tests import fakes
-from tests.toolkit import free_port
+from tests.toolkit import descriptors, free_port
 
 HTTP = HealthCheck(path="/health?full=1")
 CONNECT = HealthCheck()
@@ -199,9 +198,9 @@ def test_the_time_is_for_all_of_it() -> None:
 
 def test_a_probe_leaves_no_socket_behind() -> None:
     with fakes.silent() as fake:
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = descriptors()
         finish(listed(fake), HTTP, time_limit=0.1)
         finish(refused(), HTTP)
         fake.close()
 
-        assert len(list(Path("/proc/self/fd").iterdir())) <= before
+        assert descriptors() <= before

@@ -6,7 +6,6 @@ import errno
 import socket
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net import connect as connecting
 from atlas_pkg.net.connect import ATTEMPT_DELAY, Endpoint, connect
 from tests.fakes import black_hole
-from tests.toolkit import free_port
+from tests.toolkit import descriptors, free_port
 
 NEVER = 3600.0
 
@@ -38,10 +37,6 @@ def alive(listener: socket.socket) -> Endpoint:
 @pytest.fixture
 def refusing() -> Endpoint:
     return at(free_port())
-
-
-def open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def fail(*endpoints: Endpoint, timeout: float = 5.0) -> StreamError:
@@ -79,13 +74,13 @@ def test_after_one_that_refuses_the_next_is_tried_at_once(
 
 def test_after_one_that_is_silent_the_next_is_tried_soon(alive: Endpoint) -> None:
     with black_hole() as port:
-        before, began = open_descriptors(), time.monotonic()
+        before, began = descriptors(), time.monotonic()
         stream = connect([at(port), alive], 30.0)
         duration = time.monotonic() - began
 
         assert ATTEMPT_DELAY <= duration < 15
         assert stream._sock.getpeername() == alive[1]
-        assert open_descriptors() == before + 1, "the silent one was left open"
+        assert len(descriptors() - before) <= 1, "the silent one was left open"
         stream.close()
 
 
@@ -101,12 +96,12 @@ def test_the_last_failure_is_told(refusing: Endpoint) -> None:
 
 def test_the_time_is_for_all_addresses_together() -> None:
     with black_hole() as port:
-        before, began = open_descriptors(), time.monotonic()
+        before, began = descriptors(), time.monotonic()
         error = fail(*[at(port)] * 20, timeout=1.0)
 
         assert 1 <= time.monotonic() - began < 15  # one after the other they would take 20
         assert (error.reason, error.timed_out) == ("connecting took too long", True)
-        assert open_descriptors() == before
+        assert descriptors() <= before
 
 
 def test_one_that_is_silent_is_still_waited_for_when_the_others_have_failed(

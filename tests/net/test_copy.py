@@ -10,7 +10,6 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -23,6 +22,7 @@ from atlas_pkg.net.copy import Copier
 from atlas_pkg.net.splice import HAS_SPLICE
 from atlas_pkg.net.stream import Stream, set_patience
 from tests.http1.readers import encode_chunk
+from tests.toolkit import descriptors
 
 DATA = os.urandom(3_000_000)
 
@@ -402,12 +402,6 @@ def test_a_copier_that_is_closed_holds_nothing(copier: Copier, source: Party, si
     copier.close()  # twice is once
 
     assert descriptors() <= before
-
-
-def descriptors() -> set[str]:
-    """Those that are open, where the system tells."""
-    folder = Path("/proc/self/fd")
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def test_waiting_for_a_slow_source_uses_no_cpu(copier: Copier, source: Party, sink: Party) -> None:

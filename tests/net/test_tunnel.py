@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from atlas_pkg.errors import Side, StreamError
 from atlas_pkg.net.stream import Stream, set_patience
 from atlas_pkg.net.tunnel import Relay, Tunnel
+from tests.toolkit import descriptors
 
 
 @dataclass
@@ -132,12 +132,6 @@ def test_sides_that_both_send_before_they_read_do_not_lock_up(relay: Relay, line
     line.client.close()
     line.upstream.close()
     tunnel.join()
-
-
-def descriptors() -> set[str]:
-    """Those that are open, where the system tells."""
-    folder = Path("/proc/self/fd")
-    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
 def test_bulk_and_messages_may_take_turns(relay: Relay, line: Line) -> None:
