@@ -240,7 +240,9 @@ class Balancer:
             upstream = sticky if sticky.has_room else None
         else:
             upstream = self._choose(affinity.key, tried)
-            if upstream is not None and upstream.recovered_at is not None:
+            if upstream is None and tried:
+                upstream = self._find_backup(tried)
+            elif upstream is not None and upstream.recovered_at is not None:
                 upstream, skipped = self._skip_recovering(upstream, affinity.key, tried)
         if choices is not None:
             choices.append(self._explain(upstream, skipped, affinity, tried))
@@ -444,6 +446,21 @@ class Balancer:
             skipped.append(upstream)
             upstream = self._choose(key, {*tried, *skipped})
         return first, ()  # all are to be skipped, so none is
+
+    def _find_backup(self, tried: Collection[Upstream]) -> Upstream | None:
+        """Who steps in for a request for which all others have failed, and none is merely full."""
+        if any(upstream not in tried for upstream in self._full):
+            return None
+        now = self._clock()
+        free = [
+            upstream
+            for upstream in self.upstreams
+            if upstream.is_backup
+            and upstream not in tried
+            and upstream.takes_new_clients(now)
+            and upstream.has_room
+        ]
+        return min(free, key=lambda upstream: upstream.load, default=None)
 
     def _note(self, upstream: Upstream) -> None:
         """Requests in flight to `upstream` have changed by one."""

@@ -79,6 +79,8 @@ def _score(
     chosen: Upstream | None,
     reasons: dict[Upstream, tuple[str, str]],
 ) -> str:
+    if not scene.is_kept and upstream in reasons:
+        return "backup, and all others have been tried"  # the strategy does not know it
     if not scene.is_kept:
         return scene.strategy.score(upstream) + _remarks(upstream, scene.now)
     if upstream is not chosen:

@@ -51,7 +51,8 @@ class WaitQueue:
         """Hand out what has become free, in the order of arrival. Caller holds the lock."""
         for waiter in list(self.waiters):
             # Taking costs more, and most of a long queue will have to wait.
-            if waiter.affinity.sticky is None and not self._has_room():
+            is_anybodys = waiter.affinity.sticky is None and not waiter.tried
+            if is_anybodys and not self._has_room():
                 continue
             waiter.lease = self._take(waiter.affinity, waiter.tried)
             if waiter.lease is not None:

@@ -447,6 +447,30 @@ def test_full_is_not_unavailable_for_a_backup() -> None:
     assert balancer.lease_now() is None
 
 
+def test_a_backup_steps_in_for_a_request_for_which_all_others_have_failed() -> None:
+    listed = [build_config("a"), build_config("b"), build_config("c", backup=True)]
+    balancer = Balancer(build_settings(*listed))
+    a, b, c = balancer.upstreams
+
+    assert balancer.lease(tried=(a,)).upstream is b
+    assert balancer.lease(tried=(a, b)).upstream is c
+    with pytest.raises(NoUpstream):
+        balancer.lease(tried=(a, b, c))
+
+
+def test_a_retry_waits_for_one_that_is_merely_full_and_not_for_the_backup() -> None:
+    listed = [
+        build_config("a"),
+        build_config("b", max_connections=1),
+        build_config("c", backup=True),
+    ]
+    balancer = Balancer(build_settings(*listed))
+    a, b, _ = balancer.upstreams
+    assert balancer.lease(tried=(a,)).upstream is b
+
+    assert balancer.lease_now(tried=(a,)) is None
+
+
 # Sticky
 
 

@@ -227,6 +227,15 @@ def test_a_backup_is_left_out_while_an_ordinary_one_is_merely_full() -> None:
     }
 
 
+def test_a_backup_that_steps_in_for_a_retry_says_so() -> None:
+    balancer = build(build_config("a"), build_config("b", backup=True))
+
+    choice = ask(balancer, tried=(balancer.by_name["a"],))
+
+    assert choice.candidates[0] == Candidate("b", "backup, and all others have been tried")
+    assert left_out(choice) == {"a": "tried already"}
+
+
 def test_a_backup_that_is_used_is_a_candidate_like_any_other() -> None:
     balancer = build(build_config("a"), build_config("b", backup=True))
     balancer.set_admin_state(balancer.by_name["a"], AdminState.MAINTENANCE)

@@ -153,8 +153,8 @@ class Model(RuleBasedStateMachine):
             return False
         return upstream.breaker is None or upstream.breaker.may_try(self.clock.now)
 
-    def usable(self) -> list[Upstream]:
-        """All that new clients may be sent to, were there room."""
+    def usable(self, *, backups: bool = False) -> list[Upstream]:
+        """All that new clients may be sent to, were there room; `backups`: those in any case."""
         found = [
             upstream
             for upstream in self.entries()
@@ -162,7 +162,8 @@ class Model(RuleBasedStateMachine):
             and upstream.admin_state is AdminState.READY
             and self.weight(upstream) > 0
         ]
-        return [up for up in found if not self.entries()[up].backup] or found
+        ordinary = [up for up in found if not self.entries()[up].backup]
+        return found if backups or not ordinary else ordinary
 
     def has_room(self, upstream: Upstream) -> bool:
         limit = self.entries()[upstream].max_connections
@@ -172,7 +173,10 @@ class Model(RuleBasedStateMachine):
         """Who may serve this client now."""
         if (own := self.own(affinity, tried)) is not None:
             return [own] if self.has_room(own) else []
-        return [up for up in self.usable() if self.has_room(up) and up not in tried]
+        untried = [up for up in self.usable() if up not in tried]
+        if tried and not untried:
+            untried = [up for up in self.usable(backups=True) if up not in tried]
+        return [up for up in untried if self.has_room(up)]
 
     def own(self, affinity: Affinity, tried: Tried) -> Upstream | None:
         """The upstream that this client belongs to and has to be sent to."""
@@ -298,7 +302,8 @@ class Model(RuleBasedStateMachine):
         self, affinity: Affinity, tried: Tried, chosen: Upstream, suits: list[Upstream]
     ) -> None:
         """What the strategy promises. `suits` were the candidates, counts are as before."""
-        if chosen is affinity.sticky or self.is_recovering():
+        is_stand_in = chosen not in self.usable()
+        if chosen is affinity.sticky or is_stand_in or self.is_recovering():
             return
         loads = {up: self.in_flight(up) / self.weight(up) for up in suits}
         if self.strategy == "least_connections":

@@ -106,6 +106,12 @@ def test_so_many_are_tried_as_are_allowed(good: Scripted, start: Start) -> None:
     assert [ask(atlas).status for _ in range(4)] == [502] * 4  # each once, and that was it
 
 
+def test_a_backup_answers_when_all_others_have_failed(good: Scripted, start: Start) -> None:
+    atlas = start(config(refused(), good.table(backup=True)))
+
+    assert [ask(atlas, method).status for method in ("GET", "POST") * 3] == [200] * 6
+
+
 def test_a_connect_that_times_out_is_tried_elsewhere(good: Scripted, start: Start) -> None:
     with black_hole() as port:
         table = {"name": "hole", "address": "127.0.0.1", "port": port}
