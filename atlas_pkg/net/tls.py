@@ -129,15 +129,17 @@ class TlsStream(Stream):
         """The certificate that the other end has shown, if any: its subject, and its SHA-256.
 
         The subject is written as in RFC 4514, `CN=app,O=Example`, the other in hexadecimal digits.
+        It is empty where the certificate holds a name, of whatever kind, that is no text.
         """
         try:
             certificate = self._tls.getpeercert(binary_form=True)
-            described = self._tls.getpeercert()
         except ValueError:  # they are still shaking hands
             return None
-        if not certificate or not described:
+        if not certificate:
             return None
-        subject: Any = described.get("subject", ())
+        subject: Any = ()
+        with contextlib.suppress(ValueError, OSError):
+            subject = (self._tls.getpeercert() or {}).get("subject", ())
         parts = [
             "+".join(f"{_SHORT.get(name, name)}={_escape(value)}" for name, value in part)
             for part in reversed(subject)

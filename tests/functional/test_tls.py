@@ -20,6 +20,9 @@ from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests import toolkit
 from tests.fakes import (
@@ -612,6 +615,41 @@ def test_who_shows_a_good_certificate_is_made_known_to_upstreams(
     assert r"X-Client-Cert-Subject: CN=alice\, of sales,O" in answer
     assert f"X-Client-Cert-Fingerprint: {hashlib.sha256(der).hexdigest()}" in answer
     assert "CN=root" not in answer + again
+
+
+def test_a_certificate_with_a_name_that_is_no_text_is_made_known_all_the_same(
+    authority: Authority, echo: Upstream, start: Start, tmp_path: Path
+) -> None:
+    der = write_with_odd_name(tmp_path / "odd.pem")
+    atlas = start(with_tls(build_config(echo.table()), client_ca="odd.pem"))
+    context = authority.context()
+    context.load_cert_chain(tmp_path / "odd.pem")
+
+    with connect(atlas, authority, tls=context) as client:
+        answer = client.get(X_Client_Cert_Subject="CN=root").text
+
+    # The library, which stumbles over that name, tells nothing else of it either.
+    assert "X-Client-Cert-Subject: \n" in answer
+    assert f"X-Client-Cert-Fingerprint: {hashlib.sha256(der).hexdigest()}" in answer
+
+
+def write_with_odd_name(file: Path) -> bytes:
+    """Write a certificate, its own authority, for a name that is not ASCII, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "alice")])
+    now = datetime.now(UTC)
+    odd_name = x509.UnrecognizedExtension(
+        x509.SubjectAlternativeName.oid, b"\x30\x04\x82\x02\xff\xfe"
+    )
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+    certificate = builder.add_extension(odd_name, critical=False).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    file.write_bytes(
+        certificate.public_bytes(pem)
+        + key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return certificate.public_bytes(serialization.Encoding.DER)
 
 
 def test_who_shows_none_gets_no_further_than_the_handshake(
