@@ -23,7 +23,6 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,16 +49,16 @@ from atlas_pkg.control.process import (
     share_one_heap,
 )
 from atlas_pkg.control.report import ProcessReport
-from atlas_pkg.control.service import Options, Service, log_start
+from atlas_pkg.control.service import Options, Service, Setup, log_start
 from atlas_pkg.control.supervisor import TICK, Supervisor
 from atlas_pkg.control.systemd import Notifier
 from atlas_pkg.control.takeover import Heritage, Listeners, Takeover, read_heritage
 from atlas_pkg.control.worker_process import build_question, build_worker_life, recall_overrides
 from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
-from atlas_pkg.net.certificates import Certificates, read_certificates
+from atlas_pkg.net.certificates import read_certificates
 from atlas_pkg.net.listener import open_listener, open_listeners
-from atlas_pkg.net.tls_client import TlsClient, read_tls_clients
+from atlas_pkg.net.tls_client import read_tls_clients
 from atlas_pkg.observing.tracer import MOST_ONE_IN
 
 log = logging.getLogger("atlas")
@@ -162,15 +161,9 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
     if demo is not None:
         print(demo.invitation(port), flush=True)
     serve = _serve_alone if count == 1 else _serve_with_workers
-    is_finished = serve(
-        _Ports(listeners, listen.http_redirect, admin),
-        config,
-        seen,
-        options,
-        heritage,
-        certificates=certificates,
-        tls_clients=tls_clients,
-    )
+    ports = _Ports(listeners, listen.http_redirect, admin)
+    setup = Setup(config, seen, options, heritage.secret, certificates, tls_clients)
+    is_finished = serve(ports, setup, heritage)
     return EXIT_OK if is_finished else EXIT_FAILED
 
 
@@ -220,32 +213,16 @@ def _open_admin(
     return _AdminParts(settings, listener, about)
 
 
-def _serve_alone(
-    ports: _Ports,
-    config: Config,
-    seen: bytes,
-    options: Options,
-    heritage: Heritage,
-    *,
-    certificates: Certificates | None,
-    tls_clients: Mapping[str, TlsClient],
-) -> bool:
+def _serve_alone(ports: _Ports, setup: Setup, heritage: Heritage) -> bool:
     """Serve in this process until a signal ends it; returns whether all was finished."""
     listeners, _, admin = ports
     overrides = OverridesHolder(heritage.overrides)
     takeover = Takeover(ports.named(), heritage.secret, overrides.current)
-    if config.listen.pin:
+    if setup.config.listen.pin:
         hold_to_one_cpu()
     bury_orphans()
     logs.write_in_background()
-    service = Service(
-        config,
-        seen,
-        options=options,
-        secret=heritage.secret,
-        certificates=certificates,
-        tls_clients=tls_clients,
-    )
+    service = Service(setup)
     port = None
     if admin is not None:
 
@@ -266,7 +243,7 @@ def _serve_alone(
         elif word == signal.SIGUSR2:
             takeover.begin()
         elif word == signal.SIGHUP:
-            log.info("SIGHUP: looking at %s", config.path)
+            log.info("SIGHUP: looking at %s", setup.config.path)
             notifier.reloading()
             service.reload_now()
             notifier.ready(service.status())
@@ -287,31 +264,17 @@ def _serve_alone(
     return is_finished
 
 
-def _serve_with_workers(
-    ports: _Ports,
-    config: Config,
-    seen: bytes,
-    options: Options,
-    heritage: Heritage,
-    *,
-    certificates: Certificates | None,
-    tls_clients: Mapping[str, TlsClient],
-) -> bool:
+def _serve_with_workers(ports: _Ports, setup: Setup, heritage: Heritage) -> bool:
     """Serve in several processes; otherwise like `_serve_alone`."""
     listeners, _, admin = ports
-    count = count_processes(config.listen.workers)
+    count = count_processes(setup.config.listen.workers)
     channels = [open_channel() for _ in range(count)] if admin else []
     ours, theirs = [end for end, _ in channels], [end for _, end in channels]
     for end in ours:
         end.say({"number": 0, "question": build_question(heritage.overrides, explains=False)})
     life = build_worker_life(
-        config,
-        seen,
-        options,
+        setup,
         count=count,
-        secret=heritage.secret,
-        certificates=certificates,
-        tls_clients=tls_clients,
         takes_over=heritage.is_takeover,
         ends=theirs,
         dump=_log_upstreams,

@@ -37,7 +37,7 @@ from atlas_pkg.control.reload import ConfigWatcher
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport, Reporter
 from atlas_pkg.errors import ConfigError
 from atlas_pkg.net.certificates import Certificates, certificate_changes, read_certificates
-from atlas_pkg.net.tls_client import NO_CLIENTS, TlsClient, read_tls_clients, tls_changes
+from atlas_pkg.net.tls_client import TlsClient, read_tls_clients, tls_changes
 from atlas_pkg.net.tunnel import Relay
 from atlas_pkg.observing.observers import Observers
 from atlas_pkg.observing.process_stats import is_usable
@@ -79,27 +79,27 @@ class Options(NamedTuple):
     explain: int = 0  # one in so many exchanges on standard output; 0 = none
 
 
+class Setup(NamedTuple):
+    """What a process begins with: the same for all processes that share a port."""
+
+    config: Config
+    seen: bytes  # the file as `config` was read from it
+    options: Options
+    secret: bytes  # signs sticky cookies, where the configuration has no secret of its own
+    certificates: Certificates | None  # shared, so that one process can resume another's sessions
+    tls_clients: Mapping[str, TlsClient]  # by upstream; kept if their files have gone since
+
+
 class Service:
     """One Atlas process. Its methods are called from the main thread, unless said otherwise."""
 
-    def __init__(
-        self,
-        config: Config,
-        seen: bytes,
-        *,
-        options: Options = Options(),  # noqa: B008 - immutable
-        secret: bytes = b"",
-        last_good: SharedText | None = None,
-        certificates: Certificates | None = None,
-        tls_clients: Mapping[str, TlsClient] = NO_CLIENTS,
-    ) -> None:
-        """`seen` is the file as `config` was read from it.
+    def __init__(self, setup: Setup, last_good: SharedText | None = None) -> None:
+        """`last_good` holds the file that was last put in force in this place.
 
-        Processes that share a port are given the same `secret` and `certificates`; alone, one makes
-        up its own. `tls_clients` stand in for files that cannot be read any more. In `last_good`
-        stands the file that was last put in force by whoever was here before, and then the one that
-        we put in force: for whoever will be here after.
+        A process that replaces another finds there what that one had put in force, and writes there
+        what it puts in force itself.
         """
+        config, seen, options, secret, certificates, tls_clients = setup
         self._log_level = options.log_level
         self._config = config  # as the file says; in force it is with the addresses of host names
         self._resolver = Resolver(on_change=self._follow_names)

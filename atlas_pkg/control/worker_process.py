@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from atlas_pkg import logs
-from atlas_pkg.config.model import Config
 from atlas_pkg.control.channel import End, SharedText, answer_forever
 from atlas_pkg.control.overrides import NO_OVERRIDES, Overrides, decode, encode
 from atlas_pkg.control.process import hold_to_one_cpu
 from atlas_pkg.control.report import ProcessReport
-from atlas_pkg.control.service import Options, Service
+from atlas_pkg.control.service import Service, Setup
 from atlas_pkg.control.supervisor import Order, Orders, Serve
-from atlas_pkg.net.certificates import Certificates
-from atlas_pkg.net.tls_client import TlsClient
 
 
 class Question(TypedDict):
@@ -44,44 +41,28 @@ def recall_overrides(ends: Sequence[End]) -> Overrides:
 
 
 def build_worker_life(
-    config: Config,
-    seen: bytes,
-    options: Options,
+    setup: Setup,
     *,
     count: int,
-    secret: bytes,
     takes_over: bool,
-    certificates: Certificates | None,
-    tls_clients: Mapping[str, TlsClient],
     ends: Sequence[End],
     dump: Callable[[Service], None],
 ) -> Serve:
     """Make the life of all `count` worker processes, for the supervisor.
 
-    `seen` is the file as `config` was read from it. `secret` signs sticky cookies: one must mean
-    the same to whichever process it meets. With the same `certificates` they can go on with each
-    other's TLS sessions; `tls_clients` stand in for files that cannot be read any more.
-    `takes_over`: from the processes of another supervisor. `ends[0]` is that of the first worker
-    process, and leads to the admin process; without one there are none. `dump` logs the state of
-    upstreams.
+    `takes_over`: from the processes of another supervisor. `ends` are the channels to the admin
+    process, one for each worker process; none where there is no admin process. `dump` logs the
+    state of upstreams.
     """
-    # For each process the file that it has last put in force: for the one that replaces it.
+    # For each place the file that was last put in force there, for a process that replaces another.
     last_good = [SharedText() for _ in range(count)]
 
     def live(number: int, listeners: Sequence[socket.socket], orders: Orders) -> bool:
         logs.set_process(f"worker {number}")
         logs.write_in_background()
-        if config.listen.pin:
+        if setup.config.listen.pin:
             hold_to_one_cpu(number - 1)
-        service = Service(
-            config,
-            seen,
-            options=options,
-            secret=secret,
-            last_good=last_good[number - 1],
-            certificates=certificates,
-            tls_clients=tls_clients,
-        )
+        service = Service(setup, last_good[number - 1])
         service.catch_up()
         if ends:
             _listen_to_admin(service, ends[number - 1])
