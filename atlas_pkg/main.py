@@ -33,7 +33,8 @@ from atlas_pkg.admin.stats import About
 from atlas_pkg.admin.text import show_upstreams
 from atlas_pkg.balancing.balancer import BalancerSettings
 from atlas_pkg.balancing.preview import preview
-from atlas_pkg.config.loader import load_config, parse_config, read_document
+from atlas_pkg.config.document import read_document
+from atlas_pkg.config.loader import load_config, parse_config
 from atlas_pkg.config.model import Admin, Config
 from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.config.summary import summary

@@ -11,7 +11,7 @@ Everything is frozen: threads share a configuration without a lock, and a reload
 Checklist for a new key: the field here, the reference for users (`python -m tests.config.reference`
 writes it, a test compares), and the code that obeys it.
 
-Not done here: reading a file (`loader.py`), comparing two configurations (`diff.py`).
+Not done here: reading a file (`document.py`, `loader.py`), comparing two of them (`diff.py`).
 """
 
 from __future__ import annotations

@@ -25,7 +25,8 @@ from atlas_pkg.balancing.pool import Pool
 from atlas_pkg.balancing.resolver import Resolver
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.diff import live_changes, restart_changes, shorten
-from atlas_pkg.config.loader import parse_config, read_document
+from atlas_pkg.config.document import read_document
+from atlas_pkg.config.loader import parse_config
 from atlas_pkg.config.model import Config
 from atlas_pkg.config.pages import list_pages
 from atlas_pkg.config.rules import show_endpoint

@@ -11,11 +11,11 @@ from types import ModuleType
 
 import pytest
 
-from atlas_pkg.config import diff, loader, route_rules, rules, schema
+from atlas_pkg.config import diff, document, route_rules, rules, schema
 
 
 @pytest.mark.parametrize(
-    "module", [diff, loader, route_rules, rules, schema], ids=lambda one: one.__name__
+    "module", [diff, document, route_rules, rules, schema], ids=lambda one: one.__name__
 )
 def test_examples_in_docstrings_are_true(module: ModuleType) -> None:
     done = doctest.testmod(module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomli
 
-from atlas_pkg.config.loader import find_lines
+from atlas_pkg.config.document import find_lines
 
 TEXT = '''
 top = 1
