@@ -1,7 +1,7 @@
 """App: metrics, status, steering, explanations, and the page that shows them.
 
 It runs on an address of its own, in the same HTTP loop as the proxy. Everything that it shows
-comes from a `Source`; here is only who may ask for what, and how the answer is written.
+comes from `Aggregate`; here is only who may ask for what, and how the answer is written.
 
 Reading is open to whoever reaches the address. Steering wants the configured token, and is off
 without one. Requests that a browser was made to send by a foreign page are refused
@@ -18,19 +18,16 @@ import importlib.resources
 import json
 import logging
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
+from atlas_pkg.admin.aggregate import Aggregate
 from atlas_pkg.admin.commands import CommandError, parse_asking, parse_change
 from atlas_pkg.admin.responses import TEXT, Reply, read_small_body, send_reply
 from atlas_pkg.admin.same_origin import is_foreign_host, is_foreign_origin
-from atlas_pkg.admin.stats import Stats, judge
+from atlas_pkg.admin.stats import judge
 from atlas_pkg.admin.text import show_status
-from atlas_pkg.control.overrides import Change
 from atlas_pkg.logs import Throttle
 from atlas_pkg.observing.prometheus import CONTENT_TYPE
-from atlas_pkg.observing.timeline import Explained
-from atlas_pkg.observing.tracer import Asking
 from atlas_pkg.serving.exchange import DONE, WAIT, Exchange, Step
 
 log = logging.getLogger("atlas.admin")
@@ -65,44 +62,16 @@ _View = Callable[[Exchange], Reply]
 _Order = Callable[[Exchange, bytes], str]
 
 
-class Source(Protocol):
-    """Knows how Atlas is, and passes on what an administrator wants. Thread-safe."""
-
-    def stats(self) -> Stats:
-        """The document of `/stats.json`, made for the caller, who may change it."""
-
-    def metrics(self) -> str:
-        """Everything that is counted, in the text format of Prometheus."""
-
-    def readiness(self) -> tuple[bool, str]:
-        """Can requests be answered now, and in a few words why (not)?"""
-
-    def explain(self, query: Mapping[str, str]) -> Explained:
-        """The document of `/explain.json` for the parameters of its query.
-
-        Raises `CommandError` for parameters that are not known.
-        """
-
-    def steer(self, name: str, change: Change) -> bool:
-        """Carry out `change` in every process; False when no upstream is called `name`.
-
-        Raises `CommandError` where it could not be done.
-        """
-
-    def ask_for(self, asking: Asking) -> None:
-        """Have exchanges explained from now on, in every process; raises as `steer`."""
-
-
 class AdminApp:
-    """Answers exchanges on the admin address. Thread-safe, as far as its source is."""
+    """Answers exchanges on the admin address. Thread-safe."""
 
-    def __init__(self, source: Source, *, token: str, names: Sequence[str] = ()) -> None:
+    def __init__(self, aggregate: Aggregate, *, token: str, names: Sequence[str] = ()) -> None:
         """`token` is what steering wants, empty = read only; `names` are those under which it may
         be asked, beside its addresses and `localhost`.
 
         Reads the page's files, which must not change under a running program.
         """
-        self._source = source
+        self._aggregate = aggregate
         self._token = token.encode()
         self._names = names
         self._throttle = Throttle(log)
@@ -172,26 +141,26 @@ class AdminApp:
         return _sentence(403, reason)
 
     def _show_stats(self, _: Exchange) -> Reply:
-        stats = self._source.stats()
+        stats = self._aggregate.stats()
         stats["verdict"] = judge(stats)
         stats["may_steer"] = bool(self._token)
         return _json_reply(stats)
 
     def _show_status(self, _: Exchange) -> Reply:
-        stats = self._source.stats()
+        stats = self._aggregate.stats()
         return Reply(200, show_status(stats, judge(stats)).encode(), TEXT, fields=(_REFRESH,))
 
     def _show_exchanges(self, exchange: Exchange) -> Reply:
-        return _json_reply(self._source.explain(_query(exchange)))
+        return _json_reply(self._aggregate.explain(_query(exchange)))
 
     def _show_metrics(self, _: Exchange) -> Reply:
-        return Reply(200, self._source.metrics().encode(), CONTENT_TYPE)
+        return Reply(200, self._aggregate.metrics().encode(), CONTENT_TYPE)
 
     def _show_life(self, _: Exchange) -> Reply:
         return _sentence(200, "alive")
 
     def _show_readiness(self, _: Exchange) -> Reply:
-        is_ready, reason = self._source.readiness()
+        is_ready, reason = self._aggregate.readiness()
         if is_ready:
             return _sentence(200, f"ready: {reason}" if reason else "ready")
         return _sentence(503, f"not ready: {reason}", _RETRY_AFTER)
@@ -234,7 +203,7 @@ class AdminApp:
         except UnicodeDecodeError:
             raise CommandError(404, _UNKNOWN) from None
         change = parse_change(_content_type(exchange), body)
-        if not self._source.steer(name, change):
+        if not self._aggregate.steer(name, change):
             raise CommandError(404, _UNKNOWN)
         log.info("upstream %s: %s, by %s", name, change, _client(exchange))
         return str(change)
@@ -242,7 +211,7 @@ class AdminApp:
     def _ask(self, exchange: Exchange, body: bytes) -> str:
         """Have exchanges explained from now on."""
         asking = parse_asking(_content_type(exchange), body)
-        self._source.ask_for(asking)
+        self._aggregate.ask_for(asking)
         log.info("to be explained: %s, by %s", asking, _client(exchange))
         return f"explaining {asking}"
 

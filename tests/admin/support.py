@@ -109,7 +109,7 @@ def build_stats(*upstreams: UpstreamStats, now: float = NOW) -> Stats:
 
 
 class FakeSource:
-    """A `Source` whose answers the test sets; it remembers how it was steered and asked."""
+    """An `Aggregate` whose answers the test sets; it remembers how it was steered and asked."""
 
     def __init__(self, build: Callable[[], Stats] | None = None, *records: Record) -> None:
         self._build = build or (lambda: build_stats(build_upstream("a"), build_upstream("b")))
