@@ -16,14 +16,12 @@ from collections.abc import Mapping, Sequence
 from operator import itemgetter
 
 from atlas_pkg.balancing.upstream import AdminState
+from atlas_pkg.config.model import MOST_WEIGHT
 from atlas_pkg.control.overrides import Change
 from atlas_pkg.errors import AtlasError
 from atlas_pkg.http1 import syntax
 from atlas_pkg.observing.timeline import Timeline
 from atlas_pkg.observing.tracer import MOST_ONE_IN, Asking
-
-# As the configuration has it.
-MOST_WEIGHT = 1000
 
 # A form knows only text; these are numbers in it.
 _NUMBERS = ("weight", "one_in")
@@ -44,7 +42,23 @@ class CommandError(AtlasError):
 
 def parse_change(content_type: bytes, body: bytes) -> Change:
     """Read a request's body: JSON if it says so, else a form. Raises `CommandError`."""
-    return _build_change(_read_values(content_type, body, ("state", "weight")))
+    values = _read_values(content_type, body, ("state", "weight"))
+    state = None
+    if "state" in values:
+        wanted = values["state"]
+        state = _STATES.get(wanted) if isinstance(wanted, str) else None
+        if state is None:
+            raise CommandError(400, f"state must be one of {', '.join(_STATES)}")
+    if "weight" not in values:
+        return Change(state)
+    weight = values["weight"]
+    if weight is None or weight == "":
+        return Change(state, resets_weight=True)
+    if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MOST_WEIGHT:
+        raise CommandError(
+            400, f"weight must be an integer from 0 to {MOST_WEIGHT}, or empty for the file's"
+        )
+    return Change(state, weight)
 
 
 def parse_asking(content_type: bytes, body: bytes) -> Asking:
@@ -85,25 +99,6 @@ def _read_values(content_type: bytes, body: bytes, known: Sequence[str]) -> dict
     if not values:
         raise CommandError(400, f"the body must set {' or '.join(known)}")
     return values
-
-
-def _build_change(values: Mapping[str, object]) -> Change:
-    state = None
-    if "state" in values:
-        wanted = values["state"]
-        state = _STATES.get(wanted) if isinstance(wanted, str) else None
-        if state is None:
-            raise CommandError(400, f"state must be one of {', '.join(_STATES)}")
-    if "weight" not in values:
-        return Change(state)
-    weight = values["weight"]
-    if weight is None or weight == "":
-        return Change(state, resets_weight=True)
-    if not isinstance(weight, int) or isinstance(weight, bool) or not 0 <= weight <= MOST_WEIGHT:
-        raise CommandError(
-            400, f"weight must be an integer from 0 to {MOST_WEIGHT}, or empty for the file's"
-        )
-    return Change(state, weight)
 
 
 def _parse_form(body: bytes) -> dict[str, object]:

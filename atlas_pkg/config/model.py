@@ -69,6 +69,9 @@ from atlas_pkg.config.schema import Alias, Mark, Unit, either
 # The group of all upstreams that name none, and of all requests for which no route is meant.
 DEFAULT_GROUP = "default"
 
+# An administrator may give an upstream no other weights than the file may.
+MOST_WEIGHT = 1000
+
 # What the kernel takes for the path of a socket file (`sockaddr_un`), and a NUL behind it.
 _LONGEST_SOCKET_FILE = 107 if sys.platform == "linux" else 103
 
@@ -243,7 +246,7 @@ class UpstreamConfig:
     ]
     port: Annotated[int, between(1, 65535), "absent with a socket file"] = 0
     weight: Annotated[
-        int, between(0, 1000), "0 = no new clients (sticky ones are still served)"
+        int, between(0, MOST_WEIGHT), "0 = no new clients (sticky ones are still served)"
     ] = 1
     max_connections: Annotated[
         int, between(0, 1_000_000), "requests in flight to it, per process; 0 = no limit"
