@@ -17,7 +17,7 @@ from typing import NotRequired, TypedDict
 from atlas_pkg.control.report import DRAINING, SERVING, ProcessReport
 from atlas_pkg.observing.event_log import ErrorLine, Event, Events
 from atlas_pkg.observing.metrics import FAILURES, REQUESTS, RETRIES, Snapshot
-from atlas_pkg.observing.process_stats import Reload, UpstreamNow, is_usable, key_of
+from atlas_pkg.observing.process_stats import Reload, UpstreamNow, describe_state, is_usable, key_of
 from atlas_pkg.observing.rates import Latency, Rates, Sample, Strip
 
 # More than these, and the summary is no longer one.
@@ -174,7 +174,7 @@ def _judge_service(stats: Stats) -> tuple[str, str, list[str]]:
     """Level, text and details, without regard to what became of the last reload."""
     upstreams = stats["upstreams"]
     troubles = [item for item in upstreams if item["kind"] != "up"]
-    details = [f"{item['name']}: {_in_words(item)}" for item in troubles[:_MOST_DETAILS]]
+    details = [f"{item['name']}: {describe_state(item)}" for item in troubles[:_MOST_DETAILS]]
     if len(troubles) > _MOST_DETAILS:
         details.append(f"and {len(troubles) - _MOST_DETAILS} more")
     if stats["state"] == "draining":
@@ -193,7 +193,3 @@ def _judge_service(stats: Stats) -> tuple[str, str, list[str]]:
     number = len(upstreams) - len(troubles)
     text = f"{number} of {len(upstreams)} upstreams {'is' if number == 1 else 'are'} up"
     return "warn", text, details
-
-
-def _in_words(upstream: UpstreamStats) -> str:
-    return ", ".join(part for part in (upstream["state"], upstream["why"]) if part)

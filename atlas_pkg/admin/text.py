@@ -17,7 +17,8 @@ from atlas_pkg.admin.stats import Stats, UpstreamStats, Verdict
 from atlas_pkg.config.model import DEFAULT_GROUP
 from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.observing.event_log import ErrorLine, Event
-from atlas_pkg.observing.process_stats import UpstreamNow
+from atlas_pkg.observing.process_stats import UpstreamNow, describe_state
+from atlas_pkg.observing.timeline import show_printable
 
 NOTHING = "-"
 
@@ -48,7 +49,7 @@ def _show_ms(value: float | None) -> str:
 _NOW: tuple[_Column[UpstreamNow], ...] = (
     ("upstream", lambda item: item["name"] + (" (backup)" if item["backup"] else "")),
     ("address", lambda item: show_endpoint(item["address"], item["port"])),
-    ("state", lambda item: ", ".join(filter(None, (item["state"], item["why"])))),
+    ("state", describe_state),
     ("weight", _show_weight),
     ("in flight", _show_room),
     ("idle", lambda item: f"{item['idle']}"),
@@ -74,12 +75,12 @@ def show_status(stats: Stats, verdict: Verdict) -> str:
     lines += _show_table((*_now(stats["upstreams"]), *_MEASURED), stats["upstreams"])
     lines += ["", "Last events (UTC)", *map(_show_event, stats["events"])]
     lines += ["", "Last errors (UTC)", *map(_show_error, stats["errors"])]
-    return "".join(f"{_clean(line)}\n" for line in lines)
+    return "".join(f"{show_printable(line)}\n" for line in lines)
 
 
 def show_upstreams(upstreams: Sequence[UpstreamNow]) -> list[str]:
     """A table of all upstreams, as they are at this moment."""
-    return [_clean(line) for line in _show_table(_now(upstreams), upstreams)]
+    return [show_printable(line) for line in _show_table(_now(upstreams), upstreams)]
 
 
 def _now(upstreams: Sequence[UpstreamNow]) -> Sequence[_Column[UpstreamNow]]:
@@ -117,7 +118,7 @@ def _show_totals(stats: Stats) -> Iterator[str]:
 def _show_table(columns: Sequence[_Column[_Item]], items: Sequence[_Item]) -> Iterator[str]:
     """Lay out a table, each column as wide as what is in it."""
     rows = [[title for title, _ in columns]]
-    rows += [[_clean(read(item)) for _, read in columns] for item in items]
+    rows += [[show_printable(read(item)) for _, read in columns] for item in items]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
@@ -151,7 +152,3 @@ def _show_span(seconds: float) -> str:
         if seconds >= length:
             return f"{seconds // length:.0f} {unit}"
     return f"{max(0.0, seconds):.0f} s"
-
-
-def _clean(line: str) -> str:
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in line)

@@ -118,6 +118,11 @@ def is_usable(upstream: UpstreamNow) -> bool:
     return upstream["weight"] > 0 and upstream["kind"] in _USABLE
 
 
+def describe_state(upstream: UpstreamNow) -> str:
+    """Write an upstream's state and its cause in one phrase."""
+    return ", ".join(part for part in (upstream["state"], upstream["why"]) if part)
+
+
 def state_of(upstream: Upstream, now: float, *, is_checked: bool) -> State:
     """Put the state of `upstream` into words. Caller holds the balancer's lock.
 
