@@ -125,9 +125,9 @@ class ConfigWatcher:
         self._seen_files: list[tuple[Path, bytes]] = []
         self._stamp: tuple[object, ...] = ()  # equals none: what changed since `seen` is found
         self._complaint = ""
-        # Is there a reason for what it hands over? Not if nothing was seen but what it had to look
-        # at anew.
-        self.is_news = False
+        # Is there a reason for the present call of `on_change`: a change, or somebody who asked? Only
+        # the first one may lack it: what `files()` held when they were read before is not known.
+        self.has_reason = False
 
     def start(self) -> None:
         """Begin to watch. Returns at once."""
@@ -212,7 +212,7 @@ class ConfigWatcher:
         if (found, found_files) == (self._seen, self._seen_files) and not is_manual:
             log.debug("%s: looked at, unchanged", self._path)
             return
-        self.is_news = is_manual or found != self._seen or bool(self._seen_files)
+        self.has_reason = is_manual or found != self._seen or bool(self._seen_files)
         self._seen, self._seen_files = found, found_files
         self._on_change(data)
 

@@ -283,7 +283,7 @@ class Service:
         if restart:
             log.warning("needs a restart to take effect: %s", ", ".join(restart))
         if not live:
-            level = logging.INFO if self._watcher.is_news else logging.DEBUG
+            level = logging.INFO if self._watcher.has_reason else logging.DEBUG
             log.log(level, "configuration unchanged%s", " but for that" if restart else "")
             if self._reporter.reloads.settle(old.number):
                 log.info("the file that was refused is gone: it holds what is in force")

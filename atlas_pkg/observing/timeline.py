@@ -48,10 +48,10 @@ class ChoiceLine(TypedDict):
 
 
 class Failed(TypedDict):
-    """An attempt that failed, and the stage in which it did."""
+    """An attempt that failed, and how: in a word of the access log, such as "connect-failed"."""
 
     upstream: str
-    stage: str
+    stage: str  # that word: the name of the key is public, and stays
 
 
 class Timeline(TypedDict):
@@ -110,7 +110,7 @@ def build_timeline(record: Record, ended_at: float) -> Timeline:
         upstream=record.upstream,
         reused=record.reused and wait is not None,
         retries=record.retries,
-        failures=[Failed(upstream=name, stage=stage) for name, stage in record.failures],
+        failures=[Failed(upstream=name, stage=end) for name, end in record.failures],
         head_ms=head,
         choice_ms=choice,
         connect_ms=connect,
