@@ -43,13 +43,6 @@ def held_to(cpus: set[int]) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def find_free_port() -> int:
-    """Ask the kernel for a port that nobody uses now."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
-
-
 class Server:
     """A running program that listens on a port of 127.0.0.1."""
 

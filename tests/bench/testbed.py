@@ -32,7 +32,6 @@ from tests.bench.metrics import IDLE_CONNECTIONS, SIZES, Kind, Metric
 from tests.bench.processes import (
     Server,
     ServerFailed,
-    find_free_port,
     held_to,
     read_busy,
     read_cpu,
@@ -45,7 +44,7 @@ from tests.bench.rivals import (
     build_nginx_command,
     find_rival,
 )
-from tests.toolkit import find_program
+from tests.toolkit import find_program, free_port
 
 SETTLING = 0.3
 
@@ -183,7 +182,7 @@ class Testbed:
         self._instances += 1
         folder = self._folder / f"{name}-{self._instances}"
         folder.mkdir()
-        port = find_free_port()
+        port = free_port()
         server = Server(name, prepare(folder, port), port, folder / "log")
         self._ending.callback(server.end)
         server.wait_until_listening()
