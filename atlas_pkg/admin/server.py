@@ -71,17 +71,13 @@ class AdminPort:
 
     def stop_accepting(self) -> None:
         """Answer those who are connected once more, and nobody else: there is a successor."""
-        self._front.begin_drain()
         self._front.stop_accepting()
 
     def stop(self) -> None:
         """End, and cut whoever does not let go in time. Blocks."""
         self._aggregate.stop()
         self.stop_accepting()
-        self._front.release_idle()
-        self._front.wait_until_alone(GRACE)
-        self._front.cut()
-        self._front.stop()
+        self._front.end(GRACE)
 
 
 def serve_admin(settings: Admin, about: About, ends: Sequence[End]) -> Serve:

@@ -125,8 +125,8 @@ class ConfigWatcher:
         self._seen_files: list[tuple[Path, bytes]] = []
         self._stamp: tuple[object, ...] = ()  # equals none: what changed since `seen` is found
         self._complaint = ""
-        # Is there a reason for the present call of `on_change`: a change, or somebody who asked? Only
-        # the first one may lack it: what `files()` held when they were read before is not known.
+        # Is there a reason for the present call of `on_change`: a change, or somebody who asked?
+        # Only the first may lack one: what `files()` held when they were read before is unknown.
         self.has_reason = False
 
     def start(self) -> None:

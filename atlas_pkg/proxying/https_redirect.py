@@ -67,15 +67,11 @@ class HttpsRedirect:
 
     def stop_accepting(self) -> None:
         """Answer those who are connected once more, and nobody else."""
-        self._front.begin_drain()
         self._front.stop_accepting()
 
     def stop(self) -> None:
         """End, and cut whoever does not let go in a second. Blocks."""
-        self._front.release_idle()
-        self._front.wait_until_alone(GRACE)
-        self._front.cut()
-        self._front.stop()
+        self._front.end(GRACE)
 
     def _adapt(self, config: Config) -> Config:
         """What of `config` holds for this port, and the one route."""

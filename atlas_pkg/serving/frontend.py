@@ -2,8 +2,8 @@
 
 The proxy has a frontend (the word is HAProxy's), and so has the admin address: the same HTTP with
 another app. A frontend is made first, then started with its listening sockets, as a rule one. It
-ends in steps, since a drain wants to do things between them: `begin_drain`, `stop_accepting`,
-`release_idle` as often as needed, `cut`, `stop`.
+ends in two steps, `stop_accepting` and `end`. The proxy's drain takes smaller ones and does things
+between them: `begin_drain`, `stop_accepting`, `release_idle` as often as needed, `cut`, `stop`.
 
 Not done here: what the app does, and how long a drain waits.
 """
@@ -129,7 +129,11 @@ class Frontend:
         self._clients.is_draining = True
 
     def stop_accepting(self) -> None:
-        """Take those whom the kernel has connected already, and from now on nobody."""
+        """Take those whom the kernel has connected already, and from now on nobody.
+
+        Every answer closes its connection from now on.
+        """
+        self.begin_drain()
         for server in self._servers:
             server.shutdown()
             server.accept_backlog()
@@ -145,6 +149,13 @@ class Frontend:
     def wait_until_alone(self, timeout: float) -> None:
         """Wait until no client is connected, or time runs out."""
         self._clients.wait_until_below(1, timeout)
+
+    def end(self, grace: float) -> None:
+        """Finish what is under way within `grace` seconds, and cut the rest. Blocks."""
+        self.release_idle()
+        self.wait_until_alone(grace)
+        self.cut()
+        self.stop()
 
     def cut(self) -> int:
         """End all connections that are still open; returns how many there were."""
