@@ -149,7 +149,7 @@ class Balancer:
                     config,
                     order=order,
                     breaker=settings.circuit_breaker,
-                    # Whoever is missing there is rather an error than spoken to without TLS.
+                    # One that is missing there is an error: it must not be spoken to without TLS.
                     tls=settings.tls_clients[config.name] if config.tls is not None else None,
                 )
             if not is_start:
@@ -410,13 +410,13 @@ class Balancer:
         self._is_stale = False
 
     def _has_room(self) -> bool:
-        """Could anybody serve a client that belongs nowhere yet?"""
+        """Is an upstream available, with room, for a client that belongs to none yet?"""
         if self._is_stale or (self._next_change < math.inf and self._clock() >= self._next_change):
             self._refresh()
         return bool(self._available)
 
     def _may_wait(self, affinity: Affinity, tried: Collection[Upstream]) -> bool:
-        """Is there somebody for it who is merely full?"""
+        """Is it worth waiting: is an upstream that could serve it only full?"""
         if affinity.sticky is not None and self._keeps(affinity.sticky, tried):
             return True
         return any(upstream not in tried for upstream in self._full)
@@ -434,11 +434,11 @@ class Balancer:
     def _skip_recovering(
         self, first: Upstream, key: bytes, tried: Collection[Upstream]
     ) -> tuple[Upstream, Sequence[Upstream]]:
-        """Choose again where `first` starts slowly; returns also whom that has skipped."""
+        """Choose again where `first` starts slowly; returns the choice and those passed over."""
         upstream: Upstream | None = first
         skipped: list[Upstream] = []
         while upstream is not None and len(skipped) < MOST_SKIPPED:
-            # Where counts decide, it is the least loaded of all and comes up every time.
+            # Where counts decide, a slow starter is the least loaded and so comes up every time.
             by_load = self._strategy.wants_counts
             part = upstream.weight / self._total_weight if by_load else 1.0
             if not self._ramp.skips(upstream, part):

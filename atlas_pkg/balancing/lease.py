@@ -22,7 +22,7 @@ class Outcome(enum.Enum):
     NONE = "none"  # the client's own doing: says nothing about the upstream
 
 
-# At hand, since finding them in the class takes longer than the rest of a release.
+# As names of the module: looking a member up in its class takes longer than the rest of a release.
 SUCCESS, FAILURE = Outcome.SUCCESS, Outcome.FAILURE
 
 

@@ -87,8 +87,8 @@ class Upstream:
         self.weight_override: int | None = None
         self.recovered_at: float | None = None  # since when it starts slowly (`[slow_start]`)
         self.endpoints: tuple[Endpoint, ...] = parse_literal(config.address, config.port)
-        # What a probe, and an HTTP/1.0 request without Host, is given as one. A socket file has no
-        # name that a server would know.
+        # The Host of a probe, and of a request that came without one (HTTP/1.0). A socket file has
+        # no name that a server would know.
         host = show_endpoint(config.host or config.address, config.port)
         host = "localhost" if config.socket_file else host
         self.host_field = host.encode("ascii")
@@ -107,9 +107,10 @@ class Upstream:
         breaker: CircuitBreaker | None,
         tls: TlsClient | None = None,
     ) -> None:
-        """Be as a configuration wants it that comes into force; `order` is its place in the file.
+        """Take over what a configuration says that comes into force.
 
-        `tls` is who speaks TLS to it. Caller holds the balancer's lock.
+        `order` is its place in the file, and `tls` speaks TLS to it. Caller holds the balancer's
+        lock.
         """
         self.configured_weight = config.weight
         self.max_connections = config.max_connections
@@ -134,7 +135,7 @@ class Upstream:
 
     @property
     def load(self) -> float:
-        """Requests in flight for the weight, which is not 0: all that are idle are equal."""
+        """Requests in flight for each unit of its weight, which must not be 0."""
         return self.in_flight / self.weight
 
     @property
@@ -155,9 +156,9 @@ class Upstream:
         return self.is_alive(now)
 
     def note_health(self, is_up: bool, reason: str) -> bool:
-        """Take over what the checks say; False where nothing is different.
+        """Take over what the checks say; returns whether it went up or down.
 
-        What comes when a reload has just ended the checks is too late: nobody would correct it.
+        A result that comes after a reload has ended the checks is ignored: nobody would correct it.
         Caller holds the balancer's lock.
         """
         if self.health_check is None:

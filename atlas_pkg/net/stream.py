@@ -130,7 +130,7 @@ class Stream:
     def send_now(self, data: bytes) -> bytes:
         """Write what fits and return the rest. Never waits.
 
-        A failure is not told here: sending the rest meets it again.
+        A failure is not reported here: whoever sends the rest meets it again.
         """
         try:
             sent = self._sock.send(data, _NOW)
@@ -257,7 +257,7 @@ class Stream:
             if other is not None and seen and heeds_other:
                 if other.is_readable():
                     return False
-                seen = 0  # it was nothing that it says to us
+                seen = 0  # what came was nothing for us, a session ticket of TLS for example
             if self.fd in events:
                 return True
             # What has come is taken, even if we come late to look.

@@ -36,7 +36,7 @@ class End(enum.StrEnum):
 # What stands for the request line of a connection that is passed on unread (mode "tcp").
 RAW_LINE = b"TCP"
 
-# At hand, since finding it in its class costs as much as a look at the clock.
+# As a name of the module: looking it up in its class costs as much as a look at the clock.
 DONE = End.DONE
 
 

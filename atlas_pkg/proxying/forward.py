@@ -52,7 +52,7 @@ class Proxy:
 
         `AWAIT`: the request is sent, and the lane is to await the answer, or the rest of one that
         trickles. Raises `ClientError`, `ClientGone`, `NoUpstream` and `UpstreamError`, and
-        `StreamError` for the client's side; what is held then is let go of by who catches it.
+        `StreamError` for the client's side; whoever catches it lets go of what the exchange holds.
         """
         lane = exchange.client.lane
         if lane is not None and exchange.connection is not None:

@@ -31,7 +31,7 @@ class Next(enum.Enum):
     TAKEN = "taken"  # somebody else serves it now
 
 
-# At hand, since finding them in the class takes longer than comparing them.
+# As names of the module: looking a member up in its class takes longer than comparing it.
 PARK, FINISH, CLOSE, ABORT, TAKEN = Next
 
 
@@ -45,7 +45,7 @@ class Lane(Protocol):
         """Await the upstream of an exchange that a thread has brought so far."""
 
     def ignore(self, connection: UpstreamConnection) -> None:
-        """Say nothing of it any more: a thread reads from it."""
+        """Report no more events of this connection: a thread reads from it now."""
 
 
 class Opening(enum.Enum):
@@ -99,10 +99,10 @@ class Client:
         # Upstream connections that have been told who the client is (NTLM, Negotiate): they serve
         # nobody else, and end with it. The latest is last; None while there are none.
         self.bound: dict[Upstream, UpstreamConnection] | None = None
-        # When the first part of a head came that is not complete, or since when something else is
-        # due before it: then the deadline is for that.
+        # When the first part of an incomplete head came, or since when an opening is due; else 0.
+        # While it is set, the deadline is for that.
         self.head_since = 0.0
-        self.is_sending = False  # perhaps still, when it has got its last answer
+        self.is_sending = False  # it may still be sending when it gets its last answer
         self.is_lingering = False  # answered for the last time, waiting for the client to close
         self.linger_until = 0.0  # at the most,
         self.linger_bytes = 0  # and while it sends no more than these
@@ -133,9 +133,7 @@ class Client:
         return None
 
     def find_bound(self, group: str) -> Upstream | None:
-        """The upstream of a group that knows this client best: the latest to which a connection is
-        alive.
-        """
+        """The upstream of a group that knows this client, the latest first; None if none does."""
         for upstream, connection in reversed((self.bound or {}).items()):
             if upstream.group == group and not connection.stream.is_readable():
                 return upstream
@@ -143,7 +141,7 @@ class Client:
 
     @property
     def own_pool(self) -> Pool:
-        """A pool for its requests alone. Without a lane its pool is that."""
+        """A pool that serves no other client. Without a lane, `pool` is one."""
         if self.lane is None:
             return self.pool
         if self._own_pool is None:

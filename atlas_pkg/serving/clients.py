@@ -21,13 +21,12 @@ from atlas_pkg.errors import StreamError
 from atlas_pkg.net.tls import TlsStream
 from atlas_pkg.serving.client import ABORT, CLOSE, FINISH, PARK, TAKEN, Client, Next
 
-# After its last answer a client may go on sending: with pauses of so many seconds, for so long in
-# all (nginx has 5 and 30), and so much. Who uploads slowly and looks for an answer only at the end
-# should find it; and how much of it is read in one turn.
-LINGER = 2.0
-LINGER_TIME = 30.0
-LINGER_BYTES = 64 * 1024 * 1024
-LINGER_READS = 16
+# How long a client may go on sending after its last answer. One that uploads slowly, and looks for
+# an answer only at the end, shall find it.
+LINGER = 2.0  # a pause of so many seconds ends it (nginx: 5)
+LINGER_TIME = 30.0  # seconds in all (nginx: 30)
+LINGER_BYTES = 64 * 1024 * 1024  # in all
+LINGER_READS = 16  # in one turn: others wait for theirs
 
 # Whoever has only just come may be about to say its first word. A drain gives it so long.
 FIRST_WORD = 1.0
@@ -176,11 +175,13 @@ class Clients:
 
 
 def _is_between_requests(client: Client) -> bool:
-    """Has it been answered, or just come, and says nothing new? For others than its owner that is
-    a hint.
+    """Has it been answered, or just come, and said nothing since?
+
+    Only its owner can rely on the answer; for anybody else it is a hint.
     """
     stream = client.stream
-    # What is due before a first request has begun with its first byte; a head, when we say so.
+    # While an opening is due, `head_since` is set from its beginning; what tells there that the
+    # client has said something is that the handshake has begun.
     has_begun = isinstance(stream, TlsStream) if client.awaits else bool(client.head_since)
     if has_begun or client.is_lingering or stream.buffered:
         return False

@@ -3,9 +3,9 @@
 This is RFC 9112 §9. `read` makes an exchange of what a client has said. `wait` is the road: it
 serves that exchange to its end, and blocks wherever it has to. `ask` and `answer` are the shortcut,
 for a thread that serves many clients and must not wait for any (`lane.py`); what they cannot
-finish, `wait` finishes, from wherever they have stopped. A head that is not complete waits with
-what has arrived of it, and before the first one so does a PROXY header, or a TLS handshake: a slow
-client holds nobody.
+finish, `wait` finishes, from wherever they have stopped. While a head is incomplete, the client is
+parked with what has arrived of it, and so it is during a PROXY header or a TLS handshake before the
+first head: a slow client holds nobody up.
 
 A request that is refused takes the road of a good one: it becomes an exchange that has failed. All
 errors of an exchange end here, in `_fail`, and only there are they turned into answers.
@@ -174,7 +174,8 @@ class HttpService:
     def note(self, record: Record) -> None:
         """An exchange has ended: have it told to the observers.
 
-        To be done before its client is let go of: who waits for the last client finds it noted.
+        To be called before its client is let go: whoever waits until no client is left, a drain for
+        example, then finds all records noted.
         """
         self._observers.note(record)
         if not self._has_lane:

@@ -31,7 +31,7 @@ from atlas_pkg.serving.failures import build_answer, build_last_answer
 from atlas_pkg.serving.generation import Generation
 from atlas_pkg.serving.router import Route, Router
 
-# Whether a client is still there is not asked before its answer takes so long.
+# Whether a client is still there is asked only when its answer takes longer than this.
 LOOK_AFTER = 0.5
 
 
@@ -43,7 +43,7 @@ class Step(enum.Enum):
     DONE = "done"  # it has ended
 
 
-# At hand, since finding them in the class takes longer than comparing them.
+# As names of the module: looking a member up in its class takes longer than comparing it.
 AWAIT, WAIT, DONE = Step
 
 
@@ -58,7 +58,7 @@ class Exchange:
     has_started = False
     # Closing the connection is what ends the answer's body, so a cut needs another sign.
     ends_by_closing = False
-    # Ours for this request, if we make one: the same for each attempt.
+    # The id that we have made for this request, if any: every attempt sends the same.
     request_id = b""
     # Why it was sent where, one for each attempt; None while nobody asks.
     choices: list[Choice] | None = None
@@ -66,11 +66,11 @@ class Exchange:
     # How far it has come. What is held for it:
     lease: Lease | None = None
     connection: UpstreamConnection | None = None
-    unsent = b""  # of the request's head and what came with it, what was not taken yet
+    unsent = b""  # what the upstream has not taken yet of the head, and of what came with it
     replay: bytes | None = None  # a body that came whole with its head, kept for another attempt
     awaits_continue = False  # the client holds its body back until it hears 100
     is_deaf = False  # the upstream takes no more of the request
-    has_heard = False  # from the upstream, if only an interim answer
+    has_heard = False  # the upstream has said something, if only an interim answer
     response: Response | None = None
     response_body: Body | None = None
     rest = b""  # of the answer, what the client has not taken yet

@@ -49,9 +49,9 @@ class Generation:
     ) -> None:
         """`secret` signs sticky cookies where the configuration has none; made up if empty.
 
-        The balancers of `previous` go on under their settings until this generation is swapped in.
-        `certificates` are shown to clients who speak TLS; None where they do not. Of `tls_clients`,
-        who have spoken it to upstreams, stays what is not different now, or cannot be read.
+        The balancers of `previous` keep its settings until this generation is swapped in.
+        `certificates` are shown to clients who speak TLS; None where they do not. `tls_clients` are
+        those of before: each is kept where nothing is different, or its files cannot be read now.
         """
         self.number: int = previous.number + 1 if previous else 1
         self.config = config
@@ -114,8 +114,9 @@ class Generation:
         if known is not None and settings.upstreams:
             balancer = known.balancer
         else:
-            # In a reload it is without upstreams until the swap, which finds that all are new. One
-            # whose upstreams have all left keeps them for those who began with it.
+            # In a reload a new balancer gets its upstreams at the swap, which returns them as new.
+            # A group whose upstreams have all left gets a new balancer too: exchanges that have
+            # begun still use the old one.
             balancer = Balancer(BalancerSettings() if previous else settings)
         affinity = None
         if sticky is not None or routing.strategy in HASHES:

@@ -42,10 +42,12 @@ BATCH = 32
 # When nothing has come for so long, it is time to tell observers what has happened.
 LULL = 0.002
 
-# How often deadlines are looked after; sooner where that of an answer is sooner, but with at least
-# the second of these in between. And how often idle upstream connections are.
+# How often deadlines are looked after: sooner where an answer is due sooner, but never more often
+# than the second of these allows.
 SWEEP_INTERVAL = 0.5
 SHORTEST_INTERVAL = 0.05
+
+# How often idle upstream connections are looked after.
 TIDY_INTERVAL = 5.0
 
 if HAS_EPOLL:
@@ -107,7 +109,8 @@ class EpollLane:
     def take_back(self, exchange: Exchange) -> None:
         """Await what the upstream says next. For any thread; the caller gives the exchange up.
 
-        What it has said since the last read may have been told already, and is told again.
+        The registration is armed anew, so the `epoll` reports what has come since the last read,
+        even if it did so before.
         """
         connection = exchange.connection
         assert connection is not None
@@ -120,7 +123,7 @@ class EpollLane:
             self._epoll.register(fd, _UPSTREAM_EVENTS)
 
     def ignore(self, connection: UpstreamConnection) -> None:
-        """Say nothing of it any more: a thread reads from it. For any thread."""
+        """Report no more events of it: a thread reads from it now. For any thread."""
         if connection.is_watched:
             connection.is_watched = False
             self._epoll.unregister(connection.stream.fd)
@@ -180,8 +183,8 @@ class EpollLane:
     def _sweep(self, now: float) -> float:
         """End what has waited too long; returns when that is to be done again.
 
-        Answers that are overdue are found one by one, not all of half a second together: they may
-        be tried again, and there is a budget for that.
+        It comes again when the next answer is due, so overdue ones are found one by one and not all
+        of half a second together: they may be retried, and the budget of retries is small.
         """
         again = now + SWEEP_INTERVAL
         http = self._http

@@ -11,8 +11,8 @@ every reading. A fence that any of them meets counts; where one and the same fen
 the path as it is written, that one decides, and otherwise the request is refused: nobody can say
 what it means. Capitals are no other reading: `/ADMIN` is not `/admin`.
 
-It stands here, and not with what is done about it, since an exchange is counted, queued and kept at
-its upstream by group from its beginning on.
+It belongs to this room and not to the proxy's, since an exchange has its group from the beginning:
+for its record, for the queue, and for the upstream that its client belongs to.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ wait for old ones.
 
 Where there is no room for another client, those that have been silent longest make room, and while
 there are none, accepting pauses and the kernel's backlog holds the newcomers. Room is what
-`listen.max_connections` and the limit of open files leave. The log says once that others wait,
-until a time comes when nobody does.
+`listen.max_connections` and the limit of open files leave. The log says once that others wait, and
+again only after a time in which nobody had to.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
                 return
 
     def shutdown_request(self, request: Any) -> None:
-        """The library's end of a request: whoever has served the client has closed it already."""
+        """Called by the library last of all; whoever has served the client has closed it."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         """Log what the library caught; it would print a traceback to the terminal."""

@@ -45,8 +45,8 @@ class Threads:
         self._work = work
         self._most = most
         self._most_long = most - max(1, most // 4) if most > 1 else most
-        # Two lines, and a wake-up for each that joined one. One that has lost patience takes
-        # nobody's wake-up along, so a thread may find nothing.
+        # Two lines, and a wake-up for each exchange that joined one. When an exchange is taken out
+        # as overdue its wake-up stays, so a thread may wake and find nothing.
         self._line: _Line = deque()
         self._long_line: _Line = deque()
         self._wake_ups: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -80,7 +80,7 @@ class Threads:
         self._wake_ups.put(None)
 
     def take_overdue(self, now: float) -> Iterator[Exchange]:
-        """Own those that have stood in line for too long, the first first. For one thread only."""
+        """Take out those that have stood in line for too long, oldest first. For one thread."""
         for line in (self._line, self._long_line):
             put_back = []
             while line:
@@ -89,7 +89,7 @@ class Threads:
                 except IndexError:
                     break
                 if now - since < exchange.generation.config.timeouts.queue:
-                    put_back.append((since, exchange))  # it came next anyway
+                    put_back.append((since, exchange))  # nor are those behind it overdue
                     break
                 if exchange.has_started:  # it is too late to say anything else
                     put_back.append((since, exchange))
@@ -123,7 +123,8 @@ class Threads:
     def _run(self) -> None:
         copier = Copier()
         while self._wait_for_work():
-            # Not by wake-ups alone: who was passed over for being long is remembered by nobody.
+            # One wake-up is not one piece of work: what was passed over before, since too many
+            # long ones were under way, has used its own up.
             while (taken := self._take()) is not None:
                 exchange, is_long = taken
                 self._keep_reserve()
