@@ -161,7 +161,7 @@ class Aggregate:
         return reports, whole
 
     def _retire(self, present: set[str]) -> None:
-        """Count on together, too, whom dead processes have known. Caller holds the lock."""
+        """As `Counters.retire`, for what dead processes have counted. Caller holds the lock."""
         counted = {name for upstreams in self._gone.values() for name in upstreams}
         if gone := self._departures.find_gone(counted, present, time.monotonic()):
             self._gone = merge([self._gone])  # a copy: others may be reading the old one
@@ -253,7 +253,8 @@ def _merge_certificates(reports: Sequence[ProcessReport]) -> dict[str, float]:
 def judge_readiness(reports: Sequence[ProcessReport], mode: str = "http") -> tuple[bool, str]:
     """Can requests be answered now, and in a few words why (not)?
 
-    Clients come to any of the processes, so each must have an upstream for them, but for files.
+    Clients come to any of the processes, so each must have a usable upstream, unless it serves
+    files.
     """
     states = {report["state"] for report in reports}
     if not reports:

@@ -75,7 +75,7 @@ class Observing:
         self._target: tuple[str, str] | None = None  # path and format in use
 
     def ask(self, asking: Asking) -> None:
-        """Explain others from now on."""
+        """Change which exchanges are explained."""
         self.tracer.ask(asking)
         self._observers.refresh()
 
@@ -124,7 +124,7 @@ class Observing:
             leaving.close()  # last, so that nothing comes to a closed log
 
     def _watch(self) -> None:
-        """Have them told, as far as anybody is interested. Caller holds the lock."""
+        """Have the observers that there are now told of exchanges. Caller holds the lock."""
         observers, timed = self._always, A_FEW if self._is_counting else 0
         if self._access_log is not None:
             observers = (*observers, self._access_log.note)

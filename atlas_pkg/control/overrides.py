@@ -1,10 +1,10 @@
-"""What an administrator has said that lays itself over the configuration, until Atlas ends.
+"""What an administrator has said, which goes before the configuration until Atlas ends.
 
 The states and weights of upstreams, and which exchanges are to be explained. Upstreams are known by
-group, name, address and port: who leaves the configuration and comes back is the same one.
+group, name, address and port: one that leaves the configuration and comes back is the same one.
 
-The process that has the admin address keeps the `OverridesHolder`. With each question how they are
-it tells all processes the whole of it (`control/channel.py`). Not done here: carrying it out
+The process that has the admin address keeps the `OverridesHolder`. Each time it asks the others how
+they are, it tells them all overrides (`control/channel.py`). Not done here: carrying them out
 (`control/service.py`).
 """
 
@@ -20,7 +20,7 @@ from atlas_pkg.observing.tracer import Asking
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What is to be different; None is what stays."""
+    """What is to change for one upstream; what is None stays as it is."""
 
     state: AdminState | None = None
     weight: int | None = None
@@ -54,7 +54,7 @@ class Explain(NamedTuple):
 
 
 class Overrides(NamedTuple):
-    """All that is said at one moment. Not to be changed: `OverridesHolder` makes new ones."""
+    """All overrides at one moment. Never changed: `OverridesHolder` makes new ones."""
 
     version: int  # grows with every change
     upstreams: dict[Identity, Override]  # without those that are as configured
@@ -73,11 +73,11 @@ class OverridesHolder:
         self._current = overrides
 
     def current(self) -> Overrides:
-        """Return them."""
+        """Return the overrides in force."""
         return self._current
 
     def change(self, identity: Identity, change: Change) -> None:
-        """Let something else hold for an upstream from now on."""
+        """Change the override of one upstream."""
         with self._lock:
             version, upstreams, explain = self._current
             override = upstreams.get(identity, AS_CONFIGURED)
@@ -102,7 +102,7 @@ class OverridesHolder:
 
 
 def encode(overrides: Overrides) -> dict[str, Any]:
-    """Make a document for another process of them."""
+    """Build a document that another process can be sent as JSON."""
     return {
         "version": overrides.version,
         "upstreams": [
@@ -114,7 +114,7 @@ def encode(overrides: Overrides) -> dict[str, Any]:
 
 
 def decode(document: dict[str, Any]) -> Overrides:
-    """Make overrides of what `encode` has made."""
+    """Read what `encode` has built."""
     upstreams = {
         (name, address, port, group): Override(AdminState(state), weight)
         for name, address, port, group, state, weight in document["upstreams"]

@@ -71,7 +71,7 @@ def _read_regular(path: Path) -> bytes:
 
 
 def _digest(paths: Sequence[Path]) -> list[tuple[Path, bytes]]:
-    """Sum up what files hold; nothing is what one holds that cannot be read."""
+    """Sum up what files hold; one that cannot be read counts as empty."""
     digests = []
     for path in paths:
         try:
@@ -121,7 +121,7 @@ class ConfigWatcher:
         self._burst = Burst(quiet=debounce, limit=poll_interval)
         self._files = files
         self._seen = (trace_path(self._path)[0], hashlib.sha256(seen).digest())
-        # Looked at anew from the start: they may have changed since whoever read them.
+        # Empty, so that the first look hands all over: they may have changed since they were read.
         self._seen_files: list[tuple[Path, bytes]] = []
         self._stamp: tuple[object, ...] = ()  # equals none: what changed since `seen` is found
         self._complaint = ""

@@ -65,7 +65,7 @@ class Reloads:
             self._last = Reload(time=time.time(), ok=ok, error=error, generation=generation)
 
     def settle(self, generation: int) -> bool:
-        """The file holds what is in force: it is no longer one that was refused. Was it?"""
+        """The file holds what is in force; returns whether the last one read had been refused."""
         with self._lock:
             was_refused = self._last is not None and not self._last["ok"]
             if was_refused:

@@ -69,7 +69,8 @@ DAY = 86_400.0
 # How long one who takes over waits for the first probes of its upstreams.
 FIRST_PROBES = 5.0
 
-# Whose connections are ended are given this long to take note of it, for the access log.
+# After connections have been cut, their exchanges have this long to end, so that the access log has
+# them.
 CUT_GRACE = 1.0
 
 
@@ -141,17 +142,17 @@ class Service:
         self._health = HealthChecker(self._note_probe)
         self._has_ended = threading.Event()
         self._seen = seen
-        # Of the configuration that was read last, if it could be: where it was refused for one of
-        # them, it may be good once that is.
+        # Those of the configuration that was read last, even if it was refused: it may have been
+        # because of one of these, and be good once that file is.
         self._files = config.files
         self._last_good = last_good
         self._watcher = self._build_watcher()
 
     def catch_up(self) -> None:
-        """Begin with what is in force by now. For a process in place of another, before `start`.
+        """Begin with what is in force by now. For a process that replaces another, before `start`.
 
-        Its own configuration may be as old as the supervisor; the other processes have followed
-        the file since, as far as it was good.
+        The configuration that it was given is as old as the supervisor. The other processes have
+        followed the file since, as far as it was good.
         """
         found = _read_newest(self._config.path, self._last_good)
         data, config = found or (self._seen, self._config)
@@ -170,8 +171,8 @@ class Service:
     def start(self, listeners: Sequence[socket.socket], *, takes_over: bool = False) -> None:
         """Begin to serve the clients of `listeners`, which are taken over.
 
-        One who `takes_over` from another process knows first who of its upstreams is well, as that
-        one does. Raises `StartError` where the access log cannot be opened.
+        One that `takes_over` from another process probes all upstreams once before: the other one
+        knows which of them are up. Raises `StartError` where the access log cannot be opened.
         """
         self._observing.start(self._config)
         self._resolver.look_up(self._config.upstreams)
@@ -355,9 +356,9 @@ class Service:
         """Stop accepting, finish what is under way; returns whether all of it was finished.
 
         Ends early when `is_cut` says so. Blocks for `timeouts.pre_drain` and then for
-        `timeouts.drain` at most. With a successor nobody is to notice: who says nothing may go on
-        doing so until then, since what it is about to say would be lost with its connection. It is
-        answered, and told to ask the successor next time.
+        `timeouts.drain` at most. With a successor no client is to notice: an idle connection stays
+        open until then, since a request may be on its way over it. That is answered, and the client
+        told to close, so its next request goes to the successor.
         """
         timeouts = self._holder.generation.config.timeouts
         self._reporter.state = DRAINING
@@ -434,7 +435,7 @@ class Service:
 
 
 def _read_newest(path: Path, last_good: SharedText | None) -> tuple[bytes, Config] | None:
-    """The file, or where it is not good, the last one that was; None if none ever was."""
+    """The file or, where it is refused, the last one that was in force; None if there is none."""
     try:
         data = read_document(path)
         return data, parse_config(data, path)

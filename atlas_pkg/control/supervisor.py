@@ -42,7 +42,7 @@ from atlas_pkg.control.takeover import Takeover
 
 log = logging.getLogger("atlas.supervisor")
 
-# Whoever lived this long did not die of its start; the next death is a first one again.
+# A process that has lived this long did not die of its start; its death counts as a first one.
 STEADY_LIFE = 30.0
 
 # Pauses before a process that keeps dying is started again: none, half a second, twice that ...
@@ -326,7 +326,7 @@ class Supervisor:
         """
         for other in self._children:
             if other.bell is not None:
-                other.bell.close()  # else the others would not notice the supervisor's end
+                other.bell.close()  # while a copy is open, nobody notices the supervisor's end
             if other is not child:
                 other.close_listeners()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

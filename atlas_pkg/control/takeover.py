@@ -66,7 +66,7 @@ class Heritage(NamedTuple):
 
 
 def read_heritage() -> Heritage:
-    """Take over what a predecessor has left for this process, or systemd. Raises `StartError`."""
+    """Take over what a predecessor, or systemd, has left for this process. Raises `StartError`."""
     number = os.environ.pop(VARIABLE, "")
     if not number:
         return Heritage(Inherited(take_sockets()), os.urandom(32), NO_OVERRIDES)
@@ -137,7 +137,7 @@ class Takeover:
         return False
 
     def abandon(self) -> None:
-        """This process is to end, and so is a successor that has not begun to serve."""
+        """End a successor that does not serve yet, since this process is to end itself."""
         if self.successor:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.successor, signal.SIGTERM)

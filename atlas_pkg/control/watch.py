@@ -55,9 +55,9 @@ _REFUSALS = (OSError, RuntimeError)
 def trace_path(path: Path) -> tuple[Path, set[Path]]:
     """Follow absolute `path` through its links, and name all on the way that could redirect it.
 
-    Returns where it ends, whether or not anything is there, and the path of each link and of the
-    end itself. None of these is reached through a link, and the directory of each exists: for one
-    in a missing directory stands the uppermost that is missing, where something would appear.
+    Returns where it ends, whether or not anything is there, and the names to watch: each link on
+    the way, and the end itself. Their own paths lead through no link. Where the directory of one is
+    missing, the name is that of the first directory on its path that is: that would appear first.
     """
     todo = list(reversed(path.parts[1:]))
     here = Path(path.anchor)
@@ -98,7 +98,7 @@ class _Ear(FileSystemEventHandler):
         self.directories: frozenset[str] = frozenset()  # heeded too, when they leave
 
     def on_any_event(self, event: FileSystemEvent) -> None:
-        """Let an event count that is about our paths."""
+        """Pass on an event that is about one of our paths."""
         paths = {os.fsdecode(event.src_path), os.fsdecode(event.dest_path)}
         # A directory is "modified" by everything that comes and goes in it.
         has_left = event.event_type in _LEAVING and not self.directories.isdisjoint(paths)

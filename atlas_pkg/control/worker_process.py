@@ -35,7 +35,7 @@ def build_question(overrides: Overrides, *, explains: bool) -> Question:
 
 
 def recall_overrides(ends: Sequence[End]) -> Overrides:
-    """What holds by the word of an admin process before this one."""
+    """The newest overrides that an earlier admin process has told the worker processes."""
     said = [item["question"]["overrides"] for end in ends if (item := end.said())]
     return max(map(decode, said), key=lambda item: item.version, default=NO_OVERRIDES)
 

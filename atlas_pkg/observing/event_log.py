@@ -24,7 +24,7 @@ from operator import itemgetter
 from typing import TypedDict
 
 from atlas_pkg.observing.process_stats import UpstreamNow
-from atlas_pkg.observing.record import End, Record
+from atlas_pkg.observing.record import DONE, End, Record
 from atlas_pkg.observing.timeline import show_line
 
 MOST_EVENTS = 50
@@ -45,8 +45,6 @@ _FAILED = {
 }
 _ANSWERED = "the upstream's own answer"
 _ROUTED = "the fixed answer of a route"
-
-_DONE = End.DONE
 
 # A breaker that is not closed.
 _BREAKER_KINDS = frozenset({"open", "half-open"})
@@ -95,7 +93,7 @@ class Errors:
     def note(self, records: Sequence[Record]) -> None:
         """Keep the exchanges that failed; an `Observer`."""
         for record in records:
-            if record.end is not _DONE or record.status >= 500:
+            if record.end is not DONE or record.status >= 500:
                 own = _ROUTED if record.end is End.ROUTE else _ANSWERED
                 text = _FAILED.get(record.end, own if record.status >= 500 else "")
                 if text:

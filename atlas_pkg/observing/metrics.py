@@ -39,23 +39,23 @@ BUCKETS = (*map(str, BUCKET_BOUNDS), "+Inf")
 # By the first digit of the status. None at all (no answer could be sent) is the first.
 CODE_CLASSES = ("other", "1xx", "2xx", "3xx", "4xx", "5xx")
 
-# Who made the answers that no upstream made, in each group and outside of all.
+# The upstream's name in the keys of answers that no upstream made.
 NOBODY = "-"
 
-# Whose it is where a counter is not kept for each upstream.
+# The key of a counter that is not kept for each upstream.
 ALL = ""
 
-# Upstreams that are told apart, and what all others are called together.
+# How many upstreams have keys of their own, and the one key of all beyond that.
 MOST_NAMES = 2000
 OTHER = "-/_other"
 
-# As whom those are counted on who left so long ago, in seconds.
+# The one key of upstreams that have left the configuration, after so many seconds.
 GONE = "-/-gone-"
 GONE_AFTER = 300.0
 
 
 def name_key(group: str, upstream: str) -> str:
-    """As whom an upstream of a group is counted."""
+    """The key under which an upstream of a group is counted."""
     return f"{group}/{upstream}"
 
 
@@ -66,7 +66,7 @@ def split_key(key: str) -> tuple[str, str]:
 
 
 def own_keys(keys: Iterable[str]) -> set[str]:
-    """As whom our own answers are counted, with `keys` those of the upstreams."""
+    """The keys under which our own answers are counted; `keys` are those of the upstreams."""
     return {name_key(group, NOBODY) for group in ("-", *(split_key(key)[0] for key in keys))}
 
 
@@ -79,7 +79,7 @@ _FAILURES = frozenset(End) - {
 # Ends after which the answer was ours, whoever had been asked.
 _OWN_ANSWERS = (_FAILURES - {End.UPSTREAM_CUT}) | {End.REFUSED}
 
-# Whose counter grows, its label, and by how much.
+# A key, a label, and by how much the counter grows.
 _Growth = tuple[str, str, float]
 
 
@@ -210,13 +210,13 @@ Snapshot = dict[str, dict[str, dict[str, float]]]
 
 
 class Departures:
-    """Who is counted and no longer configured, and since when. For one thread at a time."""
+    """Keys that are counted and no longer configured, and since when. For one thread at a time."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
     def find_gone(self, counted: Collection[str], present: Collection[str], now: float) -> set[str]:
-        """Who of those that are `counted` has not been `present` for `GONE_AFTER`."""
+        """The keys among those `counted` that have not been `present` for `GONE_AFTER`."""
         absent = set(counted) - set(present) - own_keys(present) - {ALL, OTHER, GONE}
         self._since = {name: self._since.get(name, now) for name in absent}
         return {name for name, since in self._since.items() if now - since >= GONE_AFTER}
@@ -271,7 +271,7 @@ class Counters:
         return found
 
     def retire(self, present: Collection[str], now: float) -> None:
-        """Count those on together who left long ago; `present` are the keys of those of now."""
+        """Add up under `GONE` what left long ago; `present` are the keys that are configured."""
         with self._going:
             with self._lock:
                 counted = {name for _, upstreams in self._counted for name in upstreams}
@@ -294,7 +294,7 @@ class Counters:
 
 
 def fold(upstreams: dict[str, dict[str, float]], gone: set[str]) -> None:
-    """Have `GONE` take over what was counted for those in `gone`."""
+    """Add what was counted under the keys in `gone` to `GONE`, in their place."""
     for name in gone & upstreams.keys():
         together = upstreams.setdefault(GONE, defaultdict(int))
         for label, amount in upstreams.pop(name).items():

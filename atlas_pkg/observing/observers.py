@@ -30,15 +30,15 @@ ALL = 2**63
 
 
 class Observers:
-    """Observers, and records that they have not been told of. Thread-safe."""
+    """The observers, and the records that they have not been told of yet. Thread-safe."""
 
     def __init__(self) -> None:
         # While nobody watches, nobody need make records.
         self.are_there = False
         # What nobody has been told of, the oldest first. For others to look at.
         self.pending: deque[Record] = deque()
-        # So many more exchanges are to be followed, before the next publication. It is counted down
-        # without the lock: one more or less is no matter.
+        # How many more exchanges are to be timed before the next publication. Counted down without
+        # the lock: one more or less does not matter.
         self.to_time = 0
         self._observers: tuple[Observer, ...] = ()
         self._timed = 0
@@ -73,7 +73,7 @@ class Observers:
         self.pending.append(record)
 
     def publish(self) -> None:
-        """Tell of all that have ended so far; who returns from here knows that it is done."""
+        """Tell the observers of all that have ended so far; they have been told on return."""
         with self._lock:
             self._publish()
 
@@ -92,7 +92,7 @@ class Observers:
                 log.exception("%d exchanges could not be observed", len(records))
 
     def refresh(self) -> None:
-        """Follow exchanges anew: all of them, if somebody wants to have some explained.
+        """Set anew how many exchanges are timed: all, if somebody wants some explained.
 
         To be called when the tracer has been asked for something else.
         """

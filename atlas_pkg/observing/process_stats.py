@@ -67,7 +67,7 @@ class UpstreamNow(TypedDict):
 
 
 def key_of(upstream: UpstreamNow) -> str:
-    """As whom it is counted."""
+    """The key under which `metrics.py` counts it."""
     return name_key(upstream["group"], upstream["name"])
 
 

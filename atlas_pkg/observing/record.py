@@ -72,7 +72,7 @@ class Record:
     failures: Sequence[tuple[str, str]] = ()  # (upstream, value of `End`) of each that failed
     choices: list[Choice] | None = None  # why it went where; None: nobody has asked
     end = DONE
-    times: Times | None = None  # when it was where in between; None: nobody shows that
+    times: Times | None = None  # when it reached each stage; None: nobody shows that
     ended_at = 0.0
 
     def __init__(self, address: str, line: bytes, head_at: float) -> None:

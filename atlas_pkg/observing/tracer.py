@@ -30,7 +30,7 @@ MOST_ONE_IN = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """Which exchanges are to be explained from now on; None is what stays."""
+    """Which exchanges are to be explained from now on; what is None stays as it is."""
 
     one_in: int | None = None  # 0 = none
     next_from: str | None = None  # the address of a client; empty = wait for nobody
@@ -76,7 +76,7 @@ class Tracer:
         self._explained.extend(record for record in timed if record.choices is not None)
 
     def ask(self, asking: Asking) -> None:
-        """Explain others from now on."""
+        """Change which exchanges are explained."""
         with self._lock:
             if asking.one_in is not None:
                 self._one_in, self._turns = asking.one_in, itertools.count()
