@@ -184,7 +184,7 @@ def _send_head(exchange: Exchange, connection: UpstreamConnection) -> bool:
     exchange.deadline = time.monotonic() + generation.config.timeouts.upstream_head
     exchange.unsent = connection.stream.send_now(head)
     if exchange.times is not None:
-        exchange.note_asked()
+        exchange.times.asked_at = time.monotonic()
     return not exchange.unsent and (body is None or body.is_through)
 
 

@@ -302,8 +302,3 @@ class Exchange:
         if self.times is not None:
             is_new = not connection.requests
             self.times.connected_at = time.monotonic() if is_new else self.times.chosen_at
-
-    def note_asked(self) -> None:
-        """The request's head has been sent, for those who watch."""
-        if self.times is not None:
-            self.times.asked_at = time.monotonic()
