@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import signal
 import socket
 import sys
@@ -50,14 +51,14 @@ from atlas_pkg.control.process import (
     share_one_heap,
 )
 from atlas_pkg.control.report import ProcessReport
-from atlas_pkg.control.service import Options, Service, Setup, log_start
+from atlas_pkg.control.service import Options, Service, Setup, log_warnings
 from atlas_pkg.control.supervisor import TICK, Supervisor
 from atlas_pkg.control.systemd import Notifier
 from atlas_pkg.control.takeover import Heritage, Listeners, Takeover, read_heritage
 from atlas_pkg.control.worker_process import build_question, build_worker_life, recall_overrides
 from atlas_pkg.demo import Demo
 from atlas_pkg.errors import ConfigError, StartError
-from atlas_pkg.net.certificates import read_certificates
+from atlas_pkg.net.certificates import Certificates, read_certificates
 from atlas_pkg.net.listener import open_listener, open_listeners
 from atlas_pkg.net.tls_client import read_tls_clients
 from atlas_pkg.observing.tracer import MOST_ONE_IN
@@ -152,7 +153,7 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
         return EXIT_FAILED
     for where in heritage.listeners.close():
         log.warning("%s is open but not in the configuration: closed", where)
-    log_start(config, port, certificates)
+    _log_start(config, port, certificates)
     if admin is not None:
         where = show_endpoint(admin.settings.address, admin.listener.getsockname()[1])
         log.info("admin address http://%s", where)
@@ -166,6 +167,29 @@ def run(path: Path, options: Options, demo: Demo | None = None) -> int:
     setup = Setup(config, seen, options, heritage.secret, certificates, tls_clients)
     is_finished = serve(ports, setup, heritage)
     return EXIT_OK if is_finished else EXIT_FAILED
+
+
+def _log_start(config: Config, port: int, certificates: Certificates | None) -> None:
+    """Tell what is started, once for all processes."""
+    listen = config.listen
+    log.info("Atlas %s, mode %s, configuration %s", atlas_pkg.__version__, listen.mode, config.path)
+    for upstream in config.upstreams:
+        log.info("upstream %s at %s, weight %d", upstream.label, upstream.endpoint, upstream.weight)
+    log_warnings(config, certificates)
+    for number, route in enumerate(config.routes, 1):
+        log.info("route %d: %s", number, route)
+    if listen.mode == "static":
+        log.info("files of %s", os.fsdecode(config.root))
+    else:
+        log.info("strategy %s", config.routing.strategy)
+    for group, routing in config.groups:
+        log.info("strategy of group %s: %s", group, routing.strategy)
+    schemes = ("tcp", "tls") if listen.mode == "tcp" else ("http", "https")
+    scheme = schemes[listen.tls is not None]
+    log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
+    if listen.http_redirect:
+        where = show_endpoint(listen.address, listen.http_redirect)
+        log.info("http://%s leads there", where)
 
 
 class _AdminParts(NamedTuple):

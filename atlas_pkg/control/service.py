@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import threading
 import time
@@ -17,7 +16,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-import atlas_pkg
 from atlas_pkg import logs
 from atlas_pkg.balancing.balancer import Addresses
 from atlas_pkg.balancing.health import HealthChecker, HealthState
@@ -29,7 +27,6 @@ from atlas_pkg.config.document import read_document
 from atlas_pkg.config.loader import parse_config
 from atlas_pkg.config.model import Config
 from atlas_pkg.config.pages import list_pages
-from atlas_pkg.config.rules import show_endpoint
 from atlas_pkg.config.summary import warnings_of
 from atlas_pkg.control.channel import SharedText
 from atlas_pkg.control.observing import Observing
@@ -446,29 +443,6 @@ def _read_newest(path: Path, last_good: SharedText | None) -> tuple[bytes, Confi
         return data, parse_config(data, path)
     except ConfigError:
         return None
-
-
-def log_start(config: Config, port: int, certificates: Certificates | None = None) -> None:
-    """Tell what is started, once for all processes."""
-    listen = config.listen
-    log.info("Atlas %s, mode %s, configuration %s", atlas_pkg.__version__, listen.mode, config.path)
-    for upstream in config.upstreams:
-        log.info("upstream %s at %s, weight %d", upstream.label, upstream.endpoint, upstream.weight)
-    log_warnings(config, certificates)
-    for number, route in enumerate(config.routes, 1):
-        log.info("route %d: %s", number, route)
-    if listen.mode == "static":
-        log.info("files of %s", os.fsdecode(config.root))
-    else:
-        log.info("strategy %s", config.routing.strategy)
-    for group, routing in config.groups:
-        log.info("strategy of group %s: %s", group, routing.strategy)
-    schemes = ("tcp", "tls") if listen.mode == "tcp" else ("http", "https")
-    scheme = schemes[listen.tls is not None]
-    log.info("listening on %s://%s", scheme, show_endpoint(listen.address, port))
-    if listen.http_redirect:
-        where = show_endpoint(listen.address, listen.http_redirect)
-        log.info("http://%s leads there", where)
 
 
 def log_warnings(config: Config, certificates: Certificates | None) -> None:
