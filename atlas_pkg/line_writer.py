@@ -25,7 +25,7 @@ class LineOutput:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        # Several processes may write to one pipe. So much of one write stays together.
+        # To a pipe several processes may write, and only so much of each write stays together.
         self._is_file = stat.S_ISREG(os.fstat(fd).st_mode)
         self._is_torn = False
 
@@ -150,7 +150,7 @@ class LineWriter:
     def _rest(self) -> None:
         """Wait until there is something to do."""
         self.is_resting = True
-        # Looked at after the sign was put up: who comes now sees it.
+        # Looked at after `is_resting` was set: whoever puts lines there from now on wakes us.
         if not self._waiting:
             self._wake.wait()
         self._wake.clear()

@@ -76,7 +76,7 @@ class _StandardError(logging.Handler):
             else:
                 self._lose(1)
         elif self._output is not None:
-            # Who waited in vain for this reader does not wait for it again.
+            # A reader that was waited for in vain is not waited for again.
             self._is_stuck = not self._output.takes_more(0 if self._is_stuck else WRITE_PATIENCE)
             if self._is_stuck:
                 self._lose(1)

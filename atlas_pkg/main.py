@@ -9,7 +9,8 @@ cuts it short), SIGHUP reloads, SIGUSR1 logs the state of every upstream, SIGUSR
 take over (`control/takeover.py`). They are blocked in all threads and have no handlers. A handler
 may interrupt any line of the main thread, and Python runs it only when that thread wakes up: the
 kernel is free to tell another thread of two signals that come together, and both would be lost.
-What comes while Atlas starts is heard after it. Time passes as a signal too.
+A signal that comes while Atlas starts is heard afterwards. A timer's signal says that time has
+passed.
 
 With several processes (`listen.workers`) the supervisor waits for signals in the same way, and
 tells the worker processes what they mean.

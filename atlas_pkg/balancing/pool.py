@@ -69,7 +69,7 @@ class UpstreamConnection:
 def open_connection(
     upstream: Upstream, timeout: float, ends: Ends | None = None
 ) -> UpstreamConnection:
-    """Connect to `upstream`; `ends` are those of the client for whom. Blocks.
+    """Connect to `upstream`, for the client whose `ends` these are. Blocks.
 
     Raises `UpstreamError` (CONNECT).
     """
@@ -89,8 +89,8 @@ def open_connection(
 def reach(upstream: Upstream, timeout: float, ends: Ends | None) -> Stream:
     """Connect to `upstream`, at one of its addresses, and be ready to speak to it.
 
-    Blocks for `timeout` at most. Who wants to know for whom it is hears `ends`, which are None
-    where it is for nobody, as a probe is. Raises `StreamError`.
+    Blocks for `timeout` at most. An upstream with `proxy_protocol` is told the `ends` of the
+    client; None: it is for no client, but for a probe. Raises `StreamError`.
     """
     deadline = time.monotonic() + timeout
     stream = connect(upstream.endpoints, timeout)

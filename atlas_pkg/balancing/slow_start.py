@@ -32,7 +32,7 @@ class Ramp:
         self._chance = chance
 
     def begin(self, upstream: Upstream, now: float) -> None:
-        """It is back."""
+        """An upstream is back: its recovery begins."""
         if self._duration:
             upstream.recovered_at = now
 

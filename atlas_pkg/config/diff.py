@@ -91,8 +91,9 @@ def live_changes(old: Config, new: Config) -> tuple[str, ...]:
 def describe(change: Difference, told: Sequence[Difference] = ()) -> str:
     """Say what has changed, without the key's name.
 
-    A change in a table of an array that is `told` anyway, of the common table, is an echo of it and
-    left out: checks are laid over those of `[health_check]`. Returns "" where nothing is left.
+    `told` are all changes of the configuration. One in `[health_check]` shows once more in every
+    upstream whose own check rests on it: such an echo is left out, and "" returned where nothing
+    else is left.
     """
     key, old, new = change.key, change.old, change.new
     if Mark.SECRET in key.marks:

@@ -77,10 +77,10 @@ def parse_config(data: bytes, path: Path, environ: Mapping[str, str] | None = No
 
 
 def _complete(config: Config, tables: Mapping[str, Any]) -> Config:
-    """Give every upstream and every group what is in force for it, and files whole paths.
+    """Give every upstream and every group what is in force for it, and make paths whole.
 
-    The pages for errors are read. Blocks on the disk.
-    `tables` is the file, which tells what their own tables name.
+    `tables` is the file, which tells the keys that stand in their own tables. The pages for errors
+    are read, too. Blocks on the disk.
     """
     upstreams = []
     for upstream, table in zip(config.upstreams, tables.get("upstreams", ()), strict=True):
@@ -110,7 +110,7 @@ def _complete(config: Config, tables: Mapping[str, Any]) -> Config:
 
 
 def _lay(own: Any, common: Any, table: Mapping[str, Any]) -> Any:
-    """Lay what `table` names over `common`; `own` was read from it."""
+    """Return `common` with the keys that `table` has; `own` is what was read from `table`."""
     said = [key.attribute for key in keys_of(own) if key.spellings & table.keys()]
     return replace(common, **{name: getattr(own, name) for name in said})
 
@@ -318,7 +318,7 @@ class Reader(Generic[T]):
 def _headers_with(
     name: str, table: Any, header: str = "the top", place: str = "", *, is_table: bool
 ) -> Iterator[str]:
-    """Yield the header of each table that has a key `name`; where it is a table itself, its own.
+    """Yield the header of each table that has a key `name`; `is_table`: of each one called so.
 
     The search begins with the dataclass `table`, whose header and place are given.
     """

@@ -74,7 +74,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a table. What an array or a table with free names holds is one without a name."""
+    """One key of a table; or, without a name, what an array or a table with free names holds."""
 
     name: str
     type: Any

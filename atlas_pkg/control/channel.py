@@ -11,7 +11,8 @@ that the other side is gone.
 
 Everything is made before any process is forked, so whoever replaces another finds the same channel.
 Each side may die at any moment, in the middle of a text too. Hence a text has two places that are
-written in turn: the older one stays whole while the newer is written, and a checksum tells.
+written in turn: the older one stays whole while the newer is written, and a checksum tells which
+are whole.
 
 `Asker` and `answer_forever` are what the admin process and the worker processes do with it: one
 question to all, and the answers of those who are well.

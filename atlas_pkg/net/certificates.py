@@ -38,7 +38,7 @@ _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
 class Validity(NamedTuple):
-    """Of when to when a certificate is good, in seconds since 1970."""
+    """From when until when a certificate is valid, in seconds since 1970."""
 
     begins: float
     ends: float
@@ -72,8 +72,8 @@ class Certificates:
     ) -> None:
         """Read all files; relative paths begin at `folder`. Raises `ConfigError`.
 
-        Where `previous` are in force, these are shown from `show` on. One that has expired is
-        refused where another could be kept: one that is new, that is.
+        Where `previous` are in force, these are shown from `show` on. Then one that is new and has
+        expired is refused, since the one before it can be kept.
         """
         ca = settings.client_ca and folder / settings.client_ca
         # What is asked of clients.
@@ -201,7 +201,7 @@ def show_day(instant: float) -> str:
 
 
 def read_validity(pem: bytes) -> Validity:
-    """Read of when to when the first certificate in `pem` is good.
+    """Read from when until when the first certificate in `pem` is valid.
 
     The library tells that only of certificates of others, so these few lines of DER are read here
     (RFC 5280 §4.1): certificate → what is signed → version, number, algorithm, issuer, validity.

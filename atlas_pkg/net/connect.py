@@ -45,8 +45,8 @@ _BEGUN = frozenset((0, errno.EINPROGRESS))
 def connect(endpoints: Sequence[Endpoint], timeout: float) -> Stream:
     """Open a connection to the first of `endpoints` that answers; `timeout` is for all together.
 
-    Blocks. There has to be one at least. Raises `StreamError` for the upstream's side with what the
-    last one failed of; `is_own_fault` if it was this machine that could not.
+    Blocks. There has to be one at least. Raises `StreamError` for the upstream's side, with the
+    reason why the last one failed; `is_own_fault` if that lay with this machine.
     """
     if endpoints[0][0] is socket.AF_UNIX:
         return _connect_file(endpoints[0][1], timeout)

@@ -61,9 +61,9 @@ _NOT_NOW = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 def build_context(protocol: int) -> ssl.SSLContext:
-    """Build a context of the library's for whose connections an end without close-notify is none.
+    """Build a context for whose connections an end without close-notify is an error.
 
-    The first Pythons 3.11 take it for one, unless they are told otherwise.
+    Early releases of Python 3.11 take it for a good end, unless they are told otherwise.
     """
     context = ssl.SSLContext(protocol)
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)  # OpenSSL 1.1.1 has none

@@ -70,7 +70,7 @@ class AccessLog:
     ) -> None:
         """Open the log and start the writer; raises `StartError`. `what` is its name for people."""
         self._what = what
-        self._path = path  # the writer's own, as is what it leads to
+        self._path = path  # for the writer's thread alone, as is the output
         self._output = LineOutput(open_log(path))
         self._format = FORMATS[format_name]()
         self._throttle = Throttle(log)

@@ -48,7 +48,7 @@ class Format(Protocol):
     def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
         """Return a line with its end for each record.
 
-        `epoch` is what their instants lack to be seconds since 1970.
+        `epoch` is what is to be added to their instants to get seconds since 1970.
         """
 
 
