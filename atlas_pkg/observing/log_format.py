@@ -115,6 +115,7 @@ class Json:
 
     def __init__(self) -> None:
         self._stamp = (-1, "", "")  # of the last second: it, its date, its offset
+        self._quote_host = functools.lru_cache(_REMEMBERED)(_quote)
         self._quote_text = functools.lru_cache(_REMEMBERED)(_quote_text)
         self._tell_place = functools.lru_cache(_REMEMBERED)(_tell_place)
         self._tell_origin = functools.lru_cache(_REMEMBERED)(_tell_origin)
@@ -132,7 +133,7 @@ class Json:
         head_at, chosen_at = record.head_at, times.chosen_at
         return (
             f'{{"time":"{self._show_time(ended_at)}","client":{self._quote_text(record.address)}'
-            f',{line},"status":{record.status}'
+            f',{line},"host":{self._quote_host(record.host)},"status":{record.status}'
             f',"bytes_in":{record.body_in},"bytes_out":{record.body_out}'
             f",{self._tell_place(record.route, record.group, record.upstream)}"
             f',"head":{_span(record.began_at, head_at)},"queue":{_span(head_at, chosen_at)}'

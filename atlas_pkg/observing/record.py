@@ -58,6 +58,7 @@ class Record:
 
     # What most exchanges never change stands in the class: it costs nothing to begin with.
 
+    host = b""  # as the client asked for it; empty if it did not, or was refused
     origin = (b"", b"")  # Referer and User-Agent
     request_id = b""
     route = ""  # the one that it took, in words; empty if none was meant for it

@@ -283,6 +283,7 @@ class Exchange:
         if self.route is not None:
             record.route = self.route.name
         record.group = "-" if self.is_ours or self.failure is not None else self.group.name
+        record.host = request.host or b""
         record.origin = request.fields.origin()
         if b"x-request-id" in request.fields.notable:
             record.request_id = forwarder.kept_request_id(request, client)

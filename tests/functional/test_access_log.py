@@ -89,6 +89,7 @@ def test_an_answer_is_logged_with_all_that_is_known(a: Upstream, start: Start) -
     first, second = entries_of(atlas, 2)
     assert first["client"] == "127.0.0.1"
     assert (first["method"], first["target"], first["protocol"]) == ("POST", "/form", "HTTP/1.1")
+    assert first["host"] == "example.test"
     assert (first["status"], first["bytes_in"], first["bytes_out"]) == (200, 12, 1)
     assert (first["upstream"], first["reused"], second["reused"]) == ("a", False, True)
     assert (first["retries"], first["end"]) == (0, "done")

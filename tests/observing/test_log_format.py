@@ -44,7 +44,7 @@ def make_record() -> Record:
     record = Record("192.0.2.7", b"GET /list?item=1 HTTP/1.1", 100.25)
     record.status, record.body_in, record.body_out = 200, 17, 5120
     record.origin = b"https://a.example/", b"Mozilla/5.0 (X11)"
-    record.request_id = b"4f1c"
+    record.host, record.request_id = b"www.example:8080", b"4f1c"
     record.upstream, record.reused = "one", True
     record.times = times = Times()
     record.began_at, times.chosen_at, times.connected_at = 100.0, 100.25, 100.5
@@ -155,6 +155,7 @@ def test_a_json_line_has_everything() -> None:
     assert write(Json(), make_record()) == (
         b'{"time":"2000-10-10T13:55:36.789+00:00","client":"192.0.2.7",'
         b'"method":"GET","target":"/list?item=1","protocol":"HTTP/1.1",'
+        b'"host":"www.example:8080",'
         b'"status":200,"bytes_in":17,"bytes_out":5120,"route":null,"group":"default",'
         b'"upstream":"one",'
         b'"head":0.250000,"queue":0.000000,"connect":0.250000,"first_byte":0.500000,'
@@ -176,7 +177,8 @@ def test_stages_that_were_not_reached_are_null() -> None:
         None,
         5.0,
     ]
-    assert [found[key] for key in ("upstream", "request_id", "referer", "user_agent")] == [None] * 4
+    assert [found[key] for key in ("host", "upstream", "request_id", "referer")] == [None] * 4
+    assert found["user_agent"] is None
     assert found["end"] == "no-upstream"
 
 
