@@ -146,6 +146,16 @@ def test_one_that_is_not_valid_yet_is_warned_of(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("other", [b"", None], ids=["an empty file", "the certificate"])
+def test_a_file_without_a_key_is_called_one(other: bytes | None, tmp_path: Path) -> None:
+    write(tmp_path, "cert", "a.test")
+    content = (tmp_path / "cert.pem").read_bytes() if other is None else other
+    (tmp_path / "cert.key").write_bytes(content)
+
+    with pytest.raises(ConfigError, match=r"\.key: .*cert\.key holds no private key"):
+        read(tmp_path)
+
+
 def test_a_key_with_a_password_is_refused_without_asking_for_it(tmp_path: Path) -> None:
     write(tmp_path, "cert", "a.test")
     key = (tmp_path / "cert.key").read_text().replace("RSA PRIVATE", "PRIVATE")
