@@ -98,7 +98,7 @@ def warnings_of(config: Config) -> list[str]:
         strategy = config.routing_of(upstream.group).strategy
         if strategy in {"round_robin", "random"} and upstream.weight not in {0, 1}:
             weight = f"weight {upstream.weight} has no effect with {strategy}"
-            warnings.append(f"upstream {upstream.name}: {weight}")
+            warnings.append(f"upstream {upstream.name}: {weight}, but with weighted_round_robin")
         if upstream.tls is not None and not upstream.tls.verify:
             warnings.append(f"upstream {upstream.name}: its certificate is not verified")
     warnings += config.error_pages.complaints

@@ -233,7 +233,7 @@ def test_weights_are_judged_by_the_strategy_of_their_group() -> None:
     text = UPSTREAM + "weight = 3\n" + API + "weight = 3\n" + route('group = "api"', 'path = "/x"')
 
     assert warnings_of(parse(text + '[groups.api]\nstrategy = "least_connections"\n')) == [
-        "upstream a: weight 3 has no effect with round_robin"
+        "upstream a: weight 3 has no effect with round_robin, but with weighted_round_robin"
     ]
 
 

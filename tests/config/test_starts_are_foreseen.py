@@ -15,7 +15,9 @@ from tests.config.samples import UPSTREAM, UPSTREAMS, parse, problems
 def test_a_weight_without_effect_is_warned_of(strategy: str) -> None:
     text = f'{UPSTREAMS}weight = 3\n[routing]\nstrategy = "{strategy}"'
 
-    assert warnings_of(parse(text)) == [f"upstream b: weight 3 has no effect with {strategy}"]
+    assert warnings_of(parse(text)) == [
+        f"upstream b: weight 3 has no effect with {strategy}, but with weighted_round_robin"
+    ]
 
 
 @pytest.mark.parametrize("weight", [0, 1])
@@ -52,7 +54,10 @@ def test_a_server_that_is_there_twice_is_warned_of() -> None:
 def test_the_summary_ends_with_the_warnings() -> None:
     told = summary.summary(parse(UPSTREAM + "weight = 3"))
 
-    assert told.endswith("warnings:\n  upstream a: weight 3 has no effect with round_robin")
+    assert told.endswith(
+        "warnings:\n"
+        "  upstream a: weight 3 has no effect with round_robin, but with weighted_round_robin"
+    )
 
 
 # What cannot be started
