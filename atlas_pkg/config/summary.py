@@ -8,6 +8,7 @@ start and at every reload.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ _TOLD = {"listen.address", "listen.port", "listen.mode", "upstreams", "routing.s
 
 # What an answer with this status has to say (RFC 9110 §15.5), and a fixed one does not by itself.
 _REQUIRED = {401: "WWW-Authenticate", 405: "Allow", 407: "Proxy-Authenticate", 426: "Upgrade"}
+
+# Where nginx, HAProxy and Caddy would put something else in its place.
+_VARIABLE = re.compile(r"\$\w+|%\[|\{[\w.]+\}")
 
 
 def summary(config: Config) -> str:
@@ -102,6 +106,12 @@ def warnings_of(config: Config) -> list[str]:
         if upstream.tls is not None and not upstream.tls.verify:
             warnings.append(f"upstream {upstream.name}: its certificate is not verified")
     warnings += config.error_pages.complaints
+    warnings += [  # without the value, which may be a secret from the environment
+        f"forwarding.{table}: {name} is sent as it stands: there are no variables"
+        for table in ("set_request_fields", "set_response_fields")
+        for name, value in getattr(config.forwarding, table)
+        if _VARIABLE.search(value)
+    ]
     said = {name.lower() for name, _ in config.forwarding.set_response_fields}
     routes = list(enumerate(config.routes, 1))
     for index, (number, route) in enumerate(routes):

@@ -51,6 +51,21 @@ def test_a_server_that_is_there_twice_is_warned_of() -> None:
     assert warnings_of(parse(text + text.replace('"a"', '"b"').replace("3000", "3001"))) == []
 
 
+@pytest.mark.parametrize("value", ["$remote_addr", "for=%[src]", "{remote_host}"])
+@pytest.mark.parametrize("table", ["set_request_fields", "set_response_fields"])
+def test_another_programs_variable_is_warned_of(table: str, value: str) -> None:
+    text = f'{UPSTREAM}[forwarding.{table}]\nX-Real-IP = "{value}"'
+
+    assert warnings_of(parse(text)) == [
+        f"forwarding.{table}: X-Real-IP is sent as it stands: there are no variables"
+    ]
+
+
+@pytest.mark.parametrize("value", ["max-age=1", '{"group": "a"}', "US$ 5", "100%"])
+def test_a_value_that_holds_no_variable_is_not_warned_of(value: str) -> None:
+    assert warnings_of(parse(f"{UPSTREAM}[forwarding.set_response_fields]\nX = '{value}'")) == []
+
+
 def test_the_summary_ends_with_the_warnings() -> None:
     told = summary.summary(parse(UPSTREAM + "weight = 3"))
 
