@@ -15,9 +15,9 @@ import time
 from dataclasses import dataclass
 
 from atlas_pkg.errors import ClientError, MalformedMessage, Side, StreamError
-from atlas_pkg.http1.chunked import ChunkedDecoder
+from atlas_pkg.http1.body import Body
 from atlas_pkg.http1.forwarding import CONTINUE
-from atlas_pkg.http1.framing import BodyKind
+from atlas_pkg.http1.framing import NO_BODY
 from atlas_pkg.serving.client import FINISH
 from atlas_pkg.serving.exchange import Exchange
 
@@ -79,32 +79,19 @@ def read_small_body(exchange: Exchange, most: int) -> bytes:
     if exchange.request.expects_continue and not client.buffered:
         exchange.has_sent = True
         exchange.send(CONTINUE)
-    decoder = ChunkedDecoder(config.limits.fields) if framing.kind is BodyKind.CHUNKED else None
+    # It is sent on to nobody, so not as chunks: what it is fed with comes out decoded.
+    body = Body(framing, NO_BODY, limit=most, max_trailer_fields=config.limits.fields)
     deadline = time.monotonic() + config.timeouts.client_body
-    body = b""
-    while True:
-        if decoder is None:
-            missing = framing.length - len(body)
-            body += client.buffered[:missing]
-            client.buffered = client.buffered[missing:]
-            is_done = len(body) == framing.length
-        else:
-            body += _decode_buffered(exchange, decoder)
-            is_done = decoder.is_done
-        if len(body) > most:
-            raise ClientError(413, "the request body is too large")
-        if is_done:
-            return body
-        client.buffered = _receive(exchange, deadline - time.monotonic())
-
-
-def _decode_buffered(exchange: Exchange, decoder: ChunkedDecoder) -> bytes:
-    client = exchange.client.stream
-    try:
-        piece, client.buffered = decoder.decode(client.buffered)
-    except MalformedMessage as error:
-        raise ClientError(error.status, error.reason) from None
-    return piece
+    data = b""
+    while not body.is_done:
+        if not client.buffered:
+            client.buffered = _receive(exchange, deadline - time.monotonic())
+        try:
+            parts, client.buffered = body.feed(client.buffered, len(client.buffered))
+        except MalformedMessage as error:
+            raise ClientError(error.status, error.reason) from None
+        data += b"".join(parts)
+    return data
 
 
 def _receive(exchange: Exchange, timeout: float) -> bytes:
