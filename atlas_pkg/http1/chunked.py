@@ -79,19 +79,13 @@ class ChunkedDecoder:
         if not self.remaining:
             self._part = _Part.DATA_END
 
-    def decode(self, data: bytes) -> tuple[bytes, bytes]:
-        """Take the next bytes; return the body data in them and what follows the body's end.
-
-        The second part is empty until `is_done`. Raises `MalformedMessage` at the first byte that
-        cannot be right; what was decoded before it in this call is lost.
-        """
-        pieces, rest = self.feed(data, len(data))
-        return b"".join(pieces), rest
-
     def feed(self, data: bytes | bytearray, end: int) -> tuple[list[memoryview], bytes]:
-        """As `decode`, for the first `end` bytes of `data` and without copying.
+        """Take the first `end` bytes of `data`; returns the body's data in them, and what follows
+        the body's end.
 
-        The pieces of body data are views of `data`, valid as long as that is not written again.
+        The pieces are views of `data`, valid as long as that is not written again. The second part
+        is empty until `is_done`. Raises `MalformedMessage` at the first byte that cannot be right;
+        what was decoded before it in this call is lost.
         """
         judged = len(self._pending)
         if judged:

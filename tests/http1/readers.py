@@ -97,10 +97,16 @@ def encode_chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 
+def decode(decoder: ChunkedDecoder, data: bytes) -> tuple[bytes, bytes]:
+    """The body's data in the next bytes, in one piece, and what follows the body's end."""
+    pieces, rest = decoder.feed(data, len(data))
+    return b"".join(pieces), rest
+
+
 def _take_body(request: Request, rest: bytes) -> tuple[bytes, bytes]:
     if request.framing.kind is BodyKind.CHUNKED:
         decoder = ChunkedDecoder()
-        body, rest = decoder.decode(rest)
+        body, rest = decode(decoder, rest)
         if not decoder.is_done:
             raise NotWhole("in the body")
         return body, rest

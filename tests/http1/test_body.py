@@ -12,7 +12,7 @@ from atlas_pkg.errors import MalformedMessage, TruncatedMessage
 from atlas_pkg.http1.body import Body
 from atlas_pkg.http1.chunked import LAST_CHUNK, ChunkedDecoder
 from atlas_pkg.http1.framing import CHUNKED, NO_BODY, UNTIL_CLOSE, BodyKind, Framing
-from tests.http1.readers import encode_chunk
+from tests.http1.readers import decode, encode_chunk
 
 NEXT = b"GET / HTTP/1.1\r\n\r\n"
 FRAMINGS = (BodyKind.LENGTH, BodyKind.CHUNKED, BodyKind.UNTIL_CLOSE)
@@ -59,7 +59,7 @@ def undo(onward: Framing, sent: bytes) -> bytes:
     if onward.kind is not BodyKind.CHUNKED:
         return sent
     decoder = ChunkedDecoder()
-    data, rest = decoder.decode(sent)
+    data, rest = decode(decoder, sent)
     assert (decoder.is_done, rest) == (True, b"")
     return data
 

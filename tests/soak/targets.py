@@ -25,7 +25,7 @@ from atlas_pkg.http1.fields import Fields
 from atlas_pkg.http1.forwarding import Forwarder
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE, BodyKind
 from atlas_pkg.http1.message import MessageParser, Response
-from tests.http1.readers import ENDS_HERE, Misread, NotWhole, check_agreement, encode_chunk
+from tests.http1.readers import ENDS_HERE, Misread, NotWhole, check_agreement, decode, encode_chunk
 from tests.http1.samples import BASES
 from tests.wire.corpus import load_cases
 
@@ -97,7 +97,7 @@ def _take_answer_body(response: Response, rest: bytes) -> bytes | None:
         length = response.framing.length
         return rest[:length] if len(rest) >= length else None
     decoder = ChunkedDecoder()
-    body, _ = decoder.decode(rest)
+    body, _ = decode(decoder, rest)
     return body if decoder.is_done else None
 
 
@@ -146,7 +146,7 @@ def _decode(pieces: list[bytes]) -> tuple[bytes, bytes, bool] | None:
             if decoder.is_done:
                 rest += piece
                 continue
-            data, rest = decoder.decode(piece)
+            data, rest = decode(decoder, piece)
             body += data
     except MalformedMessage:
         return None
