@@ -12,6 +12,7 @@ from atlas_pkg.balancing.lease import Affinity
 from atlas_pkg.balancing.sticky import StickySessions, read_cookie
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import HASHES, Routing
+from atlas_pkg.config.rules import parse_hash_on
 from atlas_pkg.http1.forwarding import ClientInfo, Forwarder
 from atlas_pkg.http1.message import Request
 
@@ -31,7 +32,7 @@ class AffinityReader:
         self._sticky = sticky
         self._hashes = routing.strategy in HASHES
         on = routing.hash_on if routing.strategy == "consistent_hash" else "client_ip"
-        self._hash_on, _, name = on.partition(":")
+        self._hash_on, name = parse_hash_on(on)
         self._hash_name = name.encode("ascii")
 
     def read(self, request: Request, client: ClientInfo) -> Affinity:
