@@ -53,7 +53,7 @@ from atlas_pkg.control.process import (
 )
 from atlas_pkg.control.report import ProcessReport
 from atlas_pkg.control.service import Options, Service, Setup, log_warnings
-from atlas_pkg.control.supervisor import TICK, Supervisor
+from atlas_pkg.control.supervisor import STOP_SIGNALS, TICK, Supervisor
 from atlas_pkg.control.systemd import Notifier
 from atlas_pkg.control.takeover import Heritage, Listeners, Takeover, read_heritage
 from atlas_pkg.control.worker_process import build_question, build_worker_life, recall_overrides
@@ -68,8 +68,7 @@ log = logging.getLogger("atlas")
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
-_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
-_SIGNALS = _STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
+_SIGNALS = STOP_SIGNALS | {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -263,7 +262,7 @@ def _serve_alone(ports: _Ports, setup: Setup, heritage: Heritage) -> bool:
     notifier = Notifier()
     notifier.serving(service.status(), is_told=heritage.tell_ready())
     signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
-    while (word := signal.sigwait(_SIGNALS)) not in _STOP_SIGNALS:
+    while (word := signal.sigwait(_SIGNALS)) not in STOP_SIGNALS:
         if word == signal.SIGUSR1:
             _log_upstreams(service)
         elif word == signal.SIGUSR2:
@@ -284,7 +283,7 @@ def _serve_alone(ports: _Ports, setup: Setup, heritage: Heritage) -> bool:
         log.info("%s: ending", signal.Signals(word).name)
         takeover.abandon()
         notifier.stopping()
-    is_finished = service.drain(_has_stop_signal, has_successor=word not in _STOP_SIGNALS)
+    is_finished = service.drain(_has_stop_signal, has_successor=word not in STOP_SIGNALS)
     if port is not None:
         port.stop()
     return is_finished
@@ -377,4 +376,4 @@ def _read_count(text: str) -> int:
 
 def _has_stop_signal() -> bool:
     """Has a second signal come that asks us to end at once? It stays pending, as a fact."""
-    return not _STOP_SIGNALS.isdisjoint(signal.sigpending())
+    return not STOP_SIGNALS.isdisjoint(signal.sigpending())

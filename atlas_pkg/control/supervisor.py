@@ -58,10 +58,10 @@ TICK = 0.2
 SIGN_INTERVAL = 2.0
 MOST_UNANSWERED = 5
 
-_STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 # `sigtimedwait` is missing on macOS, so time passes as a signal too.
-_SIGNALS = _STOP_SIGNALS | {
+_SIGNALS = STOP_SIGNALS | {
     *(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2),
     *(signal.SIGCHLD, signal.SIGALRM),
 }
@@ -215,7 +215,7 @@ class Supervisor:
         signal.setitimer(signal.ITIMER_REAL, TICK, TICK)
         while not self._is_stopping or any(child.pid for child in self._children):
             word = signal.sigwait(_SIGNALS)
-            if word in _STOP_SIGNALS:
+            if word in STOP_SIGNALS:
                 self._stop(signal.Signals(word).name)
             elif word == signal.SIGHUP:
                 self._reload()

@@ -47,6 +47,9 @@ _FORWARDED_FOR = re.compile(
 
 _MAX_FORWARDS_LINE = re.compile(rb"(?i)(?<=\n)max-forwards:[^\r]*\r\n")
 
+# What a client hears that waits for it before it sends its body (RFC 9110 §15.2.1).
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
 _UPGRADES = b"Connection: Upgrade\r\n"
 
 _INTERIM_REASONS = {100: b"Continue", 102: b"Processing", 103: b"Early Hints"}
@@ -353,9 +356,6 @@ def _parse_forwarded_for(entry: bytes) -> Address | None:
     if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
         return ip.ipv4_mapped
     return ip
-
-
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def _framing_lines(request: Request) -> bytes:
