@@ -193,7 +193,7 @@ class StaticFiles:
             exchange.answer(503, "the file cannot be opened")
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1024)  # a target may have 8 KB
 def find_path(target: bytes, index: str) -> bytes | None:
     """The path below the root to which a target leads; None if it leads nowhere.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -119,6 +120,19 @@ def test_each_second_has_its_own_stamp() -> None:
         instant = INSTANT + seconds
         assert f":13:55:{stamp} ".encode() in write(combined, make_record(), instant)
         assert f"T13:55:{stamp}." in write(as_json, make_record(), instant).decode()
+
+
+@pytest.mark.parametrize("style", [Combined(), Json()], ids=["combined", "json"])
+def test_what_clients_make_up_is_not_remembered_by_the_megabyte(style: Format) -> None:
+    record = make_record()
+    tracemalloc.start()
+    for number in range(1000):
+        record.origin = b"a" * 15_000, b"b" * 15_000 + b"%d" % number
+        write(style, record)
+    remembered, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert remembered < 16 * 1024 * 1024
 
 
 def test_a_thousandth_that_rounds_up_takes_the_second_with_it() -> None:
