@@ -57,7 +57,7 @@ class StickySessions:
         self._settings = settings
         self._secret = secret
         self._clock = clock
-        self._cookie = settings.cookie.encode("ascii")
+        self.cookie = settings.cookie.encode("ascii")  # its name
         self._names = {self.token_for(name): name for name in names}
         self._attributes = _build_attributes(settings)
 
@@ -72,7 +72,7 @@ class StickySessions:
         A client may hold several, of other paths for instance: one that names an upstream of
         this configuration comes first.
         """
-        found = [token for value in cookie_values for token in read_cookie(value, self._cookie)]
+        found = [token for value in cookie_values for token in read_cookie(value, self.cookie)]
         ours = (value for value in found if self.match(value) is not None)
         return next(ours, found[0] if found else None)
 
@@ -89,23 +89,24 @@ class StickySessions:
             return True  # it was set by a configuration without `max_age`
         return not 0 <= self._clock() - int(set_at) < self._settings.max_age / 2
 
-    def without_own_cookie(self, value: bytes) -> bytes:
-        """Take our cookie out of the value of a Cookie field; b"" when nothing else is in it."""
-        if self._cookie not in value:
-            return value
-        pairs = value.split(b";")
-        kept = [pair for pair in pairs if not _is_named(pair, self._cookie)]
-        if len(kept) == len(pairs):
-            return value
-        rest = b";".join(kept)
-        return rest.strip(_BLANKS) if rest.strip(_BLANKS + b";") else b""
-
     def set_cookie(self, name: str) -> bytes:
         """Build the value of the Set-Cookie field that keeps a client with the upstream `name`."""
         value = self.token_for(name)
         if self._settings.max_age:
             value += _BEFORE_TIME + b"%d" % self._clock()
-        return self._cookie + b"=" + value + self._attributes
+        return self.cookie + b"=" + value + self._attributes
+
+
+def without_cookies(names: frozenset[bytes], value: bytes) -> bytes:
+    """Take the cookies `names` out of the value of a Cookie field; b"" when nothing is left."""
+    if not any(name in value for name in names):
+        return value
+    pairs = value.split(b";")
+    kept = [pair for pair in pairs if _name_of(pair) not in names]
+    if len(kept) == len(pairs):
+        return value
+    rest = b";".join(kept)
+    return rest.strip(_BLANKS) if rest.strip(_BLANKS + b";") else b""
 
 
 def read_cookie(value: bytes, name: bytes) -> Iterator[bytes]:
@@ -113,14 +114,14 @@ def read_cookie(value: bytes, name: bytes) -> Iterator[bytes]:
     if name not in value:
         return
     for pair in value.split(b";"):
-        if _is_named(pair, name):
+        if _name_of(pair) == name:
             yield pair.partition(b"=")[2].strip(_BLANKS)
 
 
-def _is_named(pair: bytes, name: bytes) -> bool:
-    """Is `pair` a cookie of that name? Upper and lower case differ; a pair without "=" has none."""
+def _name_of(pair: bytes) -> bytes | None:
+    """The name of a cookie, whose case matters; None for a pair without "=", which has none."""
     found, equals, _ = pair.partition(b"=")
-    return equals != b"" and found.strip(_BLANKS) == name
+    return found.strip(_BLANKS) if equals else None
 
 
 def _build_attributes(settings: Sticky) -> bytes:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 
 from atlas_pkg.balancing.balancer import Addresses, Balancer, BalancerSettings
-from atlas_pkg.balancing.sticky import StickySessions
+from atlas_pkg.balancing.sticky import StickySessions, without_cookies
 from atlas_pkg.balancing.upstream import Upstream
 from atlas_pkg.config.model import DEFAULT_GROUP, HASHES, Config, HealthCheck
 from atlas_pkg.http1.forwarding import Forwarder
@@ -63,9 +63,10 @@ class Generation:
         self.pages = dict(config.error_pages.pages)  # for errors, by their names
         self.secret: bytes = previous.secret if previous else secret or os.urandom(32)
         cookies = self._build_cookies()
+        names = frozenset(sticky.cookie for sticky in cookies.values())
         self.forwarder = Forwarder(
             config.forwarding,
-            filter_cookie=partial(_without_own, list(cookies.values())) if cookies else None,
+            filter_cookie=partial(without_cookies, names) if names else None,
             tells_certificates=config.listen.tls is not None and bool(config.listen.tls.client_ca),
         )
         # Who speaks TLS to which upstream.
@@ -122,13 +123,6 @@ class Generation:
         if sticky is not None or routing.strategy in HASHES:
             affinity = AffinityReader(routing, balancer, self.forwarder, sticky)
         return Group(name, balancer, routing.retries, affinity)
-
-
-def _without_own(cookies: Sequence[StickySessions], value: bytes) -> bytes:
-    """Take the cookies of all groups out of the value of a Cookie field."""
-    for cookie in cookies:
-        value = cookie.without_own_cookie(value)
-    return value
 
 
 class ConfigHolder:
