@@ -78,7 +78,8 @@ def _read_count(value: object) -> int:
 
 def _read_address(value: object) -> str:
     try:
-        if isinstance(value, str):
+        # A zone, which the library would take, may be any text; no client is known by one.
+        if isinstance(value, str) and "%" not in value:
             return str(ipaddress.ip_address(value)) if value else ""
     except ValueError:
         pass

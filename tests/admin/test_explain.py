@@ -91,6 +91,11 @@ def test_orders_are_taken(
         ('{"one_in": true}', JSON, "one_in must be an integer from 0 to 1000000"),
         ('{"one_in": null}', JSON, "one_in must be an integer from 0 to 1000000"),
         ("next_from=here", FORM, "next_from must be an IP address, or empty to wait for nobody"),
+        (
+            "next_from=fe80::1%25%0d%0aINFO",  # it is logged
+            FORM,
+            "next_from must be an IP address, or empty to wait for nobody",
+        ),
         ('{"next_from": 1}', JSON, "next_from must be an IP address, or empty to wait for nobody"),
         ("one_in=1&one_in=2", FORM, "a key is given twice"),
         ("state=drain", FORM, "only the keys one_in and next_from are known"),
