@@ -44,7 +44,9 @@ _SECRETS = frozenset((b"cookie", b"authorization", b"proxy-authorization"))
 _SHOWABLE = re.compile(r"[ -~]+")
 _LONGEST_SHOWN = 200
 
-_REFUSES = re.compile(rb"q=0(?:\.0*)?")
+# HTML among what Accept names, with its parameters; and a parameter that says no to it.
+_NAMES_HTML = re.compile(rb"(?:^|,)[ \t]*+text/html[ \t]*+((?:;[^,]*+)?)(?:,|\Z)")
+_REFUSES = re.compile(rb";[ \t]*+q=0(?:\.0*+)?[ \t]*+(?:;|\Z)")
 
 NO_PAGES: Mapping[str, bytes] = MappingProxyType({})
 
@@ -151,11 +153,8 @@ def log_failure(
 
 def _accepts_html(accept: bytes) -> bool:
     """Does Accept name HTML, and not to refuse it (RFC 9110 §12.5.1)?"""
-    for part in accept.lower().split(b","):
-        kind, *parameters = (piece.strip() for piece in part.split(b";"))
-        if kind == b"text/html":
-            return not any(map(_REFUSES.fullmatch, parameters))
-    return False
+    named = _NAMES_HTML.search(accept.lower())
+    return named is not None and not _REFUSES.search(named[1])
 
 
 def build_last_answer(request: Request, persistence: bytes) -> bytes:

@@ -132,6 +132,8 @@ def test_who_asks_for_html_gets_it() -> None:
         (b"text/html;q=0.01", True),
         (b"text/plain;q=0, text/html", True),
         (b"text/html-sandboxed", False),
+        (b"text/html text/plain, ,text/html ; q=0.000 ;a", False),
+        (b"application/json,text/html\t;q=0.0.1", True),
     ],
 )
 def test_who_refuses_html_does_not_get_it(accept: bytes, *, is_html: bool) -> None:
