@@ -37,8 +37,8 @@ _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 # Values whose written form is remembered, for each way of writing.
 _REMEMBERED = 1024
 
-# Fewer of those that clients may make as long as a head: escaped, one takes 160 KB with its key.
-_REMEMBERED_ORIGINS = 128
+# Fewer of those that clients may make as long as a head: one of 32 KB takes 160 KB when escaped.
+_REMEMBERED_LONG = 128
 
 _encode = json.JSONEncoder().encode
 
@@ -64,7 +64,7 @@ class Combined:
         self._stamp = functools.lru_cache(2)(_tell_time)
         self._begin = functools.lru_cache(_REMEMBERED)(_begin_line)
         self._tell = functools.lru_cache(_REMEMBERED)(_tell_answer)
-        self._end = functools.lru_cache(_REMEMBERED_ORIGINS)(_end_line)
+        self._end = functools.lru_cache(_REMEMBERED_LONG)(_end_line)
 
     def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
         """Return a line with its end for each record; see `Format`."""
@@ -118,10 +118,10 @@ class Json:
 
     def __init__(self) -> None:
         self._stamp = (-1, "", "")  # of the last second: it, its date, its offset
-        self._quote_host = functools.lru_cache(_REMEMBERED)(_quote)
+        self._quote_host = functools.lru_cache(_REMEMBERED_LONG)(_quote)
         self._quote_text = functools.lru_cache(_REMEMBERED)(_quote_text)
         self._tell_place = functools.lru_cache(_REMEMBERED)(_tell_place)
-        self._tell_origin = functools.lru_cache(_REMEMBERED_ORIGINS)(_tell_origin)
+        self._tell_origin = functools.lru_cache(_REMEMBERED_LONG)(_tell_origin)
 
     def format(self, records: Sequence[Record], epoch: float) -> list[bytes]:
         """Return a line with its end for each record; see `Format`."""
