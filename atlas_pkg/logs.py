@@ -160,9 +160,10 @@ def _log_uncaught_in_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _log_unraisable(throttle: Throttle, arguments: sys.UnraisableHookArgs) -> None:
-    """Clients can cause one: by a name in TLS that is no text."""
-    error = f"{arguments.exc_type.__name__}: {arguments.exc_value}"
-    throttle.write(logging.WARNING, error, "the interpreter has passed over an error: %s", error)
+    """Clients can cause one, in as many words as they like: by a name in TLS that is no text."""
+    kind = arguments.exc_type.__name__
+    message = "the interpreter has passed over an error: %s: %s"
+    throttle.write(logging.WARNING, kind, message, kind, arguments.exc_value)
 
 
 def set_level(level: str) -> None:

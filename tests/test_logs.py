@@ -167,16 +167,19 @@ def test_what_the_interpreter_passes_over_is_logged_once(
     logs.write_in_background()
 
     class Clumsy:
+        def __init__(self, byte: int) -> None:
+            self.byte = byte
+
         def __del__(self) -> None:
-            raise ValueError("is no text")
+            raise ValueError(f"{self.byte} is no text")
 
-    for _ in range(3):
-        Clumsy()
+    for byte in range(3):
+        Clumsy(byte)  # what a client sends makes the difference
     now[0] += 5.0
-    Clumsy()
+    Clumsy(3)
 
-    told = "the interpreter has passed over an error: ValueError: is no text"
-    assert caplog.messages == [told, f"{told} (2 more like this before)"]
+    told = "the interpreter has passed over an error: ValueError: {} is no text"
+    assert caplog.messages == [told.format(0), f"{told.format(3)} (2 more like this before)"]
 
 
 def test_closing_writes_what_waits(pipe: tuple[logging.Logger, int]) -> None:
