@@ -74,16 +74,19 @@ _WARNING, _ERROR = logging.WARNING, logging.ERROR
 # fmt: off
 FAILURES = {row.end: row for row in (
     #       word               status reason                    breaker closes level
+    # the client's fault
     Failure(End.REFUSED,          0, "",                         False, True,  _INFO),
     Failure(End.CLIENT_GONE,    499, "",                         False, True,  _DEBUG),
+    # an upstream's
     Failure(End.NO_UPSTREAM,    503, "no upstream is available", False, False, _WARNING),
-    Failure(End.OVERLOADED,     503, "too much to do",           False, False, _WARNING),
     Failure(End.CONNECT_FAILED, 502, _BAD,                       True,  False, _WARNING),
     Failure(End.CONNECT_TIMEOUT, 504, _LATE,                     True,  False, _WARNING),
     Failure(End.TLS,            502, _BAD,                       True,  False, _WARNING),
     Failure(End.UPSTREAM_FAILED, 502, _BAD,                      True,  False, _WARNING),
     Failure(End.UPSTREAM_TIMEOUT, 504, _LATE,                    True,  False, _WARNING),
     Failure(End.UPSTREAM_CUT,   502, _BAD,                       True,  True,  _WARNING),
+    # ours
+    Failure(End.OVERLOADED,     503, "too much to do",           False, False, _WARNING),
     Failure(End.ERROR,          500, "an error in Atlas",        False, False, _ERROR),
 )}
 # fmt: on
