@@ -338,6 +338,8 @@ class TlsStream(Stream):
             reason = f"its certificate is not accepted: {error.verify_message}"
         elif isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
             reason = "ended without close-notify"
+        elif error.reason == "WRONG_VERSION_NUMBER":  # of the record, not of what is agreed upon
+            reason = "what came is not TLS"
         else:
             reason = (error.reason or "failed").replace("_", " ").lower()
         return StreamError(self.side, f"TLS: {reason}")

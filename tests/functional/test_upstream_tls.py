@@ -174,6 +174,9 @@ def test_one_that_speaks_no_tls_fails_and_another_is_asked(
     assert [atlas.get().text for _ in range(4)] == ["a"] * 4
 
     assert plain.accepted >= 1
+    atlas.reload(with_tls(build_config(plain.table())))
+    assert atlas.get().status == 502
+    atlas.wait_for("upstream plain tls: TLS: what came is not TLS")
 
 
 @pytest.mark.usefixtures("folder")
