@@ -76,11 +76,18 @@ class HttpsRedirect:
     def _adapt(self, config: Config) -> Config:
         """What of `config` holds for this port, and the one route."""
         port = "" if self._port == 443 else f":{self._port}"
+        # RFC 6797 §7.2: that https is to be kept to is not said without it.
+        fields = tuple(
+            (name, value)
+            for name, value in config.forwarding.set_response_fields
+            if name.lower() != "strict-transport-security"
+        )
         return replace(
             config,
             listen=replace(config.listen, mode="http", tls=None),
             upstreams=(),
             groups=(),
+            forwarding=replace(config.forwarding, set_response_fields=fields),
             routes=(RouteConfig(redirect=f"https://{{host}}{port}{{uri}}"),),
         )
 

@@ -532,6 +532,26 @@ def with_redirect(config: str, **keys: str) -> tuple[str, int]:
     return config.replace("[listen]", "\n".join(["[listen]", *lines])), port
 
 
+@pytest.mark.engines("lane")
+def test_only_https_says_that_https_is_to_be_kept_to(
+    authority: Authority, echo: Upstream, start: Start
+) -> None:
+    text = (
+        "[forwarding.set_response_fields]\nstrict-transport-security = 'max-age=60'\nX-Set = 'a'\n"
+    )
+    config, port = with_redirect(with_tls(build_config(echo.table())) + text)
+    atlas = start(config)
+
+    with Client(port) as client:
+        plain = client.get()
+    with connect(atlas, authority) as client:
+        encrypted = client.get()
+
+    names = ("Strict-Transport-Security", "X-Set")
+    assert [plain.get(name) for name in names] == ["", "a"]
+    assert [encrypted.get(name) for name in names] == ["max-age=60", "a"]
+
+
 @pytest.mark.usefixtures("authority")
 def test_http_leads_to_https(echo: Upstream, start: Start) -> None:
     config, port = with_redirect(with_tls(build_config(echo.table(), log={"access": "log"})))
