@@ -36,6 +36,7 @@ from atlas_pkg.config.rules import (
     COOKIE_NAME,
     COOKIE_PATH,
     FILE_NAME,
+    FILE_PATH,
     HASH_ON,
     HOST,
     HOST_FIELD,
@@ -118,8 +119,8 @@ class TlsHost:
     names: Annotated[
         tuple[Annotated[str, SERVER_NAME], ...], NOT_EMPTY, '"*.example.com" stands for one label'
     ]
-    cert: Annotated[str, PRINTABLE, "the chain, leaf first"]
-    key: Annotated[str, PRINTABLE]
+    cert: Annotated[str, FILE_PATH, "the chain, leaf first"]
+    key: Annotated[str, FILE_PATH, "the key that belongs to it"]
 
     def __str__(self) -> str:
         return ", ".join(self.names)
@@ -129,8 +130,8 @@ class TlsHost:
 class ListenTls:
     """`[listen.tls]`: clients speak TLS. Its files are read again when they change."""
 
-    cert: Annotated[str, PRINTABLE, "the chain, leaf first"]
-    key: Annotated[str, PRINTABLE]
+    cert: Annotated[str, FILE_PATH, "the chain, leaf first"]
+    key: Annotated[str, FILE_PATH, "the key that belongs to it"]
     min_version: Annotated[str, one_of("1.2", "1.3")] = "1.2"
     client_ca: Annotated[
         str, "clients must show a certificate signed by one in this file; empty = none is asked for"
@@ -186,7 +187,7 @@ class Listen:
         "threads that wait for somebody (bodies, uploads, connects), per process; with lanes = 0 "
         "clients at once",
     ] = 1024
-    root: Annotated[str, PRINTABLE, 'mode "static": what is served'] = "/var/www/html"
+    root: Annotated[str, FILE_PATH, 'mode "static": what is served'] = "/var/www/html"
     http_redirect: Annotated[
         int,
         between(0, 65535),

@@ -326,6 +326,7 @@ NETWORK = Rule(
 NOT_EMPTY = _rule("an array of at least one", bool)
 PRINTABLE_OR_NONE = _rule("printable text", str.isprintable)
 PRINTABLE = _rule("printable text, not empty", lambda text: text != "" and text.isprintable())
+FILE_PATH = Rule("a path, absolute or from the folder of this file", PRINTABLE.parse)
 FILE_NAME = _rule(
     "the name of a file, without a slash and a dot at its beginning",
     lambda text: text.isprintable() and "/" not in text and text[:1] not in {"", "."},

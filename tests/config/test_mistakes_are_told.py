@@ -57,7 +57,7 @@ STRATEGIES = either([f'"{name}"' for name in find_strategies()])
         ),
         (
             '[listen.tls]\ncert = "c"\nkey = ""',
-            'listen.tls.key: must be printable text, not empty, got ""',
+            'listen.tls.key: must be a path, absolute or from the folder of this file, got ""',
         ),
         (
             f'{TLS}min_version = "1.1"',
