@@ -102,8 +102,8 @@ class ClientGone(AtlasError):
 class NoUpstream(AtlasError):
     """No upstream is available, or none has had room in time; the client hears 503."""
 
-    def __init__(self) -> None:
-        super().__init__("no upstream is available")
+    def __init__(self, reason: str = "no upstream is available") -> None:
+        super().__init__(reason)
 
 
 class Overloaded(AtlasError):

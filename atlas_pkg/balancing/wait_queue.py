@@ -88,4 +88,4 @@ class WaitQueue:
             waiter.lease.release()
         if remaining > 0:
             raise ClientGone("closed its connection while it waited for an upstream")
-        raise NoUpstream
+        raise NoUpstream("no upstream had room within timeouts.queue")

@@ -93,7 +93,7 @@ def test_waiting_ends_after_a_while() -> None:
     balancer, lease = full(queue=0.2)
 
     began = time.monotonic()
-    with pytest.raises(NoUpstream):
+    with pytest.raises(NoUpstream, match=r"no upstream had room within timeouts\.queue"):
         balancer.lease()
 
     assert 0.19 < time.monotonic() - began < 15
