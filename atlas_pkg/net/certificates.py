@@ -257,8 +257,8 @@ def load_pair(context: ssl.SSLContext, place: str, cert: Path, key: Path) -> Non
         # A key with a password is refused: there is nobody to ask.
         context.load_cert_chain(cert, key, password=_no_password)
     except (OSError, ValueError) as error:
-        if b"PRIVATE KEY-----" not in read_file(f"{place}.key", key):
-            raise ConfigError([f"{place}.key: {key} holds no private key (PEM)"]) from None
+        if b"PRIVATE KEY-----" not in read_file(place, key):
+            raise ConfigError([f"{place}: {key} holds no private key (PEM)"]) from None
         known = error.reason if isinstance(error, ssl.SSLError) else str(error)
         reason = f": {known.replace('_', ' ').lower()}" if known else ""
         raise ConfigError([f"{place}: {cert} and {key} are no pair{reason}"]) from None

@@ -329,7 +329,7 @@ def test_a_reload_that_asks_for_proof_does_not_use_what_was_there(
         ({"ca": "atlas.toml"}, "upstreams.tls.ca: {}/atlas.toml: holds no certificates (PEM)"),
         (
             {"cert": "ca.pem", "key": "ca.pem"},
-            "upstreams.tls.cert: {}/ca.pem and {}/ca.pem are no pair",
+            "upstreams.tls.cert: {}/ca.pem holds no private key (PEM)",
         ),
     ],
 )

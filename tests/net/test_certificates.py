@@ -152,7 +152,7 @@ def test_a_file_without_a_key_is_called_one(other: bytes | None, tmp_path: Path)
     content = (tmp_path / "cert.pem").read_bytes() if other is None else other
     (tmp_path / "cert.key").write_bytes(content)
 
-    with pytest.raises(ConfigError, match=r"\.key: .*cert\.key holds no private key"):
+    with pytest.raises(ConfigError, match=r"cert\.key holds no private key"):
         read(tmp_path)
 
 
