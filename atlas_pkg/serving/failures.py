@@ -40,6 +40,15 @@ log = logging.getLogger("atlas.failures")
 
 _SECRETS = frozenset((b"cookie", b"authorization", b"proxy-authorization"))
 
+# Which key of [timeouts] says how long an upstream may take.
+_LIMITS = {
+    Stage.CONNECT: "connect",
+    Stage.TLS: "connect",
+    Stage.SEND: "upstream_body",
+    Stage.HEAD: "upstream_head",
+    Stage.BODY: "upstream_body",
+}
+
 # The line of a request that is refused, as far as the log tells it.
 _SHOWABLE = re.compile(r"[ -~]+")
 _LONGEST_SHOWN = 200
@@ -150,6 +159,7 @@ def log_failure(
         reason = str(error) if group == DEFAULT_GROUP else f"{error} (group {group})"
         if isinstance(error, UpstreamError):  # without a name it is a file of mode "static"
             reason = f"upstream {error.upstream} {error}" if error.upstream else error.reason
+            reason += f" (timeouts.{_LIMITS[error.stage]})" if error.timed_out else ""
         what = "answer cut" if failure.end is End.UPSTREAM_CUT else str(failure.status)
         throttle.write(failure.level, reason, "%s for %s: %s", what, line, reason)
 

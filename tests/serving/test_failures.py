@@ -223,6 +223,25 @@ def test_an_answer_that_is_cut_is_not_told_as_a_502(log: pytest.LogCaptureFixtur
     ]
 
 
+@pytest.mark.parametrize(
+    ("stage", "key"),
+    [
+        (Stage.CONNECT, "connect"),
+        (Stage.TLS, "connect"),
+        (Stage.SEND, "upstream_body"),
+        (Stage.HEAD, "upstream_head"),
+        (Stage.BODY, "upstream_body"),
+    ],
+)
+def test_the_key_of_a_time_that_is_up_is_named(
+    stage: Stage, key: str, log: pytest.LogCaptureFixture
+) -> None:
+    write(UpstreamError(stage, "too late", timed_out=True))
+
+    (line,) = log.messages
+    assert line.endswith(f"too late (timeouts.{key})")
+
+
 def test_a_cause_that_comes_again_and_again_is_logged_once_in_a_while(
     log: pytest.LogCaptureFixture,
 ) -> None:
