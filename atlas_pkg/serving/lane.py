@@ -25,7 +25,7 @@ from collections.abc import Callable
 from atlas_pkg.balancing.pool import Pool, UpstreamConnection
 from atlas_pkg.errors import Overloaded
 from atlas_pkg.observing.observers import MANY, Observers
-from atlas_pkg.serving.client import Client, Next
+from atlas_pkg.serving.client import CLOSE, Client, Next
 from atlas_pkg.serving.clients import Clients
 from atlas_pkg.serving.connection import HttpService
 from atlas_pkg.serving.exchange import AWAIT, DONE, Exchange, Step
@@ -157,16 +157,21 @@ class EpollLane:
                 clients.append(client)
             # else: it ended while it was idle. The look before its next use tells.
         for client in clients:
-            found = http.read(client)
-            if isinstance(found, Next):
-                self._clients.put_away(client, found)
-            elif (step := http.ask(found)) is AWAIT and (connection := found.connection):
-                awaited[connection.stream.fd] = found
-                if not connection.is_watched:
-                    connection.is_watched = True
-                    self._epoll.register(connection.stream.fd, _UPSTREAM_EVENTS)
-            else:
-                self._go_on(found, step)
+            try:
+                found = http.read(client)
+                if isinstance(found, Next):
+                    self._clients.put_away(client, found)
+                elif (step := http.ask(found)) is AWAIT and (connection := found.connection):
+                    awaited[connection.stream.fd] = found
+                    if not connection.is_watched:
+                        connection.is_watched = True
+                        self._epoll.register(connection.stream.fd, _UPSTREAM_EVENTS)
+                else:
+                    self._go_on(found, step)
+            except Exception:
+                # Whatever went wrong, it costs this client and not those who spoke with it.
+                log.exception("serving failed; the client's connection is closed")
+                self._clients.put_away(client, CLOSE)
         return bool(events)
 
     def _go_on(self, exchange: Exchange, step: Step) -> None:

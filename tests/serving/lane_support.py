@@ -53,14 +53,21 @@ class Scene:
         self.upstream, _ = listener.accept()
         self.upstream.settimeout(PATIENCE)
         listener.close()
+        self._clients = clients
+        self._streams: list[Stream] = []
+        self.client = self.connect()
+
+    def connect(self) -> socket.socket:
+        """Have one more client wait at the lane; returns its end."""
         with socket.create_server(("127.0.0.1", 0)) as entrance:
-            self.client = socket.create_connection(entrance.getsockname(), PATIENCE)
+            theirs = socket.create_connection(entrance.getsockname(), PATIENCE)
             ours, _ = entrance.accept()
         ours.settimeout(None)
-        self._stream = Stream(ours, Side.CLIENT)
-        client = Client(self._stream, "192.0.2.7", float("inf"), self.lane, self.lane.pool)
-        clients.add(client)
-        clients.put_away(client, PARK)
+        self._streams.append(Stream(ours, Side.CLIENT))
+        client = Client(self._streams[-1], "192.0.2.7", float("inf"), self.lane, self.lane.pool)
+        self._clients.add(client)
+        self._clients.put_away(client, PARK)
+        return theirs
 
     def step(self) -> None:
         """Let the lane wait until something has come, and do all that is to be done about it."""
@@ -97,5 +104,5 @@ class Scene:
         under_way = [exchange for _, exchange in (*threads._line, *threads._long_line)]
         for exchange in [*under_way, *self.lane._awaited.values()]:
             exchange.let_go(Outcome.NONE)
-        for end in (self.client, self.upstream, self._stream, self.lane.pool):
+        for end in (self.client, self.upstream, *self._streams, self.lane.pool):
             end.close()
