@@ -145,17 +145,17 @@ def translate(
     """Give a stream's failure its meaning: whose it was, at which stage, and whether that is the
     ordinary end of an idle connection.
 
-    Silence is no sign of that: asking again would only wait as long again. Nor is anything after a
-    byte of an answer, since then the request has arrived.
+    Silence is no sign of that: asking again would only wait as long again. Nor is anything after
+    the first byte of an answer, in its head or in its body: then the request has arrived.
     """
     if error.side is Side.CLIENT:
         return ClientGone(error.reason)
-    is_untouched = not (connection.stream.buffered or exchange.has_heard or error.timed_out)
+    has_heard = connection.stream.buffered or exchange.has_heard or stage is Stage.BODY
     return UpstreamError(
         stage,
         error.reason,
         timed_out=error.timed_out,
-        is_stale=is_untouched and connection.requests > 0,
+        is_stale=not (has_heard or error.timed_out) and connection.requests > 0,
     )
 
 

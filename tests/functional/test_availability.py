@@ -306,6 +306,23 @@ def test_every_failure_of_an_upstream_counts(upstreams: contextlib.ExitStack, st
     assert atlas.count("circuit breaker open for 60 s") == 5
 
 
+@pytest.mark.parametrize("way", ["close", "reset"])
+def test_an_answer_that_is_cut_counts_on_a_kept_connection_too(
+    way: str, a: Scripted, b: Scripted, start: Start
+) -> None:
+    breaker = {**BREAKER, "failures": 1, "open_for": 60.0}
+    atlas = start(build_config(a.table(), b.table(), routing=ROUND_ROBIN, circuit_breaker=breaker))
+    assert ask(atlas, 2) == {"A": 1, "B": 1}
+
+    a.script = (b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nhalf", "hold", way)
+    with atlas.client() as client:
+        client.send_head()
+        assert client.read_head().status == 200
+        a.let_go()
+
+        atlas.wait_for("upstream A: circuit breaker open for 60 s")
+
+
 def test_what_clients_do_wrong_never_counts(a: Scripted, b: Scripted, start: Start) -> None:
     breaker = {**BREAKER, "failures": 1, "open_for": 60.0}
     atlas = start(
