@@ -12,8 +12,8 @@ import enum
 import errno
 from collections.abc import Iterable
 
-# Descriptors, memory or ports of its own are what this machine lacks when a connection cannot be
-# begun for one of these reasons. That is no upstream's fault.
+# Errors of connecting that mean that this machine has run out of descriptors, memory or ports. They
+# are no upstream's fault.
 OWN_FAULTS = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
 )
@@ -128,7 +128,7 @@ class UpstreamError(AtlasError):
 
     `is_stale` is true when the connection had been kept open from an earlier exchange and ended
     before any byte of this answer: the ordinary end of an idle connection, not a verdict on
-    the upstream. Neither is a fault of this machine (`OWN_FAULTS`).
+    the upstream. A fault of this machine (`OWN_FAULTS`) is none either.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ ANSWERS = {
 }
 THREAD_THAT_SERVES = {
     "atlas_pkg/serving/frontend.py": 2,
-    "atlas_pkg/serving/lane.py": 1,
+    "atlas_pkg/serving/lane.py": 2,
     "atlas_pkg/net/tunnel.py": 2,
 }
 BACKGROUND_THREAD = {

@@ -10,6 +10,8 @@ a side does not take is kept, and until it is gone nothing more is read for it. 
 each wait for the other to read do not lock up, and memory does not depend on how much passes. A
 bulk transfer goes through a kernel pipe, where the system has one. A thread for each direction, the
 textbook's way, costs two threads for each client that says nothing, and a switch for each word.
+
+Not done here: what becomes a tunnel, and when (`proxying/forward.py`, `proxying/tcp.py`).
 """
 
 from __future__ import annotations

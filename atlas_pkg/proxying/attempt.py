@@ -24,7 +24,7 @@ _SWITCHING = 101
 
 
 def send_at_once(exchange: Exchange) -> bool:
-    """Send the request on an idle connection; False where anything of that takes waiting.
+    """Send the request on an idle connection; False where there is none, or not all can be sent.
 
     Never waits. Raises `ClientError` for the body that came with the head.
     """

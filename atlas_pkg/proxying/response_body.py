@@ -110,9 +110,9 @@ def end_of_input(exchange: Exchange) -> bytes:
 def stream_response(exchange: Exchange, piece: bytes) -> bool:
     """Send `piece` and all that is still to come of the answer. Blocks.
 
-    False where there is a lane and the answer only trickles: then the lane can go on with it, else
-    a stream of events without an end would keep a thread once its client had been slow. Meanwhile
-    the request goes on, if the upstream has answered before it had read all of it.
+    False where there is a lane and the answer only trickles: the lane goes on with it. Otherwise an
+    endless stream of events, once here because its client had been slow, would keep the thread.
+    Meanwhile the request goes on, if the upstream has answered before it had read all of it.
     Raises `ClientGone` and `UpstreamError`.
     """
     connection, body, response = exchange.connection, exchange.response_body, exchange.response

@@ -2,13 +2,14 @@
 
 A connection that was reused, and ended before any byte of an answer, had merely gone stale: that
 is no verdict on its upstream, and the request goes once more to the *same* one, over a fresh
-connection, if nothing can have happened twice (RFC 9110 §9.2.2, RFC 9112 §9.3.1).
+connection, if its method is idempotent and nothing of its body has been taken from the client
+(RFC 9110 §9.2.2, RFC 9112 §9.3.1).
 
 Everything else is a retry. It goes to a *different* upstream, at most `routing.retries` times, and
-only if nothing can have happened twice: the request never left (connecting failed), or its method
-is idempotent, its body can be sent again whole, and the client has heard nothing yet. Together
-retries stay within a budget, so that a failing upstream does not make its neighbours fail under
-doubled load.
+only if doing it twice does no harm: the request never left (connecting failed), or its method is
+idempotent, its body can be sent again whole, and the client has heard nothing yet. The retries of
+requests that had been sent share a budget, so that a failing upstream does not make its neighbours
+fail under doubled load.
 """
 
 from __future__ import annotations

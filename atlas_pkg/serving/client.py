@@ -42,7 +42,7 @@ class Lane(Protocol):
         """Let `client` wait until it says something. The caller gives it up."""
 
     def take_back(self, exchange: Any) -> None:
-        """Await the upstream of an exchange that a thread has brought so far."""
+        """Await what the upstream says next: a thread has done what comes before."""
 
     def ignore(self, connection: UpstreamConnection) -> None:
         """Report no more events of this connection: a thread reads from it now."""

@@ -65,7 +65,7 @@ class Clients:
         """Do what is to become of a client: the one place for that.
 
         Returns `PARK` where it waits from now on (without a lane, the caller has to see to that),
-        and `TAKEN` where it is gone.
+        and otherwise `TAKEN`: it is closed or served elsewhere, and no longer the caller's.
         """
         if following is FINISH:
             following = self._finish(client)

@@ -149,9 +149,9 @@ class HttpService:
         return exchange
 
     def welcome(self, client: Client) -> Exchange | Next:
-        """Say what becomes of a new client: it has the first word, unless nobody reads that here.
+        """Let a new client wait for its first bytes; where they are not read here, begin at once.
 
-        Never waits.
+        But not before a PROXY header or a handshake that is due. Never waits.
         """
         return PARK if client.awaits or not self._is_raw else self._begin(client, _RAW)
 
@@ -189,7 +189,7 @@ class HttpService:
         return self._begin(client, refused_request(client.stream.buffered), failure)
 
     def meet(self, exchange: Exchange, error: Exception) -> Step:
-        """An error was met: answer it, or leave that to a thread where it needs a thought.
+        """Answer an error at once, or leave it to a thread where another attempt may help.
 
         Never waits.
         """

@@ -1,6 +1,6 @@
 """One request, how far it has come, and the means to answer it.
 
-The connection loop makes an `Exchange` for each request and hands it to the app. It carries the
+`HttpService.read` makes an `Exchange` of each request, and the app answers it. It carries the
 generation that the request keeps to its end, and everything that is held for it: the lease of an
 upstream, the connection to it, what is read and not yet sent. So whoever goes on with it (a lane,
 or a thread that may wait) can go on from there, and whoever gives it up lets go of all at once.
@@ -235,8 +235,8 @@ class Exchange:
         """Does nobody wait for the answer any more? To be asked now and then. Never waits.
 
         A client may have closed its sending half only, and be reading on: it is given some time
-        (`timeouts.client_gone`) from when that was first seen. Such a client is noted here, and
-        that it will ask nothing more.
+        (`timeouts.client_gone`) from when that was first seen, which is noted here. Its connection
+        ends after this answer.
         """
         if not self.client.stream.has_ended():
             return False

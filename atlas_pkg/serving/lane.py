@@ -155,7 +155,7 @@ class EpollLane:
                 self._go_on(exchange, http.answer(exchange))
             elif (client := parked.pop(fd, None)) is not None:
                 clients.append(client)
-            # else: it ended while it was idle. The look before its next use tells.
+            # else: an idle upstream connection has ended. The look before its next use tells.
         for client in clients:
             try:
                 found = http.read(client)

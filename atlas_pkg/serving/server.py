@@ -9,6 +9,8 @@ Where there is no room for another client, those that have been silent longest m
 there are none, accepting pauses and the kernel's backlog holds the newcomers. Room is what
 `listen.max_connections` and the limit of open files leave. The log says once that others wait, and
 again only after a time in which nobody had to.
+
+Not done here: how Atlas ends, and what it waits for then (`control/service.py`).
 """
 
 from __future__ import annotations
@@ -180,7 +182,7 @@ class AtlasServer(socketserver.ThreadingTCPServer):
             super().process_request(cast("socket.socket", client), client_address)
 
     def _forget_if_nobody_waits(self) -> None:
-        """End a time of shortage, which was logged once; raises `BlockingIOError`."""
+        """Where nobody waits the shortage is over: note that, and raise `BlockingIOError`."""
         if not self._waiting.poll(0):
             self._is_full = self._is_exhausted = False
             raise BlockingIOError(errno.EAGAIN, "nobody waits to be accepted")

@@ -1,8 +1,8 @@
 """Threads that may wait: one for each thing that is waited for.
 
-There is always one in reserve, up to the limit: whoever takes the last piece of work starts the
-next thread before it begins, so that the lane never has to (a start takes 100 µs). One that finds
-nothing to do for a while ends.
+There is always one in reserve, up to the limit: a thread that takes work while no other is idle
+starts one first, so that the lane never has to (a start takes 100 µs). One that finds nothing to do
+for a while ends.
 
 What may take long (uploads, answers under way) may have three quarters of them. So however many
 clients send or read slowly, some are always there to open connections, and requests that take no
@@ -123,8 +123,8 @@ class Threads:
     def _run(self) -> None:
         copier = Copier()
         while self._wait_for_work():
-            # One wake-up is not one piece of work: what was passed over before, since too many
-            # long ones were under way, has used its own up.
+            # Until there is none, not one piece for each wake-up: what was passed over before,
+            # since too many long ones were under way, has used up its own.
             while (taken := self._take()) is not None:
                 exchange, is_long = taken
                 self._keep_reserve()
