@@ -14,7 +14,15 @@ import functools
 import time
 
 from atlas_pkg.balancing.lease import FAILURE, SUCCESS
-from atlas_pkg.errors import ClientGone, MalformedMessage, Side, Stage, StreamError, UpstreamError
+from atlas_pkg.errors import (
+    ClientGone,
+    MalformedMessage,
+    Side,
+    Stage,
+    StreamError,
+    TruncatedMessage,
+    UpstreamError,
+)
 from atlas_pkg.http1.body import Body
 from atlas_pkg.http1.chunked import size_of_one_chunk
 from atlas_pkg.http1.framing import CHUNKED, UNTIL_CLOSE
@@ -102,7 +110,7 @@ def end_of_input(exchange: Exchange) -> bytes:
     try:
         piece = b"".join(body.end())
     except MalformedMessage as error:
-        raise UpstreamError(Stage.BODY, error.reason) from None
+        raise _malformed(error) from None
     finish_response(exchange, response, body.moved)
     return piece
 
@@ -197,4 +205,6 @@ def _look_for_more(stream: Stream) -> None:
 
 
 def _malformed(error: MalformedMessage) -> UpstreamError:
-    return UpstreamError(Stage.BODY, f"its answer is malformed: {error.reason}")
+    is_cut = isinstance(error, TruncatedMessage)
+    reason = error.reason if is_cut else f"its answer is malformed: {error.reason}"
+    return UpstreamError(Stage.BODY, reason)

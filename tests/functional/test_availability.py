@@ -321,6 +321,7 @@ def test_an_answer_that_is_cut_counts_on_a_kept_connection_too(
         a.let_go()
 
         atlas.wait_for("upstream A: circuit breaker open for 60 s")
+    assert "malformed" not in atlas.wait_for("answer cut for GET /")
 
 
 def test_what_clients_do_wrong_never_counts(a: Scripted, b: Scripted, start: Start) -> None:
