@@ -218,12 +218,12 @@ class Upstream:
 
 
 @contextlib.contextmanager
-def black_hole(address: str = "127.0.0.1") -> Iterator[int]:
-    """A port on which connecting takes for ever.
+def black_hole(address: str = "127.0.0.1", port: int = 0) -> Iterator[int]:
+    """A port on which connecting takes for ever; 0 = any.
 
     The backlog is full, so the kernel drops what comes, as a machine that is gone would.
     """
-    with socket.create_server((address, 0), backlog=0) as hole, contextlib.ExitStack() as stack:
+    with socket.create_server((address, port), backlog=0) as hole, contextlib.ExitStack() as stack:
         for _ in range(4):
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)

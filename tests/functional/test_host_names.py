@@ -14,7 +14,7 @@ import pytest
 from tests.fakes import Conversation, Upstream, black_hole, build_answer, named
 from tests.functional.admin_client import ADMIN, AdminClient
 from tests.functional.conftest import Start
-from tests.toolkit import Atlas, build_config, wait_until
+from tests.toolkit import Atlas, build_config, free_port, wait_until
 
 # Which addresses a name has does not depend on the engine.
 pytestmark = pytest.mark.engines("lane")
@@ -103,7 +103,7 @@ def test_an_unknown_name_that_comes_with_a_reload_is_no_end(
 def test_an_address_that_swallows_connections_costs_a_quarter_of_a_second(
     upstreams: contextlib.ExitStack, names: Names, start: Start
 ) -> None:
-    port = upstreams.enter_context(black_hole("127.0.0.2"))
+    port = upstreams.enter_context(black_hole("127.0.0.2", free_port()))
     upstream = upstreams.enter_context(named("A", port=port))
     names.let("two.test", "127.0.0.2", "127.0.0.1")
     check = {"interval": 0.1, "timeout": 2.0}

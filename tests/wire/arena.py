@@ -34,7 +34,7 @@ QUIET = 0.001
 
 # The most places at which one text is cut; where there are more, some are left out evenly. A word
 # is cut behind its first letter, and at its end: all places inside are alike.
-MOST_CUTS = 40
+MOST_CUTS = 30
 
 
 def deliveries_of(case: Case, *, most_cuts: int = MOST_CUTS) -> Iterator[Delivery]:

@@ -36,7 +36,7 @@ class Stage:
         arena, port = self.get(case.config)
         # Heads are read by the same code with both engines, so each place of a cut is tried with
         # one, and some of them with the other.
-        most_cuts = MOST_CUTS if self._lanes else 10
+        most_cuts = MOST_CUTS if self._lanes else 8
         return arena.play(case, port, list(deliveries_of(case, most_cuts=most_cuts)))
 
     def get(self, config: str) -> tuple[Arena, int]:
