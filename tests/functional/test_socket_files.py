@@ -120,7 +120,7 @@ def test_the_breaker_spares_a_file_that_is_not_there(
     file: Path, upstreams: contextlib.ExitStack, start: Start
 ) -> None:
     other = upstreams.enter_context(named("b"))
-    breaker = {"failures": 1, "open_for": 0.2}
+    breaker = {"failures": 1, "open_for": 2.0}
     atlas = start(build_config(TABLE, other.table(), circuit_breaker=breaker))
     assert sorted(atlas.get().status for _ in range(4)) == [200, 200, 200, 502]
 
