@@ -262,12 +262,13 @@ def test_connections_to_a_removed_upstream_are_closed(
     a: Upstream, b: Upstream, start: Start
 ) -> None:
     atlas = start(build_config(a.table()))
-    assert atlas.get().text == "A"
-    assert a.connected == 1
+    with atlas.client() as client:  # without a lane its connections would leave with it
+        assert client.get().text == "A"
+        assert a.connected == 1
 
-    atlas.reload(build_config(b.table()))
+        atlas.reload(build_config(b.table()))
 
-    wait_until(lambda: not a.connected, "the idle connection to be closed")
+        wait_until(lambda: not a.connected, "the idle connection to be closed")
 
 
 @pytest.mark.engines("lane", "road")
