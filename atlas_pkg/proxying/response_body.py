@@ -95,7 +95,7 @@ def next_piece(exchange: Exchange) -> bytes:
         try:
             parts, stream.buffered = body.feed(stream.buffered, len(stream.buffered))
         except MalformedMessage as error:
-            raise _malformed(error) from None
+            raise _body_failed(error) from None
         piece = b"".join(parts)
     if body.is_done:
         finish_response(exchange, response, body.moved)
@@ -110,7 +110,7 @@ def end_of_input(exchange: Exchange) -> bytes:
     try:
         piece = b"".join(body.end())
     except MalformedMessage as error:
-        raise _malformed(error) from None
+        raise _body_failed(error) from None
     finish_response(exchange, response, body.moved)
     return piece
 
@@ -148,7 +148,7 @@ def stream_response(exchange: Exchange, piece: bytes) -> bool:
             raise ClientGone(error.reason) from None
         raise UpstreamError(Stage.BODY, error.reason, timed_out=error.timed_out) from None
     except MalformedMessage as error:
-        raise _malformed(error) from None
+        raise _body_failed(error) from None
     finally:
         if upload is not None:
             upload.stop()
@@ -204,7 +204,8 @@ def _look_for_more(stream: Stream) -> None:
         return
 
 
-def _malformed(error: MalformedMessage) -> UpstreamError:
+def _body_failed(error: MalformedMessage) -> UpstreamError:
+    """The upstream's answer was cut, or what came is no body."""
     is_cut = isinstance(error, TruncatedMessage)
     reason = error.reason if is_cut else f"its answer is malformed: {error.reason}"
     return UpstreamError(Stage.BODY, reason)
